@@ -1,0 +1,358 @@
+//! One comparison from beginning to end.
+//!
+//! Order: class, then job, then round, then server. Within a job the servers take turns (A B C, A B C, …), so that
+//! a machine that slows down or warms up does so for all of them. Every measurement has a freshly started server
+//! and the same cache: nothing dirty, and the image completely in the page cache or not at all.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::fio::{self, Aim, Fio, Measurement};
+use crate::image::{CacheDrop, Image};
+use crate::interrupt::Interrupt;
+use crate::jobs::Job;
+use crate::machine::Machine;
+use crate::options::{Options, format_size};
+use crate::plan::{Plan, can_run};
+use crate::process::{Launch, Server, adopt_orphans};
+use crate::results::{FailedRun, Results, Run, SCHEMA_VERSION, ServerEntry, Settings, summarize};
+use crate::servers::{Class, Places, ServerId, debian_config};
+use crate::targets;
+use crate::trouble::{OrTrouble, Trouble};
+
+/// Given to a server after fio's end, to close its connection and to collect a child process; it spends no CPU
+/// time waiting, so the figures do not change by it.
+const SETTLE: Duration = Duration::from_millis(100);
+/// With `--pinned`.
+const SERVER_CPU: u32 = 0;
+/// With `--pinned`.
+const CLIENT_CPU: u32 = 1;
+/// Said once when the direct class begins with a full cache.
+const NOT_COOLED: &str =
+    "the page cache could not be dropped (needs root): the direct class may find it warm";
+
+/// Plans, measures and sums up. Failed measurements are part of the results, as is an early stop.
+///
+/// # Errors
+/// Nothing can be measured at all: a program, space or rights are missing.
+pub fn compare(options: &Options, arguments: &[String], interrupt: &Interrupt) -> Result<Results, Trouble> {
+    let plan = Plan::new(options)?;
+    for notice in &plan.notices {
+        eprintln!("note: {notice}");
+    }
+    adopt_orphans()?;
+    let image = make_image(&plan, interrupt)?;
+    let machine = Machine::look(&plan, image.as_ref().and_then(|image| image.path().parent()))?;
+    let mut campaign = Campaign::new(&plan, image, interrupt)?;
+    let interrupted = campaign.run_all()?;
+    let summaries = summarize(&campaign.runs);
+    Ok(Results {
+        v: SCHEMA_VERSION,
+        machine,
+        settings: settings(&plan, arguments),
+        servers: plan.servers.iter().map(|server| entry(*server, &plan)).collect(),
+        jobs: plan.jobs.clone(),
+        targets: targets::evaluate(&summaries),
+        summaries,
+        runs: campaign.runs,
+        failures: campaign.failures,
+        notices: [plan.notices.clone(), campaign.notices].concat(),
+        interrupted,
+    })
+}
+
+fn make_image(plan: &Plan, interrupt: &Interrupt) -> Result<Option<Image>, Trouble> {
+    if !plan.needs_image() {
+        return Ok(None);
+    }
+    eprintln!("writing an image of {}", format_size(plan.image_bytes));
+    Image::create(&plan.dir, plan.image_bytes, plan.keep, interrupt).map(Some)
+}
+
+fn settings(plan: &Plan, arguments: &[String]) -> Settings {
+    let command =
+        ["cargo xtask compare".to_owned()].into_iter().chain(arguments.iter().map(|text| shorten(text)));
+    Settings {
+        command: command.collect::<Vec<String>>().join(" "),
+        image_mib: plan.image_bytes >> 20,
+        runtime_s: plan.runtime_s,
+        rounds: plan.rounds,
+        pinned: plan.pinned,
+    }
+}
+
+/// An argument without the directories of an absolute path in it.
+fn shorten(argument: &str) -> String {
+    let (switch, value) = argument.split_once('=').map_or(("", argument), |(switch, value)| (switch, value));
+    let name = Path::new(value).file_name().filter(|_| value.starts_with('/'));
+    let value = name.map_or(value.to_owned(), |name| name.to_string_lossy().into_owned());
+    if switch.is_empty() { value } else { format!("{switch}={value}") }
+}
+
+fn entry(server: ServerId, plan: &Plan) -> ServerEntry {
+    let line = server.command(&Places::placeholders(&format_size(plan.image_bytes)));
+    ServerEntry {
+        server,
+        class: server.class(),
+        role: server.role(),
+        command: line.map(|line| line.join(" ")),
+    }
+}
+
+/// Where one measurement stands.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    server: ServerId,
+    job: &'static Job,
+    round: u32,
+}
+
+struct Campaign<'a> {
+    plan: &'a Plan,
+    image: Option<Image>,
+    interrupt: &'a Interrupt,
+    /// Sockets, logs and fio's files.
+    dir: TempDir,
+    runs: Vec<Run>,
+    failures: Vec<FailedRun>,
+    notices: Vec<String>,
+}
+
+impl<'a> Campaign<'a> {
+    fn new(plan: &'a Plan, image: Option<Image>, interrupt: &'a Interrupt) -> Result<Self, Trouble> {
+        let dir = tempfile::Builder::new().prefix("cmp").tempdir();
+        let dir =
+            dir.or_trouble(|| "make a temporary directory".into(), "set TMPDIR to a writable directory")?;
+        let (runs, failures, notices) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { plan, image, interrupt, dir, runs, failures, notices })
+    }
+
+    /// Takes all turns; says whether it was stopped before the last.
+    fn run_all(&mut self) -> Result<bool, Trouble> {
+        for turn in turns(self.plan) {
+            let outcome = self.prepare(turn).and_then(|()| self.measure(turn));
+            // What an interrupt cut short is no failure of the server.
+            if self.interrupt.requested() {
+                return Ok(true);
+            }
+            self.record(turn, outcome);
+            let repaired = self.repair(turn);
+            if self.interrupt.requested() {
+                return Ok(true);
+            }
+            repaired?;
+        }
+        Ok(false)
+    }
+
+    /// Brings the page cache into the state of the class.
+    fn prepare(&mut self, turn: Turn) -> Result<(), Trouble> {
+        let Some(image) = &self.image else { return Ok(()) };
+        match turn.server.class() {
+            Class::Cached => image.warm(),
+            Class::Direct => {
+                if image.cool()? == CacheDrop::NotAllowed
+                    && !self.notices.iter().any(|said| said == NOT_COOLED)
+                {
+                    eprintln!("note: {NOT_COOLED}");
+                    self.notices.push(NOT_COOLED.to_owned());
+                }
+                Ok(())
+            }
+            Class::Ceiling => Ok(()),
+        }
+    }
+
+    /// Closes the holes a trimming job made: the image has to be completely written.
+    fn repair(&self, turn: Turn) -> Result<(), Trouble> {
+        match &self.image {
+            Some(image) if turn.job.trims() && turn.server.class() != Class::Ceiling => {
+                image.fill(self.interrupt)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn measure(&self, turn: Turn) -> Result<(Measurement, Option<Duration>), Trouble> {
+        let cpu = self.plan.pinned.then_some(CLIENT_CPU);
+        let fio = Fio { dir: self.dir.path(), cpu, interrupt: self.interrupt };
+        match self.launch(turn)? {
+            Some(launch) => self.measure_server(turn, &launch, &fio),
+            None => {
+                let measured = fio.run(turn.job, Aim::File(self.image_path()), self.plan.runtime_s)?;
+                Ok((measured, None))
+            }
+        }
+    }
+
+    fn measure_server(
+        &self,
+        turn: Turn,
+        launch: &Launch,
+        fio: &Fio<'_>,
+    ) -> Result<(Measurement, Option<Duration>), Trouble> {
+        let uri = fio::uri(turn.server.export(), &launch.socket);
+        let server = Server::start(launch, self.interrupt)?;
+        if turn.server.holds_memory() {
+            fio.fill(&uri)?;
+            thread::sleep(SETTLE);
+        }
+        let before = server.cpu_spent()?;
+        let measured = fio.run(turn.job, Aim::Uri(&uri), self.plan.runtime_s)?;
+        thread::sleep(SETTLE);
+        let spent = server.cpu_spent()?.saturating_sub(before);
+        server.stop()?;
+        Ok((measured, Some(spent)))
+    }
+
+    /// How to start the server of this turn; none for fio on the file.
+    fn launch(&self, turn: Turn) -> Result<Option<Launch>, Trouble> {
+        let file = |suffix: &str| self.dir.path().join(format!("{}{suffix}", self.turns_taken()));
+        let (socket, pid_file, config) = (file(".s"), file(".pid"), file(".conf"));
+        let is_daemon = turn.server == ServerId::DebianNbdServer;
+        if is_daemon {
+            let text = debian_config(&text_of(self.image_path()), &text_of(&socket));
+            fs::write(&config, text).or_trouble(|| "write a configuration file".into(), "free some space")?;
+        }
+        let places = Places {
+            ours: text_of(&self.plan.ours),
+            debian: text_of(&self.plan.debian),
+            image: text_of(self.image_path()),
+            size: format_size(self.plan.image_bytes),
+            socket: text_of(&socket),
+            config: text_of(&config),
+            pid_file: text_of(&pid_file),
+        };
+        let (name, cpu) = (turn.server.name(), self.plan.pinned.then_some(SERVER_CPU));
+        let pid_file = is_daemon.then_some(pid_file);
+        let to_launch = |line| Launch { name, line, socket, pid_file, log: file(".log"), cpu };
+        Ok(turn.server.command(&places).map(to_launch))
+    }
+
+    fn image_path(&self) -> &Path {
+        self.image.as_ref().map_or(Path::new(""), Image::path)
+    }
+
+    fn turns_taken(&self) -> usize {
+        self.runs.len() + self.failures.len()
+    }
+
+    fn record(&mut self, turn: Turn, outcome: Result<(Measurement, Option<Duration>), Trouble>) {
+        let place = format!("[{}/{}]", self.turns_taken() + 1, self.plan.run_count());
+        let Turn { server, job, round } = turn;
+        let whose = format!("{:<30} round {round} {:<18}", job.name, server.name());
+        match outcome {
+            Ok((measured, spent)) => {
+                let run = to_run(turn, measured, spent);
+                let cpu =
+                    run.cpu_us_per_request.map_or(String::new(), |cpu| format!(" {cpu:6.2} us CPU/request"));
+                eprintln!("{place} {whose} {:9.0} IOPS{cpu}", measured.iops);
+                self.runs.push(run);
+            }
+            Err(trouble) => {
+                eprintln!("{place} {whose}\n{trouble}");
+                let (what, why) = (self.scrub(&trouble.what), self.scrub(&trouble.why));
+                self.failures.push(FailedRun { server, job: job.name, round, what, why });
+            }
+        }
+    }
+
+    /// A text for the results: this machine's paths replaced by placeholders.
+    fn scrub(&self, text: &str) -> String {
+        let places: [(PathBuf, &str); 3] = [
+            (self.image_path().to_owned(), "$IMG"),
+            (self.dir.path().to_owned(), "$TMP"),
+            (self.plan.ours.clone(), "nbd-server"),
+        ];
+        let known = places.iter().filter(|(path, _)| !path.as_os_str().is_empty());
+        known.fold(text.to_owned(), |text, (path, name)| text.replace(&text_of(path), name))
+    }
+}
+
+fn turns(plan: &Plan) -> Vec<Turn> {
+    let mut turns = Vec::new();
+    for class in Class::ALL {
+        for &job in &plan.jobs {
+            for round in 1..=plan.rounds {
+                let servers =
+                    plan.servers.iter().filter(|server| server.class() == class && can_run(**server, job));
+                turns.extend(servers.map(|&server| Turn { server, job, round }));
+            }
+        }
+    }
+    turns
+}
+
+fn to_run(turn: Turn, measurement: Measurement, spent: Option<Duration>) -> Run {
+    let requests = measurement.ios + measurement.flushes;
+    let by_request = |spent: Duration| spent.as_secs_f64() * 1e6 / requests.max(1) as f64;
+    Run {
+        server: turn.server,
+        class: turn.server.class(),
+        job: turn.job.name,
+        round: turn.round,
+        measurement,
+        cpu_s: spent.map(|spent| spent.as_secs_f64()),
+        cpu_us_per_request: spent.map(by_request),
+    }
+}
+
+fn text_of(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[test]
+    fn no_directory_of_this_machine_gets_into_the_command() {
+        assert_eq!(shorten("/srv/data/img"), "img");
+        assert_eq!(shorten("--dir=/srv/data"), "--dir=data");
+        assert_eq!(shorten("target/compare"), "target/compare");
+        assert_eq!(shorten("--all"), "--all");
+    }
+
+    #[test]
+    fn flushes_are_requests_too() {
+        let measurement = Measurement {
+            iops: 1.0,
+            mib_per_s: 1.0,
+            p50_us: 1.0,
+            p99_us: 1.0,
+            p999_us: 1.0,
+            ios: 600,
+            flushes: 400,
+        };
+        let turn = Turn { server: ServerId::Ours, job: &crate::jobs::JOBS[0], round: 1 };
+        let run = to_run(turn, measurement, Some(Duration::from_millis(10)));
+        assert_eq!(run.cpu_us_per_request, Some(10.0));
+    }
+
+    #[test]
+    fn servers_take_turns_within_a_job_and_classes_do_not_mix() {
+        let options = Options::try_parse_from(["compare", "--rounds", "2", "--only", "read-1m-qd8"]).unwrap();
+        let plan = Plan {
+            servers: vec![ServerId::Ours, ServerId::NbdkitNull, ServerId::QemuNbd],
+            ..Plan::bare(&options)
+        };
+        let order: Vec<(ServerId, u32)> = turns(&plan).iter().map(|turn| (turn.server, turn.round)).collect();
+        assert_eq!(
+            order,
+            [
+                (ServerId::Ours, 1),
+                (ServerId::QemuNbd, 1),
+                (ServerId::Ours, 2),
+                (ServerId::QemuNbd, 2),
+                (ServerId::NbdkitNull, 1),
+                (ServerId::NbdkitNull, 2),
+            ]
+        );
+        assert_eq!(order.len(), plan.run_count());
+    }
+}

@@ -1,0 +1,300 @@
+//! The load generator: fio's command line, running it, and reading its JSON.
+//!
+//! Every server sees the same client, fio's nbd engine on libnbd. Known limits of that client: one connection
+//! a job, no FUA, four receive calls a structured read; so the class *ceiling* shows how much it can carry.
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::interrupt::Interrupt;
+use crate::jobs::Job;
+use crate::process::{Guarded, last_words, spawn};
+use crate::trouble::{OrTrouble, Trouble};
+
+/// How long fio may take beyond its run time: to connect, to flush and to end.
+const GRACE: Duration = Duration::from_secs(60);
+/// How long filling a memory server may take.
+const FILL_WITHIN: Duration = Duration::from_secs(600);
+/// Pause between two looks at fio.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// What the load goes to.
+#[derive(Debug, Clone, Copy)]
+pub enum Aim<'a> {
+    /// A server, by its URI.
+    Uri(&'a str),
+    /// A file, past the page cache.
+    File(&'a Path),
+}
+
+impl Aim<'_> {
+    fn arguments(self) -> Vec<String> {
+        match self {
+            Self::Uri(uri) => vec!["--ioengine=nbd".into(), format!("--uri={uri}")],
+            Self::File(path) => vec![
+                "--ioengine=io_uring".into(),
+                "--direct=1".into(),
+                "--registerfiles=1".into(),
+                "--fixedbufs=1".into(),
+                format!("--filename={}", path.display()),
+            ],
+        }
+    }
+}
+
+/// The URI of an export on a Unix socket.
+///
+/// Bytes of the path that a URI gives a meaning of its own are percent-encoded.
+pub fn uri(export: &str, socket: &Path) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/.-_".contains(&byte);
+    let encode = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    let path: String = socket.to_string_lossy().bytes().map(encode).collect();
+    format!("nbd+unix:///{export}?socket={path}")
+}
+
+/// The complete command of one job.
+///
+/// No ramp time: the server's CPU time is sampled around the whole of fio, and its I/Os are counted likewise.
+/// Other offsets in every run (`randrepeat=0`), so that no server finds the host's cache warmed by the one
+/// before. Threads, not processes: stopping fio then stops all of it.
+pub fn command(job: &Job, aim: Aim<'_>, runtime_s: u32) -> Vec<String> {
+    let mut line: Vec<String> = vec!["fio".into(), format!("--name={}", job.name)];
+    line.extend(aim.arguments());
+    line.push(format!("--rw={}", job.rw));
+    line.push(format!("--bs={}", job.bs));
+    line.push(format!("--iodepth={}", job.iodepth));
+    line.push(format!("--numjobs={}", job.numjobs));
+    line.extend(job.rwmixread.map(|percent| format!("--rwmixread={percent}")));
+    line.extend(job.fsync.map(|writes| format!("--fsync={writes}")));
+    line.push(format!("--runtime={runtime_s}"));
+    line.extend(["--time_based", "--ramp_time=0", "--norandommap", "--randrepeat=0"].map(str::to_owned));
+    line.extend(reporting());
+    line
+}
+
+/// Writes the whole of an export once.
+fn fill_command(uri: &str) -> Vec<String> {
+    let mut line: Vec<String> = vec!["fio".into(), "--name=fill".into()];
+    line.extend(Aim::Uri(uri).arguments());
+    line.extend(["--rw=write", "--bs=1m", "--iodepth=8"].map(str::to_owned));
+    line.extend(reporting());
+    line
+}
+
+/// One group, reads and writes also as one side, and the whole latency instead of the completion's part.
+fn reporting() -> [String; 6] {
+    [
+        "--thread",
+        "--group_reporting",
+        "--unified_rw_reporting=both",
+        "--lat_percentiles=1",
+        "--clat_percentiles=0",
+        "--output-format=json",
+    ]
+    .map(str::to_owned)
+}
+
+/// What fio measured. Latencies from queueing to completion.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Measurement {
+    /// Reads, writes and trims a second.
+    pub iops: f64,
+    /// MiB a second.
+    pub mib_per_s: f64,
+    /// Median latency, microseconds.
+    pub p50_us: f64,
+    /// 99th percentile, microseconds.
+    pub p99_us: f64,
+    /// 99.9th percentile, microseconds.
+    pub p999_us: f64,
+    /// Reads, writes and trims in total.
+    pub ios: u64,
+    /// Flushes in total.
+    pub flushes: u64,
+}
+
+#[derive(Deserialize)]
+struct Output {
+    jobs: Vec<JobOutput>,
+}
+
+#[derive(Deserialize)]
+struct JobOutput {
+    error: i32,
+    mixed: Side,
+    sync: SyncSide,
+}
+
+#[derive(Deserialize)]
+struct Side {
+    iops: f64,
+    bw_bytes: f64,
+    total_ios: u64,
+    lat_ns: Latency,
+}
+
+#[derive(Deserialize)]
+struct SyncSide {
+    total_ios: u64,
+}
+
+#[derive(Deserialize)]
+struct Latency {
+    percentile: Option<Percentiles>,
+}
+
+#[derive(Deserialize)]
+struct Percentiles {
+    #[serde(rename = "50.000000")]
+    p50: f64,
+    #[serde(rename = "99.000000")]
+    p99: f64,
+    #[serde(rename = "99.900000")]
+    p999: f64,
+}
+
+/// Reads fio's JSON. Lines before it, which fio uses for remarks, are skipped.
+///
+/// # Errors
+/// It is no JSON of fio's, has not exactly one group, or the job failed or did nothing.
+pub fn parse(text: &str) -> Result<Measurement, Trouble> {
+    let broken =
+        |why: String| Trouble::new("read fio's result", why, "use fio 3.33 or later (fio --version)");
+    let json = text.find("{\n").and_then(|start| text.get(start..)).unwrap_or(text);
+    let output: Output = serde_json::from_str(json).map_err(|error| broken(error.to_string()))?;
+    let [job] = output.jobs.as_slice() else {
+        return Err(broken(format!("{} groups instead of one", output.jobs.len())));
+    };
+    if job.error != 0 {
+        return Err(broken(format!("the job failed with errno {}", job.error)));
+    }
+    let percentile = job.mixed.lat_ns.percentile.as_ref();
+    let percentile = percentile.ok_or_else(|| broken("not one I/O was done".to_owned()))?;
+    Ok(measurement(job, percentile))
+}
+
+fn measurement(job: &JobOutput, percentile: &Percentiles) -> Measurement {
+    Measurement {
+        iops: job.mixed.iops,
+        mib_per_s: job.mixed.bw_bytes / f64::from(1 << 20),
+        p50_us: percentile.p50 / 1e3,
+        p99_us: percentile.p99 / 1e3,
+        p999_us: percentile.p999 / 1e3,
+        ios: job.mixed.total_ios,
+        flushes: job.sync.total_ios,
+    }
+}
+
+/// fio, with a place for its files.
+#[derive(Debug)]
+pub struct Fio<'a> {
+    /// Directory for its output.
+    pub dir: &'a Path,
+    /// The CPU it is tied to.
+    pub cpu: Option<u32>,
+    /// Ends it early.
+    pub interrupt: &'a Interrupt,
+}
+
+impl Fio<'_> {
+    /// Runs one job.
+    ///
+    /// # Errors
+    /// fio cannot be started, fails, does not end in time, or somebody asked to stop.
+    pub fn run(&self, job: &Job, aim: Aim<'_>, runtime_s: u32) -> Result<Measurement, Trouble> {
+        let limit = Duration::from_secs(runtime_s.into()) + GRACE;
+        parse(&self.output_of(command(job, aim, runtime_s), limit)?)
+    }
+
+    /// Writes the whole of an export once.
+    ///
+    /// # Errors
+    /// As of [`Self::run`].
+    pub fn fill(&self, uri: &str) -> Result<(), Trouble> {
+        parse(&self.output_of(fill_command(uri), FILL_WITHIN)?).map(|_| ())
+    }
+
+    fn output_of(&self, mut line: Vec<String>, limit: Duration) -> Result<String, Trouble> {
+        let (output, log) = (self.dir.join("fio.json"), self.dir.join("fio.log"));
+        line.push(format!("--output={}", output.display()));
+        let mut child = spawn(&line, &log, self.cpu)?;
+        let ended = self.wait(&mut child, limit);
+        // A no-op when it has ended by itself; otherwise its end, before anything else is done.
+        Guarded::child(child).stop()?;
+        let failed =
+            |why: String| Trouble::new("run fio", why, format!("try it by hand: {}", line.join(" ")));
+        if !ended?.success() {
+            return Err(failed(last_words(&log)));
+        }
+        fs::read_to_string(&output).map_err(|error| failed(error.to_string()))
+    }
+
+    fn wait(
+        &self,
+        child: &mut std::process::Child,
+        limit: Duration,
+    ) -> Result<std::process::ExitStatus, Trouble> {
+        let deadline = Instant::now() + limit;
+        loop {
+            self.interrupt.check()?;
+            if let Some(status) = child.try_wait().or_trouble(|| "wait for fio".into(), "report it")? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                let why = format!("no end within {limit:?}: the server no longer answers");
+                return Err(Trouble::new("run fio", why, "look at the server's log"));
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs;
+
+    const SAMPLE: &str = include_str!("../tests/fio-3.33-randrw.json");
+
+    #[test]
+    fn a_captured_result_is_read() {
+        let got = parse(SAMPLE).unwrap();
+        assert!((got.iops - 77_630.369_63).abs() < 0.01, "{got:?}");
+        assert_eq!((got.ios, got.flushes), (77_708, 4_306));
+        assert!((got.mib_per_s - got.iops / 256.0).abs() < 0.1, "{got:?}");
+        assert!(got.p50_us > 1.0 && got.p50_us < got.p99_us && got.p99_us < got.p999_us, "{got:?}");
+    }
+
+    #[test]
+    fn remarks_before_the_json_are_skipped() {
+        let with_remark = format!("note: something {{odd}}\n{SAMPLE}");
+        assert_eq!(parse(&with_remark), parse(SAMPLE));
+    }
+
+    #[test]
+    fn a_failed_job_is_no_measurement() {
+        let failed = SAMPLE.replace("\"error\" : 0", "\"error\" : 5");
+        assert!(parse(&failed).unwrap_err().why.contains("errno 5"));
+        assert!(parse("{}").is_err());
+        assert!(parse("").is_err());
+    }
+
+    #[test]
+    fn the_command_carries_the_whole_job() {
+        let job = jobs::find("randwrite-4k-qd8-jobs4-fsync32").unwrap();
+        let line = command(job, Aim::Uri("nbd+unix:///?socket=/s"), 3).join(" ");
+        for part in ["--rw=randwrite", "--bs=4k", "--iodepth=8", "--numjobs=4", "--fsync=32", "--runtime=3"] {
+            assert!(line.contains(part), "{part} is missing in {line}");
+        }
+        assert!(!line.contains("rwmixread"));
+    }
+
+    #[test]
+    fn a_socket_path_survives_the_uri() {
+        assert_eq!(uri("bench", Path::new("/t/a b?c")), "nbd+unix:///bench?socket=/t/a%20b%3Fc");
+    }
+}

@@ -1,0 +1,36 @@
+//! The comparison with the peers: our server and theirs, one after the other, in one run, on one image.
+//!
+//! ```text
+//! options ─► plan ─► campaign ──────────────► results ─► targets
+//!                      │ per class, job, round, server        │
+//!                      ├─ image    same bytes, same cache     ▼
+//!                      ├─ process  start, ready, stop       report: text, Markdown, JSON
+//!                      ├─ fio      the load
+//!                      └─ cpu      what the server spent
+//! ```
+//!
+//! What lives here: which servers and jobs are compared, how one run is made and what is reported of it.
+//! What deliberately does not: any NBD code. The load generator is fio's own engine, for every server the same,
+//! so that nothing of ours sits on the measuring side.
+
+#![forbid(unsafe_code)]
+
+pub mod jobs;
+pub mod servers;
+
+pub mod options;
+pub mod plan;
+
+pub mod campaign;
+pub mod cpu;
+pub mod fio;
+pub mod image;
+pub mod interrupt;
+pub mod process;
+
+pub mod machine;
+pub mod report;
+pub mod results;
+pub mod targets;
+
+pub mod trouble;

@@ -1,0 +1,162 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
+use crate::jobs::{self, JOBS, Job};
+use crate::servers::{Class, ServerId};
+
+/// Bytes an image is a multiple of: the largest block of any job.
+const IMAGE_UNIT: u64 = 1 << 20;
+/// The smallest image worth measuring.
+const IMAGE_MIN: u64 = 16 << 20;
+
+/// Measures our NBD server and its peers, one after the other, on one image, with fio's nbd engine.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "compare", version)]
+pub struct Options {
+    /// Size of the image and of the memory servers, with K, M, G or T
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = parse_size)]
+    pub image_size: u64,
+
+    /// Directory for the image [default: compare in cargo's target directory]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+
+    /// Leave the image behind
+    #[arg(long)]
+    pub keep: bool,
+
+    /// Our server's binary [default: release/nbd-server in cargo's target directory]
+    #[arg(long, value_name = "PATH")]
+    pub ours: Option<PathBuf>,
+
+    /// Seconds each job is measured
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub runtime: u32,
+
+    /// How often everything is measured; medians are reported
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
+    pub rounds: u32,
+
+    /// A first look: 3 seconds, 1 round
+    #[arg(long, conflicts_with_all = ["runtime", "rounds"])]
+    pub quick: bool,
+
+    /// Also run the jobs beyond the headline set
+    #[arg(long)]
+    pub all: bool,
+
+    /// Run these jobs only
+    #[arg(long, value_name = "JOB,...", value_delimiter = ',', value_parser = job_parser(), conflicts_with = "all")]
+    pub only: Vec<&'static Job>,
+
+    /// Run these servers only
+    #[arg(long, value_name = "SERVER,...", value_delimiter = ',')]
+    pub servers: Vec<ServerId>,
+
+    /// Run these classes only
+    #[arg(long, value_name = "CLASS,...", value_delimiter = ',')]
+    pub class: Vec<Class>,
+
+    /// Tie the server to CPU 0 and fio to CPU 1
+    #[arg(long)]
+    pub pinned: bool,
+
+    /// Write all raw results there
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Write a results page there
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
+
+    /// End with exit code 1 when a measured target is not met, or none was measured
+    #[arg(long)]
+    pub strict: bool,
+}
+
+impl Options {
+    /// Seconds each job is measured.
+    pub fn runtime_s(&self) -> u32 {
+        if self.quick { 3 } else { self.runtime }
+    }
+
+    /// How often everything is measured.
+    pub fn round_count(&self) -> u32 {
+        if self.quick { 1 } else { self.rounds }
+    }
+}
+
+fn job_parser() -> impl TypedValueParser<Value = &'static Job> {
+    let names = PossibleValuesParser::new(JOBS.iter().map(|job| job.name));
+    names.try_map(|name| jobs::find(&name).ok_or_else(|| format!("no job has the name {name}")))
+}
+
+/// Reads a size such as `4G` or `512M`.
+///
+/// Units: bytes; suffixes are powers of 1024.
+/// # Errors
+/// No number, an unknown suffix, or not a multiple of 1 MiB from 16 MiB upwards.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        Some((at, 'T' | 't')) => (&text[..at], 40),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.parse().map_err(|_| "expected a number with K, M, G or T".to_owned())?;
+    let bytes = number.checked_mul(1 << shift).ok_or("too large")?;
+    if bytes < IMAGE_MIN || !bytes.is_multiple_of(IMAGE_UNIT) {
+        return Err("expected a multiple of 1M, at least 16M".to_owned());
+    }
+    Ok(bytes)
+}
+
+/// Writes a size the way all servers read it: `4G`, `512M`.
+///
+/// Units: bytes, a multiple of 1 MiB.
+pub fn format_size(bytes: u64) -> String {
+    if bytes.is_multiple_of(1 << 30) { format!("{}G", bytes >> 30) } else { format!("{}M", bytes >> 20) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Options as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_survive_a_round_trip() {
+        for (text, bytes) in [("4G", 4 << 30), ("512M", 512 << 20), ("1T", 1 << 40), ("16777216", 16 << 20)] {
+            assert_eq!(parse_size(text), Ok(bytes));
+            assert_eq!(parse_size(&format_size(bytes)), Ok(bytes));
+        }
+        for text in ["", "G", "-1G", "1", "15M", "16777217", "99999999999T", "4X"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn lists_are_split_and_checked() {
+        let options =
+            Options::try_parse_from(["compare", "--servers", "ours,qemu-nbd", "--only", "read-1m-qd8"])
+                .unwrap();
+        assert_eq!(options.servers, [ServerId::Ours, ServerId::QemuNbd]);
+        assert_eq!(options.only[0].name, "read-1m-qd8");
+        assert!(Options::try_parse_from(["compare", "--only", "nonsense"]).is_err());
+        assert!(Options::try_parse_from(["compare", "--quick", "--rounds", "2"]).is_err());
+    }
+
+    #[test]
+    fn quick_means_three_seconds_once() {
+        let options = Options::try_parse_from(["compare", "--quick"]).unwrap();
+        assert_eq!((options.runtime_s(), options.round_count()), (3, 1));
+    }
+}

@@ -1,0 +1,248 @@
+//! From the command line to what will be run: which programs are there, which servers and jobs take part.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::jobs::{JOBS, Job, JobSet};
+use crate::machine;
+use crate::options::Options;
+use crate::servers::{Class, Program, ServerId};
+use crate::trouble::Trouble;
+
+/// Directories where Debian's nbd-server may be; `PATH` is not asked, ours has the same name.
+const SYSTEM_DIRS: [&str; 4] = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"];
+/// How Debian's nbd-server introduces itself.
+const DEBIAN_GREETING: &str = "This is nbd-server version";
+/// Bytes that must stay available beside a memory server.
+const MEMORY_SPARE: u64 = 512 << 20;
+
+/// What will be run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// In the order of running within a round.
+    pub servers: Vec<ServerId>,
+    /// In the order of running.
+    pub jobs: Vec<&'static Job>,
+    /// Seconds a job.
+    pub runtime_s: u32,
+    /// Rounds a job.
+    pub rounds: u32,
+    /// Size of the image and of the memory servers.
+    pub image_bytes: u64,
+    /// Where the image goes.
+    pub dir: PathBuf,
+    /// Whether it stays.
+    pub keep: bool,
+    /// Whether server and client are tied to a CPU each.
+    pub pinned: bool,
+    /// Our server's binary.
+    pub ours: PathBuf,
+    /// Debian's nbd-server.
+    pub debian: PathBuf,
+    /// What the reader of the results has to know.
+    pub notices: Vec<String>,
+}
+
+impl Plan {
+    /// Decides what will be run.
+    ///
+    /// # Errors
+    /// A program is missing that was asked for by name, or nothing is left to run.
+    pub fn new(options: &Options) -> Result<Self, Trouble> {
+        let mut plan = Self::bare(options);
+        need_in_path("fio", "apt install fio")?;
+        if plan.pinned {
+            need_two_cpus()?;
+        }
+        plan.choose_servers(options)?;
+        plan.check_memory(options.servers.is_empty())?;
+        if plan.servers.is_empty() {
+            let next = "name servers and classes that go together (--help)";
+            return Err(Trouble::new("plan the comparison", "no server is left to run", next));
+        }
+        Ok(plan)
+    }
+
+    pub(crate) fn bare(options: &Options) -> Self {
+        let target = target_dir();
+        Self {
+            servers: Vec::new(),
+            jobs: choose_jobs(options),
+            runtime_s: options.runtime_s(),
+            rounds: options.round_count(),
+            image_bytes: options.image_size,
+            dir: options.dir.clone().unwrap_or_else(|| target.join("compare")),
+            keep: options.keep,
+            pinned: options.pinned,
+            ours: options.ours.clone().unwrap_or_else(|| target.join("release").join("nbd-server")),
+            debian: PathBuf::new(),
+            notices: Vec::new(),
+        }
+    }
+
+    fn choose_servers(&mut self, options: &Options) -> Result<(), Trouble> {
+        let named = !options.servers.is_empty();
+        let asked = if named { &options.servers } else { <ServerId as clap::ValueEnum>::value_variants() };
+        for &server in asked {
+            let in_class = options.class.is_empty() || options.class.contains(&server.class());
+            if !in_class || self.servers.contains(&server) {
+                continue;
+            }
+            match self.find_program(server) {
+                Ok(()) => self.servers.push(server),
+                // Ours is what the comparison is about: never left out in silence.
+                Err(trouble) if named || server.program() == Program::Ours => return Err(trouble),
+                Err(trouble) => self.notices.push(format!("{} left out: {}", server.name(), trouble.why)),
+            }
+        }
+        Ok(())
+    }
+
+    fn find_program(&mut self, server: ServerId) -> Result<(), Trouble> {
+        match server.program() {
+            Program::Ours => need_ours(&self.ours),
+            Program::InPath(name) => need_in_path(name, &format!("apt install {}", package_of(name))),
+            Program::Debian => {
+                self.debian = find_debian()?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Memory servers must not drive the machine out of memory, and a cached image has to fit the cache.
+    fn check_memory(&mut self, may_leave_out: bool) -> Result<(), Trouble> {
+        let available = machine::memory_available()?;
+        let too_small = available < self.image_bytes + MEMORY_SPARE;
+        if !too_small {
+            return Ok(());
+        }
+        let why = format!("{} MiB of memory available, image of {}", available >> 20, self.image_bytes >> 20);
+        if may_leave_out {
+            self.servers.retain(|server| !server.holds_memory());
+            self.notices.push(format!("memory servers left out: {why} MiB"));
+        } else if self.servers.iter().any(|server| server.holds_memory()) {
+            let next = "use a smaller --image-size";
+            return Err(Trouble::new("run a memory server", format!("{why} MiB"), next));
+        }
+        if self.servers.iter().any(|server| server.class() == Class::Cached) {
+            self.notices.push(format!(
+                "the image does not fit the page cache, cached figures have disk in them: {why} MiB"
+            ));
+        }
+        Ok(())
+    }
+
+    /// How many measurements there will be.
+    pub fn run_count(&self) -> usize {
+        let pairs =
+            self.jobs.iter().map(|job| self.servers.iter().filter(|server| can_run(**server, job)).count());
+        pairs.sum::<usize>() * self.rounds as usize
+    }
+
+    /// Whether any server needs the image.
+    pub fn needs_image(&self) -> bool {
+        self.servers.iter().any(|server| server.class() != Class::Ceiling)
+    }
+}
+
+/// Whether a job makes sense there: io_uring has no trim for files.
+pub fn can_run(server: ServerId, job: &Job) -> bool {
+    !(server == ServerId::FioFile && job.trims())
+}
+
+fn choose_jobs(options: &Options) -> Vec<&'static Job> {
+    let wanted = |job: &&Job| {
+        if options.only.is_empty() {
+            options.all || job.set == JobSet::Headline
+        } else {
+            options.only.contains(job)
+        }
+    };
+    JOBS.iter().filter(wanted).collect()
+}
+
+/// cargo's target directory: where this program itself was built, else what cargo would take.
+pub fn target_dir() -> PathBuf {
+    let own = env::current_exe().ok();
+    let profile_dir = own.as_deref().and_then(Path::parent);
+    let is_profile = |dir: &&Path| dir.ends_with("release") || dir.ends_with("debug");
+    let built_in = profile_dir.filter(is_profile).and_then(Path::parent).map(Path::to_owned);
+    built_in.or_else(|| env::var_os("CARGO_TARGET_DIR").map(PathBuf::from)).unwrap_or_else(|| "target".into())
+}
+
+fn need_ours(path: &Path) -> Result<(), Trouble> {
+    if path.is_file() {
+        return Ok(());
+    }
+    Err(Trouble::new(
+        "find our server",
+        format!("{} is not there", path.display()),
+        "cargo build --release -p nbd-server   (or --ours PATH, or --servers without ours)",
+    ))
+}
+
+fn need_in_path(name: &str, next: &str) -> Result<(), Trouble> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    if env::split_paths(&path).any(|dir| dir.join(name).is_file()) {
+        return Ok(());
+    }
+    Err(Trouble::new(format!("find {name}"), format!("{name} is not installed"), next))
+}
+
+fn package_of(program: &str) -> &str {
+    if program == "qemu-nbd" { "qemu-utils" } else { program }
+}
+
+fn find_debian() -> Result<PathBuf, Trouble> {
+    let candidates = SYSTEM_DIRS.iter().map(|dir| Path::new(dir).join("nbd-server"));
+    candidates.filter(|path| path.is_file()).find(|path| introduces_itself(path)).ok_or_else(|| {
+        Trouble::new("find Debian's nbd-server", "nbd-server is not installed", "apt install nbd-server")
+    })
+}
+
+fn introduces_itself(path: &Path) -> bool {
+    let spoken = Command::new(path).arg("-V").output();
+    spoken.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(DEBIAN_GREETING))
+}
+
+fn need_two_cpus() -> Result<(), Trouble> {
+    need_in_path("taskset", "apt install util-linux")?;
+    if machine::cpu_count() < 2 {
+        return Err(Trouble::new("pin server and client", "there is one CPU only", "leave out --pinned"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn options(arguments: &[&str]) -> Options {
+        Options::try_parse_from([&["compare"], arguments].concat()).unwrap()
+    }
+
+    #[test]
+    fn jobs_are_chosen_by_set_and_by_name() {
+        assert_eq!(choose_jobs(&options(&[])).len(), 6);
+        assert_eq!(choose_jobs(&options(&["--all"])).len(), JOBS.len());
+        let only = choose_jobs(&options(&["--only", "randtrim-64k-qd16,randread-4k-qd1"]));
+        let names: Vec<&str> = only.iter().map(|job| job.name).collect();
+        assert_eq!(names, ["randread-4k-qd1", "randtrim-64k-qd16"], "in the order of running");
+    }
+
+    #[test]
+    fn a_missing_server_of_ours_is_never_left_out_in_silence() {
+        let mut plan = Plan::bare(&options(&["--ours", "/nonexistent/nbd-server"]));
+        let trouble = plan.choose_servers(&options(&[])).unwrap_err();
+        assert!(trouble.next.contains("cargo build --release -p nbd-server"), "{}", trouble.next);
+    }
+
+    #[test]
+    fn nothing_is_trimmed_without_a_server() {
+        let trim = JOBS.iter().find(|job| job.trims()).unwrap();
+        assert!(!can_run(ServerId::FioFile, trim));
+        assert!(can_run(ServerId::NbdkitFile, trim));
+    }
+}

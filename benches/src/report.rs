@@ -1,0 +1,343 @@
+//! How results are shown: aligned text for a terminal, and a page in Markdown.
+
+use crate::jobs::Job;
+use crate::results::{FailedRun, Results, Spread, Summary};
+use crate::servers::{Class, Role, ServerId, debian_config};
+use crate::targets::Measure;
+
+/// What stands in a cell without a value.
+const NONE: &str = "-";
+
+/// A table, and which of its columns are words (aligned left) rather than numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// What it shows.
+    pub title: String,
+    /// Heads of the columns.
+    pub head: Vec<&'static str>,
+    /// Cells, as many a row as there are heads.
+    pub rows: Vec<Vec<String>>,
+    /// How many columns from the left are words.
+    pub words: usize,
+}
+
+impl Table {
+    /// Aligned with spaces.
+    pub fn text(&self) -> String {
+        let head: Vec<String> = self.head.iter().map(|&head| head.to_owned()).collect();
+        let all: Vec<&Vec<String>> = std::iter::once(&head).chain(&self.rows).collect();
+        let width =
+            |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+        let widths: Vec<usize> = (0..head.len()).map(width).collect();
+        let lines: Vec<String> = all.iter().map(|row| self.line(row, &widths)).collect();
+        format!("{}\n{}\n", self.title, lines.join("\n"))
+    }
+
+    fn line(&self, row: &[String], widths: &[usize]) -> String {
+        let cell = |(column, (text, &width)): (usize, (&String, &usize))| {
+            if column < self.words { format!("{text:<width$}") } else { format!("{text:>width$}") }
+        };
+        let cells: Vec<String> = row.iter().zip(widths).enumerate().map(cell).collect();
+        format!("  {}", cells.join("  ").trim_end())
+    }
+
+    /// As a Markdown table under a heading of the third level.
+    pub fn markdown(&self) -> String {
+        let line = |cells: &[String]| format!("| {} |", cells.join(" | "));
+        let head: Vec<String> = self.head.iter().map(|&head| head.to_owned()).collect();
+        let rule: Vec<String> = (0..head.len())
+            .map(|column| if column < self.words { "---" } else { "---:" }.to_owned())
+            .collect();
+        let mut lines = vec![line(&head), line(&rule)];
+        lines.extend(self.rows.iter().map(|row| line(row)));
+        format!("### {}\n\n{}\n", self.title, lines.join("\n"))
+    }
+}
+
+/// Everything for a terminal.
+pub fn text(results: &Results) -> String {
+    let tables = job_tables(results).into_iter().chain([targets_table(results)]);
+    let mut parts: Vec<String> = tables.map(|table| table.text()).collect();
+    parts.push(LEGEND.to_owned());
+    parts.extend(results.failures.iter().map(|failure| format!("failed: {}", failure_text(failure))));
+    parts.extend(results.notices.iter().map(|notice| format!("note: {notice}")));
+    if results.interrupted {
+        parts.push(INTERRUPTED.to_owned());
+    }
+    parts.join("\n")
+}
+
+const LEGEND: &str = "\
+IOPS, MiB/s, latencies and CPU are medians over the rounds; min-max belongs to IOPS.
+x best peer: IOPS by those of the fastest peer in the same class; limits are no peers.
+x CPU ref: CPU time a request by that of nbdkit-file (cached), qemu-nbd-direct (direct), nbdkit-memory (ceiling).
+";
+
+const INTERRUPTED: &str = "note: stopped before the end; these are the measurements until then";
+
+fn job_tables(results: &Results) -> Vec<Table> {
+    results.jobs.iter().map(|job| job_table(results, job)).filter(|table| !table.rows.is_empty()).collect()
+}
+
+fn job_table(results: &Results, job: &Job) -> Table {
+    let in_class = |class: Class| {
+        let of_job = results.summaries.iter().filter(move |summary| summary.job == job.name);
+        of_job.filter(move |summary| summary.class == class).map(job_row)
+    };
+    Table {
+        title: job.name.to_owned(),
+        head: vec![
+            "server",
+            "class",
+            "IOPS",
+            "min-max",
+            "MiB/s",
+            "p50 us",
+            "p99 us",
+            "CPU us/io",
+            "x best peer",
+            "x CPU ref",
+        ],
+        rows: Class::ALL.into_iter().flat_map(in_class).collect(),
+        words: 2,
+    }
+}
+
+fn job_row(summary: &Summary) -> Vec<String> {
+    let limit = if summary.server.role() == Role::Limit { " (limit)" } else { "" };
+    vec![
+        format!("{}{limit}", summary.server.name()),
+        summary.class.name().to_owned(),
+        format!("{:.0}", summary.iops.median),
+        range(summary.iops),
+        format!("{:.1}", summary.mib_per_s.median),
+        format!("{:.1}", summary.p50_us.median),
+        format!("{:.1}", summary.p99_us.median),
+        summary.cpu_us_per_request.map_or(NONE.to_owned(), |cpu| format!("{:.2}", cpu.median)),
+        two_digits(summary.iops_to_best_peer),
+        two_digits(summary.cpu_to_reference),
+    ]
+}
+
+fn range(spread: Spread) -> String {
+    format!("{:.0}-{:.0}", spread.min, spread.max)
+}
+
+fn two_digits(value: Option<f64>) -> String {
+    value.map_or(NONE.to_owned(), |value| format!("{value:.2}"))
+}
+
+fn targets_table(results: &Results) -> Table {
+    let rows = results.targets.iter().map(|outcome| {
+        let measure = match outcome.measure {
+            Measure::Iops => "IOPS",
+            Measure::CpuPerRequest => "CPU a request",
+        };
+        vec![
+            outcome.job.to_owned(),
+            outcome.class.name().to_owned(),
+            measure.to_owned(),
+            outcome.demand.clone(),
+            outcome.verdict.text().to_owned(),
+            two_digits(outcome.measured),
+        ]
+    });
+    Table {
+        title: "targets".to_owned(),
+        head: vec!["job", "class", "measure", "wanted", "verdict", "measured"],
+        rows: rows.collect(),
+        words: 5,
+    }
+}
+
+fn failure_text(failure: &FailedRun) -> String {
+    let FailedRun { server, job, round, what, why } = failure;
+    format!("{job}, {}, round {round}: {what}: {why}", server.name())
+}
+
+/// The results page.
+pub fn markdown(results: &Results) -> String {
+    let mut page = String::from("# Benchmarks: side by side with the peers\n\n");
+    page.push_str(PREFACE);
+    section(&mut page, "Targets", &targets_body(results));
+    section(&mut page, "Results", &results_body(results));
+    section(&mut page, "How it was measured", &method_body(results));
+    section(&mut page, "Machine", &machine_body(results));
+    section(&mut page, "Servers", &servers_body(results));
+    page
+}
+
+const PREFACE: &str = "This page is written by `cargo xtask compare --markdown FILE`; do not edit it. Quote the ratios rather than \
+     the figures: the latter belong to the machine.\n";
+
+fn section(page: &mut String, heading: &str, body: &str) {
+    page.push_str(&format!("\n## {heading}\n\n{}\n", body.trim_end()));
+}
+
+fn targets_body(results: &Results) -> String {
+    without_heading(&targets_table(results).markdown())
+}
+
+/// A table whose title is already the section's heading.
+fn without_heading(table: &str) -> String {
+    table.lines().skip(2).collect::<Vec<&str>>().join("\n")
+}
+
+fn results_body(results: &Results) -> String {
+    let mut parts: Vec<String> = vec![LEGEND.to_owned()];
+    parts.extend(job_tables(results).iter().map(Table::markdown));
+    let failures = results.failures.iter().map(|failure| format!("- failed: {}", failure_text(failure)));
+    let notices = results.notices.iter().map(|notice| format!("- {notice}"));
+    let remarks: Vec<String> = failures.chain(notices).collect();
+    if !remarks.is_empty() {
+        parts.push(format!("### Remarks\n\n{}\n", remarks.join("\n")));
+    }
+    if results.interrupted {
+        parts.push(format!("{INTERRUPTED}\n"));
+    }
+    parts.join("\n")
+}
+
+fn method_body(results: &Results) -> String {
+    let settings = &results.settings;
+    let pinned =
+        if settings.pinned { "the server tied to CPU 0, fio to CPU 1" } else { "free to use all CPUs" };
+    format!(
+        "```console\n$ {}\n```\n\n\
+         - One image of {} MiB, completely written, for all servers; {} round(s) of {} s a job, server by server in turn, \
+         each freshly started; {pinned}.\n{METHOD}",
+        settings.command, settings.image_mib, settings.rounds, settings.runtime_s
+    )
+}
+
+const METHOD: &str = "\
+- Client: fio's nbd engine over a Unix socket. Latency runs from queueing to completion.
+- Cached class: the image is in the page cache and nothing is dirty before each run. Direct class: the page cache is \
+dropped before each run. Memory servers are written once before they are measured.
+- CPU: user and system time of the server, its threads and its children over the whole run, by the number of requests, \
+flushes included.
+- Classes are never mixed in a ratio. `fio-file` is fio's io_uring engine on the image itself, without a server; \
+`nbdkit-null` has no data. Both are limits, not peers.
+";
+
+fn machine_body(results: &Results) -> String {
+    let machine = &results.machine;
+    let versions = machine.versions.iter().map(|(name, version)| format!("- {name}: {version}"));
+    format!(
+        "- CPU: {}, {} usable\n- memory: {} MiB\n- kernel: {}\n- file system of the image: {}\n{}",
+        machine.cpu,
+        machine.cpus,
+        machine.memory_mib,
+        machine.kernel,
+        machine.file_system,
+        versions.collect::<Vec<String>>().join("\n")
+    )
+}
+
+fn servers_body(results: &Results) -> String {
+    let mut body = String::from("| server | class | command |\n| --- | --- | --- |\n");
+    for entry in &results.servers {
+        let command = entry.command.as_deref().unwrap_or(NO_SERVER);
+        let (name, class) = (entry.server.name(), entry.class.name());
+        body.push_str(&format!("| {name} | {class} | `{command}` |\n"));
+    }
+    if results.servers.iter().any(|entry| entry.server == ServerId::DebianNbdServer) {
+        let config = debian_config("$IMG", "$SOCK");
+        body.push_str(&format!("\n`$CONF` of debian-nbd-server:\n\n```ini\n{config}```\n"));
+    }
+    body
+}
+
+/// Stands for the command of a server where there is none.
+const NO_SERVER: &str =
+    "none: fio --ioengine=io_uring --direct=1 --registerfiles=1 --fixedbufs=1 --filename=$IMG";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::{RANDREAD_QD64, find};
+    use crate::machine::Machine;
+    use crate::results::tests::run;
+    use crate::results::{SCHEMA_VERSION, ServerEntry, Settings, summarize};
+    use crate::targets::evaluate;
+
+    fn sample() -> Results {
+        let runs = vec![
+            run(ServerId::Ours, RANDREAD_QD64, 90_000.0, Some(8.0)),
+            run(ServerId::NbdkitFile, RANDREAD_QD64, 60_000.0, Some(20.0)),
+            run(ServerId::FioFile, RANDREAD_QD64, 89_000.0, None),
+        ];
+        let summaries = summarize(&runs);
+        Results {
+            v: SCHEMA_VERSION,
+            machine: Machine {
+                cpu: "Some CPU".into(),
+                cpus: 2,
+                kernel: "6.1".into(),
+                memory_mib: 1024,
+                file_system: "ext4".into(),
+                versions: [("fio".to_owned(), "fio-3.33".to_owned())].into(),
+            },
+            settings: Settings {
+                command: "cargo xtask compare --quick".into(),
+                image_mib: 4096,
+                runtime_s: 3,
+                rounds: 1,
+                pinned: false,
+            },
+            servers: vec![entry(ServerId::Ours, Some("nbd-server $IMG")), entry(ServerId::FioFile, None)],
+            jobs: find(RANDREAD_QD64).into_iter().collect(),
+            targets: evaluate(&summaries),
+            summaries,
+            runs,
+            failures: vec![],
+            notices: vec!["nbd-server left out".into()],
+            interrupted: false,
+        }
+    }
+
+    fn entry(server: ServerId, command: Option<&str>) -> ServerEntry {
+        let command = command.map(str::to_owned);
+        ServerEntry { server, class: server.class(), role: server.role(), command }
+    }
+
+    #[test]
+    fn text_tables_are_aligned() {
+        let shown = job_table(&sample(), sample().jobs[0]).text();
+        let lines: Vec<&str> = shown.lines().skip(1).collect();
+        assert_eq!(lines.len(), 4, "{shown}");
+        let class_at = lines[0].find("class").unwrap();
+        assert!(lines[1..3].iter().all(|line| line[class_at..].starts_with("cached")), "{shown}");
+        assert!(lines.iter().all(|line| line.chars().count() == lines[0].chars().count()), "{shown}");
+        assert!(lines[1].ends_with("1.50       0.40"), "{shown}");
+    }
+
+    #[test]
+    fn a_page_has_targets_tables_machine_and_command() {
+        let page = markdown(&sample());
+        for part in [
+            "# Benchmarks",
+            "## Targets",
+            "| randread-4k-qd64 | cached | IOPS | >= 1.2 x nbdkit-file | met | 1.50 |",
+            "### randread-4k-qd64",
+            "| fio-file (limit) | direct | 89000 |",
+            "$ cargo xtask compare --quick",
+            "- CPU: Some CPU, 2 usable",
+            "- fio: fio-3.33",
+            "- nbd-server left out",
+        ] {
+            assert!(page.contains(part), "{part} is missing in\n{page}");
+        }
+    }
+
+    #[test]
+    fn json_has_the_documented_names() {
+        let json = serde_json::to_value(sample()).unwrap();
+        assert_eq!(json["v"], SCHEMA_VERSION);
+        assert_eq!(json["runs"][0]["server"], "ours");
+        assert_eq!(json["runs"][0]["iops"], 90_000.0);
+        assert_eq!(json["runs"][2]["cpu_us_per_request"], serde_json::Value::Null);
+        assert_eq!(json["targets"][0]["verdict"], "met");
+        assert_eq!(json["jobs"][0]["rw"], "randread");
+    }
+}

@@ -1,0 +1,230 @@
+//! What we want to reach, as a table, and whether a comparison shows that we do.
+
+use serde::Serialize;
+
+use crate::jobs::{RANDREAD_QD1, RANDREAD_QD64, RANDWRITE_QD1, RANDWRITE_QD64, READ_256K, WRITE_256K};
+use crate::results::{self, Summary};
+use crate::servers::{Class, ServerId};
+
+/// What is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Measure {
+    /// I/Os a second.
+    Iops,
+    /// The server's CPU time a request.
+    CpuPerRequest,
+}
+
+/// Whom we are compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Against {
+    Server(ServerId),
+    BestPeer,
+}
+
+/// The ratio we want.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Demand {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+/// One thing to reach.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Target {
+    ours: ServerId,
+    job: &'static str,
+    measure: Measure,
+    against: Against,
+    demand: Demand,
+}
+
+const TARGETS: [Target; 12] = [
+    iops(RANDREAD_QD64, 1.2, Against::Server(ServerId::NbdkitFile)),
+    iops(RANDREAD_QD64, 2.5, Against::Server(ServerId::QemuNbd)),
+    iops(RANDWRITE_QD64, 1.0, Against::Server(ServerId::NbdkitFile)),
+    iops(RANDWRITE_QD64, 2.5, Against::Server(ServerId::QemuNbd)),
+    half_the_cpu(RANDREAD_QD64),
+    half_the_cpu(RANDWRITE_QD64),
+    iops(RANDREAD_QD1, 1.0, Against::Server(ServerId::NbdkitFile)),
+    iops(RANDWRITE_QD1, 1.0, Against::Server(ServerId::NbdkitFile)),
+    iops(READ_256K, 1.0, Against::BestPeer),
+    iops(WRITE_256K, 1.0, Against::BestPeer),
+    direct(RANDREAD_QD64),
+    direct(RANDWRITE_QD64),
+];
+
+const fn iops(job: &'static str, at_least: f64, against: Against) -> Target {
+    Target { ours: ServerId::Ours, job, measure: Measure::Iops, against, demand: Demand::AtLeast(at_least) }
+}
+
+const fn half_the_cpu(job: &'static str) -> Target {
+    Target {
+        ours: ServerId::Ours,
+        job,
+        measure: Measure::CpuPerRequest,
+        against: Against::Server(ServerId::NbdkitFile),
+        demand: Demand::AtMost(0.5),
+    }
+}
+
+const fn direct(job: &'static str) -> Target {
+    Target { ours: ServerId::OursDirect, ..iops(job, 0.7, Against::Server(ServerId::FioFile)) }
+}
+
+/// Whether a target is met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// The ratio is as wanted.
+    Met,
+    /// It is not.
+    NotMet,
+    /// One of the two was not measured.
+    NotMeasured,
+}
+
+impl Verdict {
+    /// The words in tables.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Met => "met",
+            Self::NotMet => "NOT MET",
+            Self::NotMeasured => "not measured",
+        }
+    }
+}
+
+/// A target and what was measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Outcome {
+    /// Class of both.
+    pub class: Class,
+    /// Job, by name.
+    pub job: &'static str,
+    /// IOPS or CPU time.
+    pub measure: Measure,
+    /// What is wanted, in words.
+    pub demand: String,
+    /// The ratio of the medians.
+    pub measured: Option<f64>,
+    /// Whether it is met.
+    pub verdict: Verdict,
+}
+
+/// Holds every target against what was measured.
+pub fn evaluate(summaries: &[Summary]) -> Vec<Outcome> {
+    TARGETS.iter().map(|target| outcome_of(target, summaries)).collect()
+}
+
+/// Whether all targets that could be measured are met, and at least one could.
+pub fn all_met(outcomes: &[Outcome]) -> bool {
+    let count = |verdict| outcomes.iter().filter(|outcome| outcome.verdict == verdict).count();
+    count(Verdict::NotMet) == 0 && count(Verdict::Met) > 0
+}
+
+fn outcome_of(target: &Target, summaries: &[Summary]) -> Outcome {
+    let measured = measured(target, summaries);
+    let verdict = match (measured, target.demand) {
+        (None, _) => Verdict::NotMeasured,
+        (Some(ratio), Demand::AtLeast(bound)) if ratio >= bound => Verdict::Met,
+        (Some(ratio), Demand::AtMost(bound)) if ratio <= bound => Verdict::Met,
+        (Some(_), _) => Verdict::NotMet,
+    };
+    Outcome {
+        class: target.ours.class(),
+        job: target.job,
+        measure: target.measure,
+        demand: demand_text(target),
+        measured,
+        verdict,
+    }
+}
+
+fn measured(target: &Target, summaries: &[Summary]) -> Option<f64> {
+    let ours = results::find(summaries, target.ours, target.job)?;
+    let other = match target.against {
+        Against::Server(server) => results::find(summaries, server, target.job)?,
+        Against::BestPeer => results::best_peer(summaries, target.ours.class(), target.job)?,
+    };
+    match target.measure {
+        Measure::Iops => results::ratio(ours.iops.median, other.iops.median),
+        Measure::CpuPerRequest => results::cpu_ratio(ours, other),
+    }
+}
+
+fn demand_text(target: &Target) -> String {
+    let whom = match target.against {
+        Against::Server(server) => server.name(),
+        Against::BestPeer => "best peer",
+    };
+    match target.demand {
+        Demand::AtLeast(bound) => format!(">= {bound:.1} x {whom}"),
+        Demand::AtMost(bound) => format!("<= {bound:.1} x {whom}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::summarize;
+    use crate::results::tests::run;
+
+    fn verdicts(summaries: &[Summary], job: &str) -> Vec<(String, Verdict)> {
+        let outcomes = evaluate(summaries);
+        let of_job = outcomes.into_iter().filter(|outcome| outcome.job == job);
+        of_job.map(|outcome| (outcome.demand, outcome.verdict)).collect()
+    }
+
+    #[test]
+    fn a_target_is_met_at_its_bound_and_missed_below() {
+        let reads = |ours_iops, ours_cpu| {
+            summarize(&[
+                run(ServerId::Ours, RANDREAD_QD64, ours_iops, Some(ours_cpu)),
+                run(ServerId::NbdkitFile, RANDREAD_QD64, 100.0, Some(10.0)),
+                run(ServerId::QemuNbd, RANDREAD_QD64, 40.0, Some(20.0)),
+            ])
+        };
+        let at_bound = verdicts(&reads(120.0, 5.0), RANDREAD_QD64);
+        let wanted = [
+            (">= 1.2 x nbdkit-file", Verdict::Met),
+            (">= 2.5 x qemu-nbd", Verdict::Met),
+            ("<= 0.5 x nbdkit-file", Verdict::Met),
+            (">= 0.7 x fio-file", Verdict::NotMeasured),
+        ];
+        assert_eq!(at_bound, wanted.map(|(text, verdict)| (text.to_owned(), verdict)));
+        let below = verdicts(&reads(99.0, 5.1), RANDREAD_QD64);
+        assert!(below.iter().take(3).all(|(_, verdict)| *verdict == Verdict::NotMet), "{below:?}");
+    }
+
+    #[test]
+    fn the_best_peer_is_of_the_same_class() {
+        let summaries = summarize(&[
+            run(ServerId::Ours, READ_256K, 100.0, None),
+            run(ServerId::QemuNbd, READ_256K, 80.0, None),
+            run(ServerId::NbdkitFile, READ_256K, 50.0, None),
+            run(ServerId::QemuNbdDirect, READ_256K, 900.0, None),
+        ]);
+        let outcome = evaluate(&summaries).into_iter().find(|outcome| outcome.job == READ_256K).unwrap();
+        assert_eq!((outcome.measured, outcome.verdict), (Some(1.25), Verdict::Met));
+    }
+
+    #[test]
+    fn nothing_measured_is_not_a_success() {
+        let outcomes = evaluate(&[]);
+        assert_eq!(outcomes.len(), TARGETS.len());
+        assert!(outcomes.iter().all(|outcome| outcome.verdict == Verdict::NotMeasured));
+        assert!(!all_met(&outcomes));
+    }
+
+    #[test]
+    fn every_target_names_a_job_and_stays_in_its_class() {
+        for target in &TARGETS {
+            assert!(crate::jobs::find(target.job).is_some());
+            if let Against::Server(server) = target.against {
+                assert_eq!(server.class(), target.ours.class());
+            }
+        }
+    }
+}

@@ -1,0 +1,710 @@
+//! One client in transmission: bytes in, valid requests out; replies in, bytes out. No I/O.
+//!
+//! ```text
+//!            bytes            next_request             reply                 take_send
+//!  socket ─────────► Receive ──────────────► in flight ───────► Outbox ───────────────► socket
+//!                       ▲                                          │
+//!                       └──── stops reading at the limits ◄────────┘
+//! ```
+//!
+//! Stages, and the only legal moves between them:
+//!
+//! ```text
+//!  Open ──DISC, end of stream, stalled?, server stops──► Leaving ──nothing left──► finished
+//!   └────────socket failed, bad magic, stalled────► Broken ──operations returned──► finished
+//! ```
+//!
+//! `Leaving` reads no more requests, finishes those in flight and sends their replies. `Broken` sends
+//! nothing more; it only waits until the ring and the export have given everything back.
+//!
+//! Bounds ([`Limits`]): a request counts from its header until its reply was handed to the socket, so a
+//! client that never reads its replies stops being read long before memory matters.
+
+use slab::Slab;
+
+use crate::disk::ExportIndex;
+use crate::export::{Command, Extent, Payload, Reply, Request, RequestId};
+use crate::reactor::buffer::{Buf, Pool};
+use crate::transmission::{Accepted, CloseReason, Rules, Verdict, judge};
+use crate::wire::{
+    Errno, REQUEST_HEADER_BYTES, RequestHeader, chunk, chunk_header, command, data_chunk_header, error_chunk,
+    hole_chunk, simple_reply,
+};
+
+/// Nanoseconds on a clock that only moves forward. Where it comes from is the reactor's business.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Nanos(pub u64);
+
+impl Nanos {
+    /// This time plus `duration`.
+    #[must_use]
+    pub fn after(self, duration: std::time::Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// Bounds of one connection.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Requests that may be between their header and their sent reply.
+    pub requests_max: usize,
+    /// Payload bytes that those requests may hold. Must exceed one maximum payload.
+    pub payload_bytes_max: usize,
+    /// Bytes read ahead from a socket at once.
+    pub receive_bytes: usize,
+    /// How long half a request may wait for its rest, or a reply for being read.
+    pub stall: std::time::Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            requests_max: 256,
+            payload_bytes_max: 40 << 20,
+            receive_bytes: 128 << 10,
+            stall: std::time::Duration::from_secs(30),
+        }
+    }
+}
+
+/// Payloads with at least this many bytes outstanding are received straight into their request's buffer.
+const DIRECT_RECEIVE_BYTES: usize = 16 << 10;
+/// How much is read ahead behind such a payload: the next header, and little that has to be copied.
+const LOOK_AHEAD_BYTES: usize = 4 << 10;
+/// First size of a batch's header buffer: enough for 256 replies without holes.
+const HEAD_BYTES: usize = 8 << 10;
+
+/// A receive to carry out: fill `payload` from its mark, then `chunk` from its mark.
+#[derive(Debug)]
+pub struct ReceiveOp {
+    /// The rest of a large payload goes here first.
+    pub payload: Option<PartialBuf>,
+    /// Whatever follows.
+    pub chunk: PartialBuf,
+    /// Bytes of `chunk` that may be filled.
+    pub chunk_limit: usize,
+}
+
+/// A buffer that is filled up to a mark.
+#[derive(Debug)]
+pub struct PartialBuf {
+    /// The memory.
+    pub buf: Buf,
+    /// Bytes filled so far.
+    pub filled: usize,
+}
+
+impl ReceiveOp {
+    /// The memory to receive into, in order.
+    pub fn targets(&mut self) -> (Option<&mut [u8]>, &mut [u8]) {
+        let payload = self.payload.as_mut().map(|p| &mut p.buf[p.filled..]);
+        let end = self.chunk.filled + self.chunk_limit;
+        (payload, &mut self.chunk.buf[self.chunk.filled..end])
+    }
+}
+
+/// Replies on their way to a socket. Owned by the ring while it is sent.
+#[derive(Debug)]
+pub struct SendBatch {
+    head: Buf,
+    head_len: usize,
+    data: Vec<Buf>,
+    parts: Vec<Part>,
+    first_part: usize,
+    first_part_sent: usize,
+    replies: usize,
+    payload_bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Head { start: usize, end: usize },
+    Data { index: usize },
+}
+
+impl SendBatch {
+    fn new(pool: &Pool) -> Self {
+        Self {
+            head: pool.take(HEAD_BYTES),
+            head_len: 0,
+            data: Vec::new(),
+            parts: Vec::new(),
+            first_part: 0,
+            first_part_sent: 0,
+            replies: 0,
+            payload_bytes: 0,
+        }
+    }
+
+    fn clear(&mut self) {
+        self.head_len = 0;
+        self.data.clear();
+        self.parts.clear();
+        self.first_part = 0;
+        self.first_part_sent = 0;
+        self.replies = 0;
+        self.payload_bytes = 0;
+    }
+
+    fn is_empty(&self) -> bool {
+        self.first_part == self.parts.len()
+    }
+
+    fn push_head(&mut self, bytes: &[u8], pool: &Pool) {
+        let end = self.head_len + bytes.len();
+        if end > self.head.len() {
+            // Only a reply with very many holes gets here.
+            let mut larger = pool.take(end.next_power_of_two());
+            larger[..self.head_len].copy_from_slice(&self.head[..self.head_len]);
+            self.head = larger;
+        }
+        self.head[self.head_len..end].copy_from_slice(bytes);
+        match self.parts.last_mut() {
+            // Replies without payload lie side by side: one piece for all of them.
+            Some(Part::Head { end: last, .. }) if *last == self.head_len => *last = end,
+            _ => self.parts.push(Part::Head { start: self.head_len, end }),
+        }
+        self.head_len = end;
+    }
+
+    fn push_data(&mut self, buf: Buf) {
+        self.parts.push(Part::Data { index: self.data.len() });
+        self.data.push(buf);
+    }
+
+    fn part(&self, part: Part) -> &[u8] {
+        match part {
+            Part::Head { start, end } => &self.head[start..end],
+            Part::Data { index } => &self.data[index],
+        }
+    }
+
+    /// What is still to be sent, in order.
+    pub fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        let rest = &self.parts[self.first_part..];
+        let mut skip = self.first_part_sent;
+        rest.iter().map(move |&part| &self.part(part)[std::mem::take(&mut skip)..])
+    }
+
+    /// Notes that the first `bytes` bytes were sent.
+    fn advance(&mut self, mut bytes: usize) {
+        while bytes > 0 && !self.is_empty() {
+            let rest = self.part(self.parts[self.first_part]).len() - self.first_part_sent;
+            if bytes < rest {
+                self.first_part_sent += bytes;
+                return;
+            }
+            bytes -= rest;
+            self.first_part += 1;
+            self.first_part_sent = 0;
+        }
+    }
+}
+
+/// Where the input stands.
+enum Want {
+    Header,
+    /// `part` is `None` while the ring receives into it.
+    Payload {
+        header: RequestHeader,
+        fua: bool,
+        part: Option<PartialBuf>,
+    },
+    /// A refused request's payload is skipped before the refusal is sent.
+    Skip {
+        left: usize,
+        header: RequestHeader,
+        error: Errno,
+    },
+}
+
+struct InFlight {
+    cookie: u64,
+    offset: u64,
+    length: u32,
+    read: bool,
+    payload_bytes: usize,
+}
+
+/// See the module's picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Open,
+    Leaving(CloseReason),
+    Broken(CloseReason),
+}
+
+/// What a socket should do next.
+#[derive(Debug)]
+pub enum SocketAction {
+    /// Receive; give the operation back through [`Connection::received`].
+    Receive(ReceiveOp),
+    /// Send; give the batch back through [`Connection::sent`].
+    Send(SendBatch),
+    /// Make pending operations end: nothing more is read or written.
+    Shutdown,
+    /// Close the socket: the connection is finished.
+    Close(CloseReason),
+}
+
+/// One client.
+pub struct Connection {
+    /// The place in the engine, part of every request's id.
+    index: u32,
+    export: ExportIndex,
+    rules: Rules,
+    limits: Limits,
+    stage: Stage,
+    /// The server stops: new requests are answered ESHUTDOWN.
+    stopping: bool,
+    want: Want,
+    /// Received and not yet parsed; `None` while the ring has it.
+    chunk: Option<Buf>,
+    parsed: usize,
+    filled: usize,
+    receiving: bool,
+    in_flight: Slab<InFlight>,
+    payload_bytes: usize,
+    building: SendBatch,
+    spare: Option<SendBatch>,
+    sending: bool,
+    sending_replies: usize,
+    shutdown_done: bool,
+    received_at: Nanos,
+    sent_at: Nanos,
+}
+
+impl Connection {
+    /// A connection that has just left the handshake; `leftover` was received behind its last option.
+    pub fn new(
+        index: u32,
+        export: ExportIndex,
+        rules: Rules,
+        limits: Limits,
+        leftover: &[u8],
+        pool: &Pool,
+    ) -> Self {
+        let mut chunk = pool.take(limits.receive_bytes.max(leftover.len()));
+        chunk[..leftover.len()].copy_from_slice(leftover);
+        Self {
+            index,
+            export,
+            rules,
+            limits,
+            stage: Stage::Open,
+            stopping: false,
+            want: Want::Header,
+            chunk: Some(chunk),
+            parsed: 0,
+            filled: leftover.len(),
+            receiving: false,
+            in_flight: Slab::new(),
+            payload_bytes: 0,
+            building: SendBatch::new(pool),
+            spare: None,
+            sending: false,
+            sending_replies: 0,
+            shutdown_done: false,
+            received_at: Nanos::default(),
+            sent_at: Nanos::default(),
+        }
+    }
+
+    /// The export in use.
+    pub fn export(&self) -> ExportIndex {
+        self.export
+    }
+
+    /// Requests between their header and their sent reply.
+    fn requests(&self) -> usize {
+        self.in_flight.len() + self.building.replies + self.sending_replies
+    }
+
+    /// The next valid request among the bytes received, if the limits allow one. Refused requests are
+    /// answered on the way.
+    pub fn next_request(&mut self, pool: &Pool) -> Option<Request> {
+        while self.stage == Stage::Open && !self.receiving && self.requests() < self.limits.requests_max {
+            let step = match &mut self.want {
+                Want::Header => self.step_header(pool),
+                Want::Payload { .. } => self.step_payload(),
+                Want::Skip { .. } => self.step_skip(pool),
+            };
+            match step {
+                Step::Again => {}
+                Step::Stop => return None,
+                Step::Request(request) => return Some(request),
+            }
+        }
+        None
+    }
+
+    fn unparsed(&self) -> &[u8] {
+        self.chunk.as_ref().map_or(&[], |chunk| &chunk[self.parsed..self.filled])
+    }
+
+    fn step_header(&mut self, pool: &Pool) -> Step {
+        let Some(bytes) = self.unparsed().first_chunk::<REQUEST_HEADER_BYTES>() else { return Step::Stop };
+        let Some(header) = RequestHeader::parse(bytes) else {
+            return self.give_up(CloseReason::BadRequestMagic);
+        };
+        let verdict = self.judge(&header);
+        if let Verdict::Accept(accepted) = verdict
+            && self.payload_bytes + cost(accepted, &header) > self.limits.payload_bytes_max
+        {
+            // The header stays where it is until earlier requests have given their buffers back.
+            return Step::Stop;
+        }
+        self.parsed += REQUEST_HEADER_BYTES;
+        match verdict {
+            Verdict::Accept(accepted) => self.accept(accepted, header, pool),
+            Verdict::Refuse { error, skip } => {
+                self.want = Want::Skip { left: skip as usize, header, error };
+                Step::Again
+            }
+            Verdict::Leave => {
+                self.stage = Stage::Leaving(CloseReason::Left);
+                Step::Stop
+            }
+            Verdict::Close(reason) => self.give_up(reason),
+        }
+    }
+
+    fn judge(&self, header: &RequestHeader) -> Verdict {
+        match judge(header, &self.rules) {
+            Verdict::Accept(_) if self.stopping => {
+                let skip = if header.command == command::WRITE { header.length } else { 0 };
+                Verdict::Refuse { error: Errno::Shutdown, skip }
+            }
+            verdict => verdict,
+        }
+    }
+
+    fn give_up(&mut self, reason: CloseReason) -> Step {
+        self.stage = Stage::Broken(reason);
+        Step::Stop
+    }
+
+    fn accept(&mut self, accepted: Accepted, header: RequestHeader, pool: &Pool) -> Step {
+        let command = match accepted {
+            Accepted::Nothing => {
+                self.answer_nothing(&header, pool);
+                return Step::Again;
+            }
+            Accepted::Write { fua } => {
+                let part = PartialBuf { buf: pool.take(header.length as usize), filled: 0 };
+                self.payload_bytes += cost(accepted, &header);
+                self.want = Want::Payload { header, fua, part: Some(part) };
+                return Step::Again;
+            }
+            Accepted::Read { holes } => {
+                self.payload_bytes += cost(accepted, &header);
+                Command::Read { buf: pool.take(header.length as usize), holes }
+            }
+            Accepted::Flush => Command::Flush,
+            Accepted::Trim { fua } => Command::Trim { fua },
+            Accepted::WriteZeroes { fua, no_hole, fast } => Command::WriteZeroes { fua, no_hole, fast },
+            Accepted::Cache => Command::Cache,
+        };
+        let payload_bytes = cost(accepted, &header);
+        Step::Request(self.register(&header, command, payload_bytes))
+    }
+
+    /// A command on zero bytes succeeds without reaching the export.
+    fn answer_nothing(&mut self, header: &RequestHeader, pool: &Pool) {
+        if header.command == command::READ && self.rules.structured {
+            self.building.push_head(&chunk_header(header.cookie, chunk::NONE, true, 0), pool);
+        } else {
+            self.building.push_head(&simple_reply(header.cookie, None), pool);
+        }
+        self.building.replies += 1;
+    }
+
+    fn register(&mut self, header: &RequestHeader, command: Command, payload_bytes: usize) -> Request {
+        let read = matches!(command, Command::Read { .. });
+        let index = self.in_flight.insert(InFlight {
+            cookie: header.cookie,
+            offset: header.offset,
+            length: header.length,
+            read,
+            payload_bytes,
+        });
+        // The table holds at most `requests_max` entries, far below 2^32.
+        let id = RequestId { connection: self.index, index: u32::try_from(index).expect("a small table") };
+        let flush = matches!(command, Command::Flush);
+        let (offset, length) = if flush { (0, 0) } else { (header.offset, header.length) };
+        Request { id, offset, length, command }
+    }
+
+    fn step_payload(&mut self) -> Step {
+        let Want::Payload { header, fua, part: slot } = &mut self.want else { return Step::Stop };
+        let Some(mut part) = slot.take() else { return Step::Stop };
+        let available = self.chunk.as_ref().map_or(&[][..], |chunk| &chunk[self.parsed..self.filled]);
+        let take = available.len().min(part.buf.len() - part.filled);
+        part.buf[part.filled..part.filled + take].copy_from_slice(&available[..take]);
+        part.filled += take;
+        self.parsed += take;
+        if part.filled < part.buf.len() {
+            *slot = Some(part);
+            return Step::Stop;
+        }
+        let (header, fua) = (*header, *fua);
+        self.want = Want::Header;
+        let payload_bytes = cost(Accepted::Write { fua }, &header);
+        Step::Request(self.register(&header, Command::Write { buf: part.buf, fua }, payload_bytes))
+    }
+
+    fn step_skip(&mut self, pool: &Pool) -> Step {
+        let available = self.filled - self.parsed;
+        let Want::Skip { left, header, error } = &mut self.want else { return Step::Stop };
+        let take = available.min(*left);
+        *left -= take;
+        self.parsed += take;
+        if *left > 0 {
+            return Step::Stop;
+        }
+        let (header, error) = (*header, *error);
+        self.want = Want::Header;
+        self.answer_error(header.command == command::READ, header.cookie, error, pool);
+        Step::Again
+    }
+
+    /// Errors of reads take the structured form when that was negotiated; other commands stay simple.
+    fn answer_error(&mut self, read: bool, cookie: u64, error: Errno, pool: &Pool) {
+        if read && self.rules.structured {
+            self.building.push_head(&error_chunk(cookie, error), pool);
+        } else {
+            self.building.push_head(&simple_reply(cookie, Some(error)), pool);
+        }
+        self.building.replies += 1;
+    }
+
+    /// Queues the only reply to a request that `next_request` returned.
+    ///
+    /// # Panics
+    /// When the request is not in flight, or a read's reply is not what was asked for: a bug of the export
+    /// that must not reach a client as wrong bytes.
+    pub fn reply(&mut self, reply: Reply, pool: &Pool) {
+        let request = self.in_flight.remove(reply.id.index as usize);
+        if matches!(self.stage, Stage::Broken(_)) {
+            self.payload_bytes -= request.payload_bytes;
+            return;
+        }
+        match reply.outcome {
+            Ok(payload) if request.read => self.push_read(&request, payload, pool),
+            Ok(_) => {
+                self.payload_bytes -= request.payload_bytes;
+                self.building.push_head(&simple_reply(request.cookie, None), pool);
+                self.building.replies += 1;
+            }
+            Err(error) => {
+                self.payload_bytes -= request.payload_bytes;
+                self.answer_error(request.read, request.cookie, error, pool);
+            }
+        }
+    }
+
+    /// A read's buffer stays charged to the connection until it was sent.
+    fn push_read(&mut self, request: &InFlight, payload: Payload, pool: &Pool) {
+        self.building.payload_bytes += request.payload_bytes;
+        self.building.replies += 1;
+        match payload {
+            Payload::Data(buf) => {
+                assert_eq!(buf.len(), request.length as usize, "a read's reply has the length asked for");
+                if self.rules.structured {
+                    let head = data_chunk_header(request.cookie, true, request.offset, request.length);
+                    self.building.push_head(&head, pool);
+                } else {
+                    self.building.push_head(&simple_reply(request.cookie, None), pool);
+                }
+                self.building.push_data(buf);
+            }
+            Payload::Extents(extents) => self.push_extents(request, extents, pool),
+            Payload::None => panic!("a read was answered without data"),
+        }
+    }
+
+    fn push_extents(&mut self, request: &InFlight, extents: Vec<Extent>, pool: &Pool) {
+        assert!(self.rules.structured, "holes were offered to a client that cannot read them");
+        let last = extents.len().checked_sub(1).expect("a read's reply has at least one piece");
+        let mut at = request.offset;
+        for (i, extent) in extents.into_iter().enumerate() {
+            let done = i == last;
+            match extent {
+                Extent::Data(buf) => {
+                    let length = u32::try_from(buf.len()).expect("a piece is no longer than its request");
+                    self.building.push_head(&data_chunk_header(request.cookie, done, at, length), pool);
+                    self.building.push_data(buf);
+                    at += u64::from(length);
+                }
+                Extent::Hole(length) => {
+                    self.building.push_head(&hole_chunk(request.cookie, done, at, length), pool);
+                    at += u64::from(length);
+                }
+            }
+        }
+        assert_eq!(at, request.offset + u64::from(request.length), "the pieces cover the read exactly");
+    }
+
+    /// What the socket should do now; call until it returns `None`.
+    pub fn next_action(&mut self, pool: &Pool, now: Nanos) -> Option<SocketAction> {
+        if let Some(batch) = self.take_send(pool) {
+            self.sent_at = now;
+            return Some(SocketAction::Send(batch));
+        }
+        if let Some(op) = self.take_receive() {
+            return Some(SocketAction::Receive(op));
+        }
+        if self.must_shut_down() {
+            self.shutdown_done = true;
+            return Some(SocketAction::Shutdown);
+        }
+        self.finished().map(SocketAction::Close)
+    }
+
+    fn take_send(&mut self, pool: &Pool) -> Option<SendBatch> {
+        if self.sending || self.building.is_empty() || matches!(self.stage, Stage::Broken(_)) {
+            return None;
+        }
+        let empty = self.spare.take().unwrap_or_else(|| SendBatch::new(pool));
+        let batch = std::mem::replace(&mut self.building, empty);
+        self.sending = true;
+        self.sending_replies = batch.replies;
+        Some(batch)
+    }
+
+    /// Receives when more input could be used: not while the limits hold requests back.
+    fn take_receive(&mut self) -> Option<ReceiveOp> {
+        let blocked = self.requests() >= self.limits.requests_max || self.header_waits();
+        if self.receiving || blocked || self.stage != Stage::Open {
+            return None;
+        }
+        let mut chunk = self.chunk.take()?;
+        chunk.copy_within(self.parsed..self.filled, 0);
+        let filled = self.filled - self.parsed;
+        (self.parsed, self.filled) = (0, filled);
+        self.receiving = true;
+        let payload = self.take_large_payload();
+        let room = chunk.len() - filled;
+        let chunk_limit = if payload.is_some() { room.min(LOOK_AHEAD_BYTES) } else { room };
+        Some(ReceiveOp { payload, chunk: PartialBuf { buf: chunk, filled }, chunk_limit })
+    }
+
+    /// A whole header that was not taken: its payload does not fit under the limit yet.
+    fn header_waits(&self) -> bool {
+        matches!(self.want, Want::Header) && self.filled - self.parsed >= REQUEST_HEADER_BYTES
+    }
+
+    fn take_large_payload(&mut self) -> Option<PartialBuf> {
+        let Want::Payload { part, .. } = &mut self.want else { return None };
+        part.take_if(|part| part.buf.len() - part.filled >= DIRECT_RECEIVE_BYTES)
+    }
+
+    /// A connection that will not be read again still has a receive in the ring: end it.
+    fn must_shut_down(&self) -> bool {
+        let gone = match self.stage {
+            Stage::Open => false,
+            Stage::Leaving(_) => self.in_flight.is_empty() && self.building.is_empty() && !self.sending,
+            Stage::Broken(_) => true,
+        };
+        gone && !self.shutdown_done && (self.receiving || self.sending)
+    }
+
+    fn finished(&self) -> Option<CloseReason> {
+        let idle = self.in_flight.is_empty() && !self.receiving && !self.sending;
+        match self.stage {
+            Stage::Leaving(reason) if idle && self.building.is_empty() => Some(reason),
+            Stage::Broken(reason) if idle => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// A receive has ended; `Ok(0)` is the end of the stream.
+    pub fn received(&mut self, op: ReceiveOp, result: Result<usize, Errno>, now: Nanos) {
+        self.receiving = false;
+        self.received_at = now;
+        let ReceiveOp { payload, chunk, .. } = op;
+        self.chunk = Some(chunk.buf);
+        let moved = result.unwrap_or(0);
+        let in_payload = self.put_back(payload, moved);
+        self.filled += moved - in_payload;
+        if self.stage == Stage::Open && moved == 0 {
+            self.stage = match result {
+                Ok(_) => Stage::Leaving(CloseReason::PeerGone),
+                Err(_) => Stage::Broken(CloseReason::PeerGone),
+            };
+        }
+    }
+
+    /// Returns a payload that was received into directly; tells how many of `moved` bytes went there.
+    fn put_back(&mut self, payload: Option<PartialBuf>, moved: usize) -> usize {
+        let Some(PartialBuf { buf, filled }) = payload else { return 0 };
+        let taken = moved.min(buf.len() - filled);
+        if let Want::Payload { part, .. } = &mut self.want {
+            *part = Some(PartialBuf { buf, filled: filled + taken });
+        }
+        taken
+    }
+
+    /// A send has ended with that many bytes moved. A short send goes on with the rest first.
+    pub fn sent(
+        &mut self,
+        mut batch: SendBatch,
+        result: Result<usize, Errno>,
+        now: Nanos,
+    ) -> Option<SendBatch> {
+        self.sent_at = now;
+        match result {
+            Ok(moved) if moved > 0 => batch.advance(moved),
+            _ => self.stage = Stage::Broken(CloseReason::PeerGone),
+        }
+        let broken = matches!(self.stage, Stage::Broken(_));
+        if !broken && !batch.is_empty() {
+            return Some(batch);
+        }
+        self.sending = false;
+        self.sending_replies = 0;
+        self.payload_bytes -= batch.payload_bytes;
+        batch.clear();
+        self.spare = Some(batch);
+        None
+    }
+
+    /// Closes the connection if its peer has kept half a request, or unread replies, for too long.
+    pub fn check_stall(&mut self, now: Nanos) {
+        let half_request = self.receiving && (self.filled > 0 || !matches!(self.want, Want::Header));
+        let since = |at: Nanos| now >= at.after(self.limits.stall);
+        let stalled = (half_request && since(self.received_at)) || (self.sending && since(self.sent_at));
+        if stalled && !matches!(self.stage, Stage::Broken(_)) {
+            self.stage = Stage::Broken(CloseReason::Stalled);
+        }
+    }
+
+    /// The server stops: requests that arrive from now on are answered ESHUTDOWN.
+    pub fn begin_stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// The server stops and nothing is in flight: leave. With `force`, leave in any case.
+    pub fn end_stop(&mut self, force: bool) {
+        let idle = self.requests() == 0 && matches!(self.want, Want::Header);
+        if force {
+            self.stage = Stage::Broken(CloseReason::Shutdown);
+        } else if idle && self.stage == Stage::Open {
+            self.stage = Stage::Leaving(CloseReason::Shutdown);
+        }
+    }
+}
+
+enum Step {
+    Again,
+    Stop,
+    Request(Request),
+}
+
+/// Payload bytes that a request is charged with, from its header to its sent reply.
+fn cost(accepted: Accepted, header: &RequestHeader) -> usize {
+    match accepted {
+        Accepted::Read { .. } | Accepted::Write { .. } => header.length as usize,
+        _ => 0,
+    }
+}

@@ -1,0 +1,226 @@
+//! Connections and exports of one reactor, tied together. No I/O: events in, actions out.
+//!
+//! ```text
+//!  received ─► Connection::next_request ─► Export::start ──► Disk::submit
+//!  disk_done ─► Export::disk_done ─► replies ─► Connection::reply ─► next_action ─► socket
+//! ```
+//!
+//! The reactor drives an engine with a ring, the simulator with a simulated disk and sockets. All state
+//! is owned here, by one thread; there is no lock. A connection keeps its place until its last request
+//! was answered and its last socket operation has come back, so a reply never meets a stranger.
+
+use std::collections::VecDeque;
+
+use slab::Slab;
+
+use crate::connection::{Connection, Limits, Nanos, ReceiveOp, SendBatch, SocketAction};
+use crate::disk::{Disk, DiskDone, ExportIndex};
+use crate::export::{Export, Io, Reply, Request};
+use crate::reactor::buffer::Pool;
+use crate::transmission::{CloseReason, Rules};
+
+/// See the module.
+pub struct Engine {
+    exports: Vec<Box<dyn Export>>,
+    connections: Slab<Place>,
+    /// Connections whose next action must be asked for.
+    ready: VecDeque<usize>,
+    replies: Vec<Reply>,
+    pool: Pool,
+    limits: Limits,
+    now: Nanos,
+    stopping: bool,
+    requests: u64,
+}
+
+struct Place {
+    connection: Connection,
+    ready: bool,
+}
+
+/// A client that has left the handshake.
+#[derive(Debug)]
+pub struct Negotiated {
+    /// The export it chose, by its place in the engine.
+    pub export: ExportIndex,
+    /// What was agreed on.
+    pub rules: Rules,
+    /// Bytes received behind the last option.
+    pub leftover: Vec<u8>,
+}
+
+impl Engine {
+    /// An engine that serves `exports`, whose places are their [`ExportIndex`]es.
+    pub fn new(exports: Vec<Box<dyn Export>>, pool: Pool, limits: Limits) -> Self {
+        Self {
+            exports,
+            connections: Slab::new(),
+            ready: VecDeque::new(),
+            replies: Vec::new(),
+            pool,
+            limits,
+            now: Nanos::default(),
+            stopping: false,
+            requests: 0,
+        }
+    }
+
+    /// Where all buffers of this engine come from.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Connections that exist.
+    pub fn connection_count(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Requests that have reached an export.
+    pub fn requests_started(&self) -> u64 {
+        self.requests
+    }
+
+    /// Tells the time; every event after it happens at that time.
+    pub fn set_now(&mut self, now: Nanos) {
+        self.now = now;
+    }
+
+    /// Takes a client over; its place is returned.
+    pub fn connect(&mut self, client: Negotiated, disk: &mut dyn Disk) -> usize {
+        let entry = self.connections.vacant_entry();
+        let place = entry.key();
+        // Connections are bounded by the server's limit, far below 2^32.
+        let index = u32::try_from(place).expect("a small table");
+        let Negotiated { export, rules, leftover } = client;
+        let mut connection =
+            Connection::new(index, export, rules, self.limits.clone(), &leftover, &self.pool);
+        if self.stopping {
+            connection.begin_stop();
+        }
+        entry.insert(Place { connection, ready: false });
+        self.pump(place, disk);
+        place
+    }
+
+    /// A receive has ended.
+    pub fn received(
+        &mut self,
+        place: usize,
+        op: ReceiveOp,
+        result: Result<usize, crate::wire::Errno>,
+        disk: &mut dyn Disk,
+    ) {
+        self.connections[place].connection.received(op, result, self.now);
+        self.pump(place, disk);
+    }
+
+    /// A send has ended. What is left of it, if it was short, must be sent before anything else.
+    pub fn sent(
+        &mut self,
+        place: usize,
+        batch: SendBatch,
+        result: Result<usize, crate::wire::Errno>,
+    ) -> Option<SendBatch> {
+        let rest = self.connections[place].connection.sent(batch, result, self.now);
+        self.mark_ready(place);
+        rest
+    }
+
+    /// A disk operation of `export` has ended.
+    pub fn disk_done(&mut self, export: ExportIndex, done: DiskDone, disk: &mut dyn Disk) {
+        let mut io = Io::new(disk, &self.pool, export, &mut self.replies);
+        self.exports[export.0 as usize].disk_done(done, &mut io);
+        self.deliver_replies();
+    }
+
+    /// The next thing a socket should do. Requests that the limits held back are started on the way.
+    pub fn next_action(&mut self, disk: &mut dyn Disk) -> Option<(usize, SocketAction)> {
+        while let Some(&place) = self.ready.front() {
+            self.pump(place, disk);
+            let entry = &mut self.connections[place];
+            match entry.connection.next_action(&self.pool, self.now) {
+                Some(action) => {
+                    if matches!(action, SocketAction::Close(_)) {
+                        self.ready.pop_front();
+                        self.connections.remove(place);
+                    }
+                    return Some((place, action));
+                }
+                None => {
+                    entry.ready = false;
+                    self.ready.pop_front();
+                }
+            }
+        }
+        None
+    }
+
+    /// Starts every request of the connection that the limits allow.
+    fn pump(&mut self, place: usize, disk: &mut dyn Disk) {
+        while let Some(request) = self.connections[place].connection.next_request(&self.pool) {
+            self.start(place, request, disk);
+        }
+        self.mark_ready(place);
+    }
+
+    fn start(&mut self, place: usize, request: Request, disk: &mut dyn Disk) {
+        self.requests += 1;
+        let export = self.connections[place].connection.export();
+        let mut io = Io::new(disk, &self.pool, export, &mut self.replies);
+        self.exports[export.0 as usize].start(request, &mut io);
+        self.deliver_replies();
+    }
+
+    fn deliver_replies(&mut self) {
+        while let Some(reply) = self.replies.pop() {
+            let place = reply.id.connection as usize;
+            self.connections[place].connection.reply(reply, &self.pool);
+            self.mark_ready(place);
+        }
+    }
+
+    fn mark_ready(&mut self, place: usize) {
+        let entry = &mut self.connections[place];
+        if !entry.ready {
+            entry.ready = true;
+            self.ready.push_back(place);
+        }
+    }
+
+    /// Closes clients that have stalled. Call it now and then after [`Self::set_now`].
+    pub fn check_stalls(&mut self) {
+        self.for_each_connection(Connection::check_stall);
+    }
+
+    /// The server stops: what is in flight is finished, what arrives from now on is answered ESHUTDOWN.
+    pub fn begin_stop(&mut self) {
+        self.stopping = true;
+        self.for_each_connection(|connection, _| connection.begin_stop());
+    }
+
+    /// Ends connections with nothing in flight; with `force` all of them.
+    pub fn end_stop(&mut self, force: bool) {
+        self.for_each_connection(|connection, _| connection.end_stop(force));
+    }
+
+    fn for_each_connection(&mut self, mut act: impl FnMut(&mut Connection, Nanos)) {
+        let now = self.now;
+        let places: Vec<usize> = self.connections.iter().map(|(place, _)| place).collect();
+        for place in places {
+            act(&mut self.connections[place].connection, now);
+            self.mark_ready(place);
+        }
+    }
+}
+
+/// Why a connection ended, for the log.
+pub fn describe(reason: CloseReason) -> &'static str {
+    match reason {
+        CloseReason::BadRequestMagic => "BAD_REQUEST_MAGIC",
+        CloseReason::PayloadTooLarge => "PAYLOAD_TOO_LARGE",
+        CloseReason::Stalled => "STALLED",
+        CloseReason::PeerGone => "PEER_GONE",
+        CloseReason::Left => "LEFT",
+        CloseReason::Shutdown => "SHUTDOWN",
+    }
+}

@@ -1,0 +1,333 @@
+//! Option haggling: fixed newstyle negotiation as a state machine without I/O.
+//!
+//! ```text
+//!  greeting ► ClientFlags ► Options ──GO, EXPORT_NAME──► Done(Agreement)
+//!                  │            └──────ABORT────────────► Close(Aborted)
+//!                  └─ anything the protocol forbids ────► Close(reason)
+//! ```
+//!
+//! The driver sends [`Handshake::greeting`], then alternates: [`Handshake::advance`] handles at most one
+//! message and leaves its answer in [`Handshake::take_output`]; only when it asks for input is more read.
+//! So neither input nor output can grow beyond one option and its answer, whatever a client sends.
+//! How long it may take is the driver's business (a deadline on the whole handshake).
+
+use std::sync::Arc;
+
+use crate::export::ExportInfo;
+use crate::transmission::Rules;
+use crate::wire::{
+    MAX_PAYLOAD_BYTES, MAX_STRING_BYTES, NBD_MAGIC, OPTION_MAGIC, handshake_flag, info, option, option_reply,
+    option_reply_type as reply,
+};
+
+/// The largest option data that is read, bytes.
+pub const MAX_OPTION_BYTES: usize = 64 << 10;
+/// Options that one client may send.
+pub const MAX_OPTIONS: usize = 32;
+/// Bytes of an option's header: magic, number, length.
+const OPTION_HEADER_BYTES: usize = 16;
+/// Zero bytes that end an `EXPORT_NAME` answer for clients of the old days.
+const LEGACY_ZERO_BYTES: usize = 124;
+
+/// What can be exported, and to where its clients are handed over.
+pub trait Directory: Send + Sync {
+    /// Every export a client may see.
+    fn list(&self) -> Vec<ExportInfo>;
+    /// The export for a name as it came over the wire (`""` is the default export), and its address.
+    fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)>;
+    /// The server stops: no client may enter transmission any more.
+    fn stopping(&self) -> bool;
+}
+
+/// Where an export lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExportAddress {
+    /// Which reactor.
+    pub reactor: usize,
+    /// Its place there.
+    pub index: crate::disk::ExportIndex,
+}
+
+/// The end of a successful negotiation.
+#[derive(Debug)]
+pub struct Agreement {
+    /// Where the export lives.
+    pub address: ExportAddress,
+    /// What was agreed on.
+    pub rules: Rules,
+    /// Bytes that the client has sent behind its last option.
+    pub leftover: Vec<u8>,
+}
+
+/// Why a negotiation ended without an agreement. Logged with these names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The client asked to end it.
+    Aborted,
+    /// Flag bits that we did not offer.
+    UnknownClientFlags,
+    /// An option did not begin with the magic.
+    BadOptionMagic,
+    /// An option announced more data than we read.
+    OptionTooLarge,
+    /// More options than any client needs.
+    TooManyOptions,
+    /// `EXPORT_NAME` has no other way to say no.
+    UnknownExport,
+    /// The server stops.
+    Stopping,
+}
+
+/// What the driver should do.
+#[derive(Debug)]
+pub enum Step {
+    /// Send the output, read more, call [`Handshake::receive`].
+    NeedInput,
+    /// Send the output, call [`Handshake::advance`] again.
+    Again,
+    /// Send the output; the client is in transmission.
+    Done(Agreement),
+    /// Send the output, close.
+    Close(Refusal),
+}
+
+enum State {
+    ClientFlags,
+    Options,
+}
+
+/// One client in negotiation.
+pub struct Handshake {
+    directory: Arc<dyn Directory>,
+    offer_structured: bool,
+    state: State,
+    no_zeroes: bool,
+    structured: bool,
+    options: usize,
+    input: Vec<u8>,
+    output: Vec<u8>,
+}
+
+/// What `INFO` and `GO` carry.
+struct InfoRequest<'a> {
+    name: &'a [u8],
+    wants_name: bool,
+    wants_description: bool,
+    wants_block_size: bool,
+}
+
+impl Handshake {
+    /// A client that has just connected. `offer_structured`: whether structured replies may be agreed on.
+    pub fn new(directory: Arc<dyn Directory>, offer_structured: bool) -> Self {
+        Self {
+            directory,
+            offer_structured,
+            state: State::ClientFlags,
+            no_zeroes: false,
+            structured: false,
+            options: 0,
+            input: Vec::new(),
+            output: Vec::new(),
+        }
+    }
+
+    /// The first bytes a server sends.
+    pub fn greeting() -> [u8; 18] {
+        let mut bytes = [0; 18];
+        let flags = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
+        bytes[..8].copy_from_slice(&NBD_MAGIC.to_be_bytes());
+        bytes[8..16].copy_from_slice(&OPTION_MAGIC.to_be_bytes());
+        bytes[16..].copy_from_slice(&flags.to_be_bytes());
+        bytes
+    }
+
+    /// Adds bytes from the client.
+    pub fn receive(&mut self, bytes: &[u8]) {
+        self.input.extend_from_slice(bytes);
+    }
+
+    /// What must be sent before anything else is done.
+    pub fn take_output(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.output)
+    }
+
+    /// Handles at most one message.
+    pub fn advance(&mut self) -> Step {
+        match self.state {
+            State::ClientFlags => self.client_flags(),
+            State::Options => self.option(),
+        }
+    }
+
+    fn client_flags(&mut self) -> Step {
+        let Some((bytes, _)) = self.input.split_first_chunk::<4>() else { return Step::NeedInput };
+        let flags = u32::from_be_bytes(*bytes);
+        let known = u32::from(handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES);
+        if flags & !known != 0 {
+            return Step::Close(Refusal::UnknownClientFlags);
+        }
+        self.no_zeroes = flags & u32::from(handshake_flag::NO_ZEROES) != 0;
+        self.input.drain(..4);
+        self.state = State::Options;
+        Step::Again
+    }
+
+    fn option(&mut self) -> Step {
+        let Some(header) = self.input.first_chunk::<OPTION_HEADER_BYTES>() else { return Step::NeedInput };
+        let (magic, rest) = header.split_at(8);
+        let (number, length) = rest.split_at(4);
+        if magic != OPTION_MAGIC.to_be_bytes() {
+            return Step::Close(Refusal::BadOptionMagic);
+        }
+        let word = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().expect("four bytes"));
+        let (number, length) = (word(number), word(length) as usize);
+        if length > MAX_OPTION_BYTES {
+            self.refuse(number, reply::ERR_TOO_BIG, "option data longer than 64 KiB");
+            return Step::Close(Refusal::OptionTooLarge);
+        }
+        if self.input.len() < OPTION_HEADER_BYTES + length {
+            return Step::NeedInput;
+        }
+        self.options += 1;
+        if self.options > MAX_OPTIONS {
+            return Step::Close(Refusal::TooManyOptions);
+        }
+        let data: Vec<u8> =
+            self.input.drain(..OPTION_HEADER_BYTES + length).skip(OPTION_HEADER_BYTES).collect();
+        self.dispatch(number, &data)
+    }
+
+    fn dispatch(&mut self, number: u32, data: &[u8]) -> Step {
+        match number {
+            option::EXPORT_NAME => self.export_name(data),
+            option::ABORT => {
+                self.answer(number, reply::ACK, &[]);
+                Step::Close(Refusal::Aborted)
+            }
+            option::LIST => self.list(data),
+            option::INFO | option::GO => self.info(number, data),
+            option::STRUCTURED_REPLY if self.offer_structured => self.structured_reply(data),
+            _ => {
+                self.refuse(number, reply::ERR_UNSUP, "option not supported");
+                Step::Again
+            }
+        }
+    }
+
+    fn answer(&mut self, number: u32, kind: u32, data: &[u8]) {
+        option_reply(&mut self.output, number, kind, data);
+    }
+
+    /// Texts are ours: nothing that a client sent is echoed.
+    fn refuse(&mut self, number: u32, kind: u32, text: &str) {
+        self.answer(number, kind, text.as_bytes());
+    }
+
+    fn list(&mut self, data: &[u8]) -> Step {
+        if !data.is_empty() {
+            self.refuse(option::LIST, reply::ERR_INVALID, "LIST takes no data");
+            return Step::Again;
+        }
+        for export in self.directory.list() {
+            let name = export.name.as_bytes();
+            let mut entry = Vec::with_capacity(4 + name.len() + export.description.len());
+            // Names are bounded by MAX_STRING_BYTES when an export is made.
+            entry.extend_from_slice(&u32::try_from(name.len()).expect("a short name").to_be_bytes());
+            entry.extend_from_slice(name);
+            entry.extend_from_slice(export.description.as_bytes());
+            self.answer(option::LIST, reply::SERVER, &entry);
+        }
+        self.answer(option::LIST, reply::ACK, &[]);
+        Step::Again
+    }
+
+    fn structured_reply(&mut self, data: &[u8]) -> Step {
+        if data.is_empty() {
+            self.structured = true;
+            self.answer(option::STRUCTURED_REPLY, reply::ACK, &[]);
+        } else {
+            self.refuse(option::STRUCTURED_REPLY, reply::ERR_INVALID, "STRUCTURED_REPLY takes no data");
+        }
+        Step::Again
+    }
+
+    fn export_name(&mut self, name: &[u8]) -> Step {
+        if self.directory.stopping() {
+            return Step::Close(Refusal::Stopping);
+        }
+        let found = if name.len() <= MAX_STRING_BYTES { self.directory.find(name) } else { None };
+        let Some((address, export)) = found else { return Step::Close(Refusal::UnknownExport) };
+        self.output.extend_from_slice(&export.size.to_be_bytes());
+        self.output.extend_from_slice(&export.transmission_flags(self.structured).to_be_bytes());
+        if !self.no_zeroes {
+            self.output.extend_from_slice(&[0; LEGACY_ZERO_BYTES]);
+        }
+        self.done(address, export)
+    }
+
+    fn done(&mut self, address: ExportAddress, export: ExportInfo) -> Step {
+        let rules = Rules { export, structured: self.structured };
+        Step::Done(Agreement { address, rules, leftover: std::mem::take(&mut self.input) })
+    }
+
+    fn info(&mut self, number: u32, data: &[u8]) -> Step {
+        let request = match parse_info(data) {
+            Ok(request) => request,
+            Err(kind) => {
+                self.refuse(number, kind, "malformed or oversized export name");
+                return Step::Again;
+            }
+        };
+        if self.directory.stopping() {
+            self.refuse(number, reply::ERR_SHUTDOWN, "the server is stopping");
+            return Step::Again;
+        }
+        let Some((address, export)) = self.directory.find(request.name) else {
+            self.refuse(number, reply::ERR_UNKNOWN, "no such export");
+            return Step::Again;
+        };
+        self.describe(number, &export, &request);
+        self.answer(number, reply::ACK, &[]);
+        if number == option::GO { self.done(address, export) } else { Step::Again }
+    }
+
+    fn describe(&mut self, number: u32, export: &ExportInfo, request: &InfoRequest<'_>) {
+        let mut item = |kind: u16, data: &[u8]| {
+            let bytes: Vec<u8> = kind.to_be_bytes().iter().chain(data).copied().collect();
+            option_reply(&mut self.output, number, reply::INFO, &bytes);
+        };
+        let flags = export.transmission_flags(self.structured).to_be_bytes();
+        item(info::EXPORT, &[&export.size.to_be_bytes()[..], &flags].concat());
+        if request.wants_name {
+            item(info::NAME, export.name.as_bytes());
+        }
+        if request.wants_description && !export.description.is_empty() {
+            item(info::DESCRIPTION, export.description.as_bytes());
+        }
+        if request.wants_block_size {
+            let sizes = [export.block_minimum, export.block_preferred, MAX_PAYLOAD_BYTES];
+            item(info::BLOCK_SIZE, &sizes.map(u32::to_be_bytes).concat());
+        }
+    }
+}
+
+/// Parses the data of `INFO` and `GO`: name length, name, count, that many numbers, and nothing else.
+fn parse_info(data: &[u8]) -> Result<InfoRequest<'_>, u32> {
+    let (length, rest) = data.split_first_chunk::<4>().ok_or(reply::ERR_INVALID)?;
+    let length = u32::from_be_bytes(*length) as usize;
+    let (name, rest) = rest.split_at_checked(length).ok_or(reply::ERR_INVALID)?;
+    if length > MAX_STRING_BYTES {
+        return Err(reply::ERR_TOO_BIG);
+    }
+    let (count, kinds) = rest.split_first_chunk::<2>().ok_or(reply::ERR_INVALID)?;
+    if kinds.len() != usize::from(u16::from_be_bytes(*count)) * 2 {
+        return Err(reply::ERR_INVALID);
+    }
+    let wants = |kind: u16| kinds.chunks_exact(2).any(|bytes| bytes == kind.to_be_bytes());
+    Ok(InfoRequest {
+        name,
+        wants_name: wants(info::NAME),
+        wants_description: wants(info::DESCRIPTION),
+        wants_block_size: wants(info::BLOCK_SIZE),
+    })
+}

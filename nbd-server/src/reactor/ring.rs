@@ -1,0 +1,455 @@
+//! The ring, and the table of operations that the kernel may still be working on.
+//!
+//! **The ownership argument.** Every operation moves its buffers into [`Ring::ops`] before its address
+//! is given to the kernel, and they leave the table only with the completion that carries the table's
+//! key. There is no other way out: no cancel that returns early, no drop. A ring that is dropped with
+//! operations in flight leaks their buffers on purpose ([`Drop`]). The functions of this type are
+//! therefore safe to call in any order with any arguments.
+//!
+//! What the kernel reads besides buffers (`msghdr`, `iovec`s) lives in a boxed [`Message`] in the same
+//! table entry; files are registered, so a closed descriptor cannot be confused with a new one.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use slab::Slab;
+
+use super::buffer::{Buf, Pool, SLAB_BYTES};
+use crate::connection::{ReceiveOp, SendBatch};
+use crate::disk::{Disk, DiskDone, DiskOp, DiskOpKind, ExportIndex, ZeroMode};
+use crate::wire::Errno;
+
+/// Submission entries: as many operations as one turn of the loop can add without an extra system call.
+const SUBMISSION_ENTRIES: u32 = 1024;
+/// Completion entries; more completions than this wait in the kernel, none is lost (NODROP).
+const COMPLETION_ENTRIES: u32 = 8192;
+/// Slabs that are registered for direct I/O, at most: 64 MiB pinned.
+const REGISTERED_SLABS_MAX: u32 = 32;
+/// Pieces of one vectored socket operation (the kernel's UIO_MAXIOV).
+const IOVECS_MAX: usize = 1024;
+/// Transfers beyond this are not done inline even if the page cache could: they would hold up the loop.
+const INLINE_BYTES_MAX: usize = 1 << 20;
+/// An inline write that took longer than this was held up by write-back.
+const INLINE_STALL: Duration = Duration::from_millis(2);
+/// For that long after a stall, writes go to the ring's workers and the loop stays responsive.
+const INLINE_PAUSE: Duration = Duration::from_millis(100);
+
+/// A file of an export, as the reactor drives it.
+#[derive(Debug)]
+pub struct OpenFile {
+    /// The file, open for what the export needs.
+    pub file: File,
+    /// Opened with O_DIRECT.
+    pub direct: bool,
+}
+
+/// How large the ring's tables are.
+#[derive(Clone, Copy, Debug)]
+pub struct RingOptions {
+    /// Sockets that may be open at once.
+    pub sockets_max: u32,
+}
+
+/// What the kernel reads of a vectored socket operation besides the data.
+struct Message {
+    header: libc::msghdr,
+    iovecs: Vec<libc::iovec>,
+}
+
+impl Message {
+    fn new() -> Box<Self> {
+        // SAFETY: a msghdr is a C struct of integers and pointers, for which all zeroes is a valid value.
+        let header = unsafe { std::mem::zeroed() };
+        Box::new(Self { header, iovecs: Vec::with_capacity(8) })
+    }
+
+    /// Points the header at the pieces. The pieces must stay where they are until the operation is over:
+    /// they belong to buffers that the table owns.
+    fn point_at(&mut self) {
+        self.header.msg_iov = self.iovecs.as_mut_ptr();
+        self.header.msg_iovlen = self.iovecs.len() as _;
+    }
+}
+
+enum Op {
+    Receive { place: usize, op: ReceiveOp, message: Option<Box<Message>> },
+    Send { place: usize, batch: SendBatch, message: Box<Message> },
+    Disk { export: ExportIndex, op: DiskOp },
+    Wake,
+}
+
+/// An operation that has ended, with everything that was lent to it.
+pub(super) enum Completed {
+    Received { place: usize, op: ReceiveOp, result: Result<usize, Errno> },
+    Sent { place: usize, batch: SendBatch, result: Result<usize, Errno> },
+    Disk { export: ExportIndex, done: DiskDone },
+    Woken,
+}
+
+struct RegisteredFile {
+    file: OpenFile,
+    /// Inline writes are off until then, because one was held up.
+    paused_until: Option<Instant>,
+}
+
+/// See the module.
+pub(super) struct Ring {
+    ring: IoUring,
+    ops: ManuallyDrop<Slab<Op>>,
+    /// Completions of operations that were done inline.
+    inline: VecDeque<Completed>,
+    #[expect(clippy::vec_box, reason = "the boxes themselves are reused: their addresses go to the kernel")]
+    messages: Vec<Box<Message>>,
+    files: Vec<RegisteredFile>,
+    first_socket: u32,
+    pool: Pool,
+    registered_slabs: u32,
+    registering: bool,
+}
+
+impl Ring {
+    /// A ring that drives `files` and up to `options.sockets_max` sockets, with buffers from `pool`.
+    ///
+    /// # Errors
+    /// The kernel refuses the ring (too old, disabled, or out of memory) or the tables.
+    pub(super) fn new(files: Vec<OpenFile>, pool: Pool, options: RingOptions) -> io::Result<Self> {
+        let ring: IoUring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_submit_all()
+            .setup_cqsize(COMPLETION_ENTRIES)
+            .build(SUBMISSION_ENTRIES)?;
+        let first_socket = u32::try_from(files.len()).map_err(io::Error::other)?;
+        ring.submitter().register_files_sparse(first_socket + options.sockets_max)?;
+        for (slot, file) in (0..).zip(&files) {
+            ring.submitter().register_files_update(slot, &[file.file.as_raw_fd()])?;
+        }
+        let direct = files.iter().any(|file| file.direct);
+        let registering = direct && ring.submitter().register_buffers_sparse(REGISTERED_SLABS_MAX).is_ok();
+        let files = files.into_iter().map(|file| RegisteredFile { file, paused_until: None }).collect();
+        Ok(Self {
+            ring,
+            ops: ManuallyDrop::new(Slab::new()),
+            inline: VecDeque::new(),
+            messages: Vec::new(),
+            files,
+            first_socket,
+            pool,
+            registered_slabs: 0,
+            registering,
+        })
+    }
+
+    /// Makes a socket known under `place`.
+    ///
+    /// # Errors
+    /// The kernel refuses the descriptor.
+    pub(super) fn add_socket(&mut self, place: usize, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let slot = self.socket_slot(place);
+        self.ring.submitter().register_files_update(slot, &[socket.as_raw_fd()]).map(drop)
+    }
+
+    /// Forgets a socket.
+    ///
+    /// # Errors
+    /// The kernel refuses, which it has no reason to.
+    pub(super) fn remove_socket(&mut self, place: usize) -> io::Result<()> {
+        let slot = self.socket_slot(place);
+        self.ring.submitter().register_files_update(slot, &[-1]).map(drop)
+    }
+
+    fn socket_slot(&self, place: usize) -> u32 {
+        // Places are bounded by the server's connection limit.
+        self.first_socket + u32::try_from(place).expect("a small table")
+    }
+
+    /// Waits for a readable event descriptor, once.
+    pub(super) fn wake_on(&mut self, event: BorrowedFd<'_>) {
+        let entry = opcode::PollAdd::new(Fd(event.as_raw_fd()), libc::POLLIN as u32).build();
+        self.push(Op::Wake, |_| entry);
+    }
+
+    /// Receives into the operation's memory.
+    pub(super) fn receive(&mut self, place: usize, op: ReceiveOp) {
+        let socket = Fixed(self.socket_slot(place));
+        let message = op.payload.is_some().then(|| self.messages.pop().unwrap_or_else(Message::new));
+        self.push(Op::Receive { place, op, message }, |op| match op {
+            Op::Receive { op, message: None, .. } => {
+                let (_, chunk) = op.targets();
+                opcode::Recv::new(socket, chunk.as_mut_ptr(), chunk.len() as u32).build()
+            }
+            Op::Receive { op, message: Some(message), .. } => {
+                let (payload, chunk) = op.targets();
+                message.iovecs.clear();
+                for part in [payload.unwrap_or_default(), chunk] {
+                    message.iovecs.push(iovec(part.as_mut_ptr(), part.len()));
+                }
+                message.point_at();
+                opcode::RecvMsg::new(socket, &raw mut message.header).build()
+            }
+            _ => unreachable!("the operation pushed is the one prepared"),
+        });
+    }
+
+    /// Sends what is left of the batch.
+    pub(super) fn send(&mut self, place: usize, batch: SendBatch) {
+        let socket = Fixed(self.socket_slot(place));
+        let message = self.messages.pop().unwrap_or_else(Message::new);
+        self.push(Op::Send { place, batch, message }, |op| {
+            let Op::Send { batch, message, .. } = op else { unreachable!("as pushed") };
+            message.iovecs.clear();
+            let parts = batch.slices().take(IOVECS_MAX);
+            message.iovecs.extend(parts.map(|part| iovec(part.as_ptr().cast_mut(), part.len())));
+            message.point_at();
+            let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
+            opcode::SendMsg::new(socket, &raw const message.header).flags(flags).build()
+        });
+    }
+
+    /// Puts an operation into the table, then its entry into the submission queue. `prepare` sees the
+    /// operation where it will stay, so that addresses inside it are final.
+    fn push(&mut self, op: Op, prepare: impl FnOnce(&mut Op) -> squeue::Entry) {
+        let key = self.ops.insert(op);
+        let entry = prepare(&mut self.ops[key]).user_data(key as u64);
+        while self.ring.submission().is_full() {
+            // Rare: a turn with more operations than entries. Nothing is lost by submitting early.
+            if let Err(error) = self.ring.submit() {
+                tracing::trace!(%error, "submission queue full");
+            }
+        }
+        // SAFETY: every address in the entry points into memory that `self.ops[key]` owns: buffers (stable
+        // however the table moves), or the boxed Message. The entry leaves the table only in `complete`, after the
+        // kernel has posted the completion with this key; `Drop` leaks what is left. Descriptors are registered or
+        // owned by this ring's reactor.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        assert!(pushed.is_ok(), "the submission queue had room");
+    }
+
+    /// Hands queued operations to the kernel without waiting. What the page cache can serve completes here.
+    ///
+    /// # Errors
+    /// The kernel refuses to be entered.
+    pub(super) fn submit(&mut self) -> io::Result<()> {
+        if self.ring.submission().is_empty() {
+            return Ok(());
+        }
+        tolerate(self.ring.submit())
+    }
+
+    /// Submits and waits for a completion, or until `timeout`.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub(super) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        if !self.inline.is_empty() {
+            return self.submit();
+        }
+        match timeout {
+            None => tolerate(self.ring.submit_and_wait(1)),
+            Some(timeout) => {
+                let timespec = Timespec::from(timeout);
+                tolerate(self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timespec)))
+            }
+        }
+    }
+
+    /// Moves everything that has ended to `out`.
+    pub(super) fn take_completed(&mut self, out: &mut Vec<Completed>) {
+        out.extend(self.inline.drain(..));
+        let ended: &mut IoUring = &mut self.ring;
+        // Entries are copied out first: handling them needs the ring again.
+        for entry in ended.completion() {
+            let key = usize::try_from(entry.user_data()).expect("a key of our table");
+            let op = self.ops.remove(key);
+            out.push(complete(op, &entry, &mut self.messages));
+        }
+    }
+
+    /// Operations that the kernel has not given back.
+    pub(super) fn in_flight(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Registers slabs that were made since the last call, as far as the limits go.
+    fn register_slabs(&mut self) {
+        while self.registering && self.registered_slabs < REGISTERED_SLABS_MAX {
+            let Some(slab) = self.pool.slab(self.registered_slabs as usize) else { return };
+            let memory = [iovec(slab.as_ptr(), SLAB_BYTES)];
+            let submitter = self.ring.submitter();
+            // SAFETY: the slab is SLAB_BYTES long and lives as long as the pool, of which this ring holds a handle;
+            // the pages are pinned by the kernel, and used only through operations that own a `Buf` in them.
+            let updated = unsafe { submitter.register_buffers_update(self.registered_slabs, &memory, None) };
+            if let Err(error) = updated {
+                // Usually RLIMIT_MEMLOCK: go on with unregistered buffers.
+                tracing::debug!(%error, "buffers not registered");
+                self.registering = false;
+                return;
+            }
+            self.registered_slabs += 1;
+        }
+    }
+
+    fn registered(&self, buf: &Buf) -> Option<u16> {
+        let slab = buf.slab().filter(|&slab| slab < self.registered_slabs)?;
+        u16::try_from(slab).ok()
+    }
+
+    /// Writes through the page cache at once, when that cannot hold up the loop for long.
+    fn try_inline(&mut self, export: ExportIndex, op: DiskOp) -> Option<DiskOp> {
+        let DiskOpKind::Write { offset, done, ref buf } = op.kind else { return Some(op) };
+        let entry = &mut self.files[op.file.0 as usize];
+        if entry.file.direct || buf.len() - done > INLINE_BYTES_MAX {
+            return Some(op);
+        }
+        let started = Instant::now();
+        if entry.paused_until.is_some_and(|until| started < until) {
+            return Some(op);
+        }
+        let result = entry.file.file.write_at(&buf[done..], offset + done as u64);
+        entry.paused_until = (started.elapsed() > INLINE_STALL).then(|| Instant::now() + INLINE_PAUSE);
+        let result = match result {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Some(op),
+            other => other.map_err(|error| logged(&error, &op)),
+        };
+        self.inline.push_back(Completed::Disk { export, done: DiskDone { op, result } });
+        None
+    }
+
+    fn transfer_entry(&self, file: Fixed, kind: &mut DiskOpKind) -> squeue::Entry {
+        match kind {
+            DiskOpKind::Read { offset, done, buf } => {
+                let (at, registered) = (*offset + *done as u64, self.registered(buf));
+                let rest = &mut buf[*done..];
+                let (address, bytes) = (rest.as_mut_ptr(), rest.len() as u32);
+                match registered {
+                    Some(slab) => opcode::ReadFixed::new(file, address, bytes, slab).offset(at).build(),
+                    None => opcode::Read::new(file, address, bytes).offset(at).build(),
+                }
+            }
+            DiskOpKind::Write { offset, done, buf } => {
+                let (at, registered) = (*offset + *done as u64, self.registered(buf));
+                let rest = &buf[*done..];
+                let (address, bytes) = (rest.as_ptr(), rest.len() as u32);
+                match registered {
+                    Some(slab) => opcode::WriteFixed::new(file, address, bytes, slab).offset(at).build(),
+                    None => opcode::Write::new(file, address, bytes).offset(at).build(),
+                }
+            }
+            _ => other_entry(file, kind),
+        }
+    }
+}
+
+fn other_entry(file: Fixed, kind: &DiskOpKind) -> squeue::Entry {
+    match *kind {
+        DiskOpKind::Zero { offset, length, mode } => {
+            let mode = match mode {
+                ZeroMode::Punch => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+                ZeroMode::KeepAllocated => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+            };
+            opcode::Fallocate::new(file, length).offset(offset).mode(mode).build()
+        }
+        DiskOpKind::WillNeed { offset, length } => {
+            let length = libc::off_t::try_from(length).unwrap_or(libc::off_t::MAX);
+            opcode::Fadvise::new(file, length, libc::POSIX_FADV_WILLNEED).offset(offset).build()
+        }
+        _ => opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC).build(),
+    }
+}
+
+impl Disk for Ring {
+    fn submit(&mut self, export: ExportIndex, op: DiskOp) {
+        let Some(op) = self.try_inline(export, op) else { return };
+        self.register_slabs();
+        let file = Fixed(op.file.0);
+        let transfer = match &op.kind {
+            DiskOpKind::Read { buf, done, .. } | DiskOpKind::Write { buf, done, .. } => buf.len() - done,
+            _ => 0,
+        };
+        // Addresses of a `Buf` do not change when it is moved, so the entry may be made before the table
+        // takes the operation.
+        let mut op = op;
+        let mut entry = self.transfer_entry(file, &mut op.kind);
+        if transfer > INLINE_BYTES_MAX {
+            entry = entry.flags(squeue::Flags::ASYNC);
+        }
+        self.push(Op::Disk { export, op }, |_| entry);
+    }
+}
+
+fn iovec(base: *mut u8, len: usize) -> libc::iovec {
+    libc::iovec { iov_base: base.cast(), iov_len: len }
+}
+
+#[expect(clippy::vec_box, reason = "see `Ring::messages`")]
+fn complete(op: Op, entry: &cqueue::Entry, messages: &mut Vec<Box<Message>>) -> Completed {
+    let result = usize::try_from(entry.result()).map_err(|_| -entry.result());
+    match op {
+        Op::Wake => Completed::Woken,
+        Op::Receive { place, op, message } => {
+            messages.extend(message);
+            Completed::Received { place, op, result: result.map_err(Errno::from_os) }
+        }
+        Op::Send { place, batch, message } => {
+            messages.push(message);
+            Completed::Sent { place, batch, result: result.map_err(Errno::from_os) }
+        }
+        Op::Disk { export, op } => {
+            let result = result.map_err(|raw| logged(&io::Error::from_raw_os_error(raw), &op));
+            Completed::Disk { export, done: DiskDone { op, result } }
+        }
+    }
+}
+
+/// The protocol's error for a system's one, after its cause was logged. What was asked of the file is
+/// worth more in the log than what the client will be told.
+fn logged(error: &io::Error, op: &DiskOp) -> Errno {
+    let errno = Errno::from(error);
+    if errno != Errno::NotSup {
+        tracing::warn!(%error, file = op.file.0, operation = %describe(&op.kind), "disk operation failed");
+    }
+    errno
+}
+
+fn describe(kind: &DiskOpKind) -> String {
+    match kind {
+        DiskOpKind::Read { offset, buf, .. } => format!("read {}+{}", offset, buf.len()),
+        DiskOpKind::Write { offset, buf, .. } => format!("write {}+{}", offset, buf.len()),
+        DiskOpKind::Sync => "sync".to_owned(),
+        DiskOpKind::Zero { offset, length, mode } => format!("zero {offset}+{length} {mode:?}"),
+        DiskOpKind::WillNeed { offset, length } => format!("prefetch {offset}+{length}"),
+    }
+}
+
+/// Being interrupted, timing out and a full completion queue are not errors of the ring: the loop comes
+/// back after it has taken what has ended.
+fn tolerate(result: io::Result<usize>) -> io::Result<()> {
+    match result {
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN) => Ok(()),
+            _ => Err(error),
+        },
+        Ok(_) => Ok(()),
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // A poll for mail owns no memory; it is there whenever the loop runs.
+        if self.ops.iter().all(|(_, op)| matches!(op, Op::Wake)) {
+            // SAFETY: dropped once, here; nothing uses the table afterwards. The kernel uses none of its memory: no
+            // operation that owns any is left.
+            unsafe { ManuallyDrop::drop(&mut self.ops) }
+        } else {
+            // The kernel may still write to these buffers: they are leaked, never freed early.
+            tracing::warn!(operations = self.ops.len() - 1, "ring dropped with operations in flight");
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! Listening, handshakes and stopping, on tokio; transmission is the reactors'.
+//!
+//! ```text
+//!  accept ─ limit ─ handshake (10 s) ─ agreement ─► mailbox of the export's reactor
+//! ```
+//!
+//! A client costs a permit from its accept until its socket is closed, wherever it is served by then.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use crate::connection::Limits;
+use crate::disk::ExportIndex;
+use crate::engine::Negotiated;
+use crate::export::ExportInfo;
+use crate::handshake::{Agreement, Directory, ExportAddress, Handshake, Refusal, Step};
+use crate::image::Image;
+use crate::reactor::{ExportSpec, Mailbox, Reactor, ReactorConfig, ReactorStats};
+use crate::wire::MAX_STRING_BYTES;
+
+/// Bounds and choices of a server.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Bounds of each connection.
+    pub limits: Limits,
+    /// Connections at once, those in the handshake included.
+    pub connections_max: u32,
+    /// How long a handshake may take as a whole.
+    pub handshake_timeout: Duration,
+    /// Offer structured replies.
+    pub structured_replies: bool,
+    /// Reactor threads; exports are spread over them.
+    pub reactors: usize,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            connections_max: 100,
+            handshake_timeout: Duration::from_secs(10),
+            structured_replies: true,
+            reactors: 1,
+        }
+    }
+}
+
+/// Why a server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Two exports have one name.
+    #[error("two exports are named {0:?}")]
+    DuplicateName(String),
+    /// A name that the protocol cannot carry.
+    #[error("an export's name must have 1 to {MAX_STRING_BYTES} bytes and no NUL")]
+    BadName,
+    /// The kernel refuses io_uring.
+    #[error("io_uring cannot be used: {0}")]
+    Ring(#[source] io::Error),
+    /// The system has no thread or descriptor for us.
+    #[error("cannot start a reactor: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// Where clients come from.
+#[derive(Debug)]
+pub enum Listener {
+    /// A Unix socket.
+    Unix(UnixListener),
+    /// A TCP port.
+    Tcp(TcpListener),
+}
+
+struct Catalog {
+    exports: Vec<(ExportInfo, ExportAddress)>,
+    by_name: HashMap<Vec<u8>, usize>,
+    stopping: AtomicBool,
+}
+
+impl Directory for Catalog {
+    fn list(&self) -> Vec<ExportInfo> {
+        self.exports.iter().map(|(info, _)| info.clone()).collect()
+    }
+
+    fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
+        let index = if name.is_empty() { 0 } else { *self.by_name.get(name)? };
+        self.exports.get(index).map(|(info, address)| (*address, info.clone()))
+    }
+
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+}
+
+struct RunningReactor {
+    mailbox: Mailbox,
+    thread: JoinHandle<io::Result<ReactorStats>>,
+}
+
+/// A running server: reactor threads, and the state that accept loops share.
+pub struct Server {
+    shared: Arc<Shared>,
+    reactors: Vec<RunningReactor>,
+    /// One message for every reactor that has ended.
+    ended: mpsc::UnboundedReceiver<()>,
+}
+
+struct Shared {
+    catalog: Arc<Catalog>,
+    mailboxes: Vec<Mailbox>,
+    permits: Arc<Semaphore>,
+    config: ServerConfig,
+}
+
+impl Server {
+    /// Starts the reactors. The first export is the default one (the empty name).
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start(images: Vec<Image>, config: ServerConfig) -> Result<Self, StartError> {
+        let count = config.reactors.clamp(1, images.len().max(1));
+        let (catalog, specs) = place_exports(images, count)?;
+        let (end, ended) = mpsc::unbounded_channel();
+        let mut reactors = Vec::new();
+        for (number, specs) in specs.into_iter().enumerate() {
+            reactors.push(start_reactor(number, specs, &config, end.clone())?);
+        }
+        let mailboxes = reactors.iter().map(|reactor| reactor.mailbox.clone()).collect();
+        let permits = Arc::new(Semaphore::new(config.connections_max as usize));
+        let shared = Arc::new(Shared { catalog: Arc::new(catalog), mailboxes, permits, config });
+        Ok(Self { shared, reactors, ended })
+    }
+
+    /// What accept loops need; it may outlive the server, and then finds it stopping.
+    pub fn acceptor(&self) -> Acceptor {
+        Acceptor { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Stops: nothing new is accepted into transmission, what is in flight is finished. Returns within
+    /// five seconds.
+    ///
+    /// # Errors
+    /// A reactor had failed.
+    pub async fn stop(mut self) -> io::Result<ReactorStats> {
+        self.shared.catalog.stopping.store(true, Ordering::Release);
+        for reactor in &self.reactors {
+            reactor.mailbox.send_stop()?;
+        }
+        let mut total = ReactorStats::default();
+        for _ in &self.reactors {
+            self.ended.recv().await;
+        }
+        for reactor in self.reactors {
+            // All have said that they are at their end, so a join does not hold the runtime up.
+            let stats = join(reactor.thread)?;
+            total.connections += stats.connections;
+            total.requests += stats.requests;
+            total.abandoned += stats.abandoned;
+        }
+        Ok(total)
+    }
+
+    /// Ends when a reactor does, which it should not before [`Self::stop`].
+    pub async fn failed(&mut self) -> io::Error {
+        self.ended.recv().await;
+        let Some(at) = self.reactors.iter().position(|reactor| reactor.thread.is_finished()) else {
+            return io::Error::other("a reactor ended");
+        };
+        match join(self.reactors.swap_remove(at).thread) {
+            Ok(_) => io::Error::other("a reactor ended by itself"),
+            Err(error) => error,
+        }
+    }
+}
+
+/// Accepts clients for a server.
+#[derive(Clone)]
+pub struct Acceptor {
+    shared: Arc<Shared>,
+}
+
+impl Acceptor {
+    /// Accepts clients until the future is dropped.
+    ///
+    /// # Errors
+    /// The listener is broken. Failures of single clients, and passing ones (no descriptors left), are
+    /// logged and survived.
+    pub async fn serve(&self, listener: Listener) -> io::Result<()> {
+        loop {
+            match &listener {
+                Listener::Unix(listener) => match listener.accept().await {
+                    Ok((stream, _)) => self.spawn(stream, |stream| {
+                        let stream = stream.into_std()?;
+                        stream.set_nonblocking(false)?;
+                        Ok(stream.into())
+                    }),
+                    Err(error) => survive(error).await?,
+                },
+                Listener::Tcp(listener) => match listener.accept().await {
+                    Ok((stream, _)) => self.spawn(stream, |stream| {
+                        stream.set_nodelay(true)?;
+                        let stream = stream.into_std()?;
+                        stream.set_nonblocking(false)?;
+                        Ok(stream.into())
+                    }),
+                    Err(error) => survive(error).await?,
+                },
+            }
+        }
+    }
+
+    fn spawn<S>(&self, stream: S, into_fd: impl FnOnce(S) -> io::Result<OwnedFd> + Send + 'static)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Ok(permit) = Arc::clone(&self.shared.permits).try_acquire_owned() else {
+            tracing::warn!(code = "TOO_MANY_CONNECTIONS", "client turned away");
+            return;
+        };
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            match admit(&shared, stream, permit, into_fd).await {
+                Ok(None) => {}
+                Ok(Some(refusal)) => tracing::debug!(code = code(refusal), "handshake ended"),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    tracing::info!(code = "HANDSHAKE_TIMEOUT", "client turned away");
+                }
+                Err(error) => tracing::debug!(%error, "handshake failed"),
+            }
+        });
+    }
+}
+
+fn join(thread: JoinHandle<io::Result<ReactorStats>>) -> io::Result<ReactorStats> {
+    thread.join().map_err(|_| io::Error::other("a reactor panicked"))?
+}
+
+/// Gives every export a name, a reactor and a place.
+fn place_exports(images: Vec<Image>, reactors: usize) -> Result<(Catalog, Vec<Vec<ExportSpec>>), StartError> {
+    let mut specs: Vec<Vec<ExportSpec>> = (0..reactors).map(|_| Vec::new()).collect();
+    let (mut exports, mut by_name) = (Vec::new(), HashMap::new());
+    for (number, image) in images.into_iter().enumerate() {
+        let name = image.info.name.as_bytes();
+        if name.is_empty() || name.len() > MAX_STRING_BYTES || name.contains(&0) {
+            return Err(StartError::BadName);
+        }
+        if by_name.insert(name.to_vec(), number).is_some() {
+            return Err(StartError::DuplicateName(image.info.name));
+        }
+        let reactor = number % reactors;
+        // A command line does not hold 2^32 exports.
+        let index = ExportIndex(u32::try_from(specs[reactor].len()).expect("few exports"));
+        exports.push((image.info, ExportAddress { reactor, index }));
+        specs[reactor].push(image.spec);
+    }
+    Ok((Catalog { exports, by_name, stopping: AtomicBool::new(false) }, specs))
+}
+
+fn start_reactor(
+    number: usize,
+    specs: Vec<ExportSpec>,
+    config: &ServerConfig,
+    end: mpsc::UnboundedSender<()>,
+) -> Result<RunningReactor, StartError> {
+    let config = ReactorConfig { limits: config.limits.clone(), connections_max: config.connections_max };
+    let reactor = Reactor::new(specs, config).map_err(StartError::Thread)?;
+    let mailbox = reactor.mailbox();
+    let (started, standing) = std::sync::mpsc::channel();
+    let body = move || {
+        // Whoever waits has gone only if the start was given up; then the result does not matter.
+        // A receiver that is gone means that the start, or the server, was given up: nobody to tell.
+        let result = reactor.run(|| started.send(()).unwrap_or(()));
+        end.send(()).unwrap_or(());
+        result
+    };
+    let thread = std::thread::Builder::new().name(format!("reactor-{number}"));
+    let thread = thread.spawn(body).map_err(StartError::Thread)?;
+    match standing.recv() {
+        Ok(()) => Ok(RunningReactor { mailbox, thread }),
+        Err(_) => Err(StartError::Ring(join(thread).err().unwrap_or_else(|| io::Error::other("ended")))),
+    }
+}
+
+/// An accept that failed for want of descriptors or memory is tried again a little later; the clients we
+/// have keep being served.
+async fn survive(error: io::Error) -> io::Result<()> {
+    match error.raw_os_error() {
+        Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP) => Err(error),
+        _ => {
+            tracing::warn!(%error, "accept failed");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Ok(())
+        }
+    }
+}
+
+/// Takes a client through the handshake and hands it to its reactor; tells why not, if not.
+async fn admit<S>(
+    shared: &Shared,
+    mut stream: S,
+    permit: OwnedSemaphorePermit,
+    into_fd: impl FnOnce(S) -> io::Result<OwnedFd>,
+) -> io::Result<Option<Refusal>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let handshake = negotiate(shared, &mut stream);
+    let agreement = match tokio::time::timeout(shared.config.handshake_timeout, handshake).await {
+        Ok(result) => result?,
+        Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+    };
+    let Agreement { address, rules, leftover } = match agreement {
+        Ok(agreement) => agreement,
+        Err(refusal) => return Ok(Some(refusal)),
+    };
+    let client = Negotiated { export: address.index, rules, leftover };
+    shared.mailboxes[address.reactor].send_client(into_fd(stream)?, client, permit)?;
+    Ok(None)
+}
+
+async fn negotiate<S>(shared: &Shared, stream: &mut S) -> io::Result<Result<Agreement, Refusal>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let directory: Arc<dyn Directory> = Arc::<Catalog>::clone(&shared.catalog);
+    let mut handshake = Handshake::new(directory, shared.config.structured_replies);
+    let mut chunk = [0; 4096];
+    stream.write_all(&Handshake::greeting()).await?;
+    loop {
+        let step = handshake.advance();
+        let output = handshake.take_output();
+        let sent = stream.write_all(&output).await;
+        match step {
+            // A client that aborts need not wait for the answer.
+            Step::Close(refusal) => return Ok(Err(refusal)),
+            Step::Done(agreement) => return sent.map(|()| Ok(agreement)),
+            Step::Again => sent?,
+            Step::NeedInput => {
+                sent?;
+                match stream.read(&mut chunk).await? {
+                    0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    bytes => handshake.receive(&chunk[..bytes]),
+                }
+            }
+        }
+    }
+}
+
+fn code(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Aborted => "ABORTED",
+        Refusal::UnknownClientFlags => "UNKNOWN_CLIENT_FLAGS",
+        Refusal::BadOptionMagic => "BAD_OPTION_MAGIC",
+        Refusal::OptionTooLarge => "OPTION_TOO_LARGE",
+        Refusal::TooManyOptions => "TOO_MANY_OPTIONS",
+        Refusal::UnknownExport => "UNKNOWN_EXPORT",
+        Refusal::Stopping => "STOPPING",
+    }
+}

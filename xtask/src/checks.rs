@@ -1,0 +1,92 @@
+//! All checks in one order: the cheap ones first, the tests last, so that the last lines are the test
+//! runner's totals.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use fixtures::packages::Purpose;
+use fixtures::process;
+
+use crate::deny;
+use crate::ensure_packages;
+use crate::progress::Progress;
+use crate::workspace::Workspace;
+
+/// Random cases of the model test: enough for every door, and for one in a hurry.
+const CASES: u32 = 2000;
+const CASES_QUICK: u32 = 200;
+
+/// What the model test reads its number of cases from.
+const CASES_VARIABLE: &str = "MODEL_CASES";
+
+/// Every check; `quick` leaves out what changes rarely.
+pub(crate) fn test(workspace: &Workspace, cases: Option<u32>, quick: bool) -> Result<()> {
+    let progress = Progress::start();
+    let step = |name: &str, command: &mut Command| check(&progress, name, command);
+    ensure_packages(Purpose::Test, &progress)?;
+    step("format", &mut workspace.cargo(&["fmt", "--all", "--check"]))?;
+    let lints = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    step("lints", &mut workspace.cargo(&lints))?;
+    if !quick {
+        slow_checks(workspace, &progress)?;
+    }
+    let cases = cases.unwrap_or(if quick { CASES_QUICK } else { CASES });
+    step(
+        &format!("tests, {cases} model cases"),
+        runner(workspace, &["--workspace"]).env(CASES_VARIABLE, cases.to_string()),
+    )
+}
+
+/// The model test alone, in release.
+pub(crate) fn model(workspace: &Workspace, cases: u32) -> Result<()> {
+    let mut model = runner(workspace, &["--release", "-p", "nbd-server", "--test", "model"]);
+    check(
+        &Progress::start(),
+        &format!("model test, {cases} cases"),
+        model.env(CASES_VARIABLE, cases.to_string()),
+    )
+}
+
+/// Licences, Miri, docs. A tool that is not there is said and skipped: none of them is needed to build or
+/// run.
+fn slow_checks(workspace: &Workspace, progress: &Progress) -> Result<()> {
+    match workspace.find_tool("cargo-deny") {
+        Some(program) => check(progress, "dependencies", &mut deny::command(workspace, &program))?,
+        None => progress.say("dependencies: skipped, no cargo-deny; `cargo xtask deny` installs and runs it"),
+    }
+    if process::run(&mut miri(&["--version"])).is_ok() {
+        let mut buffers = miri(&["test", "-p", "nbd-server", "--lib", "reactor::buffer"]);
+        check(progress, "buffers under Miri", buffers.current_dir(&workspace.root))?;
+    } else {
+        progress.say("buffers under Miri: skipped; `rustup toolchain install nightly -c miri` brings it");
+    }
+    let mut docs =
+        workspace.cargo(&["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]);
+    check(progress, "docs", docs.env("RUSTDOCFLAGS", "-D warnings"))?;
+    check(progress, "examples in docs", &mut workspace.cargo(&["test", "--quiet", "--workspace", "--doc"]))
+}
+
+/// Says what begins, runs it with our terminal, and names it in the error.
+fn check(progress: &Progress, name: &str, command: &mut Command) -> Result<()> {
+    progress.say(name);
+    process::run_visibly(command).with_context(|| format!("check failed: {name}"))
+}
+
+/// nextest where it is installed, for its time limits and groups (`.config/nextest.toml`); else cargo's own
+/// runner.
+fn runner(workspace: &Workspace, arguments: &[&str]) -> Command {
+    let runner: &[&str] = match workspace.find_tool("cargo-nextest") {
+        Some(_) => &["nextest", "run"],
+        None => &["test"],
+    };
+    let mut command = workspace.cargo(runner);
+    command.args(arguments);
+    command
+}
+
+/// `cargo +nightly miri …`: through rustup's cargo in `PATH`, the only one that understands `+nightly`.
+fn miri(arguments: &[&str]) -> Command {
+    let mut command = process::command("cargo");
+    command.args(["+nightly", "miri"]).args(arguments);
+    command
+}
