@@ -52,6 +52,9 @@ pub struct Limits {
     pub payload_bytes_max: usize,
     /// Bytes read ahead from a socket at once.
     pub receive_bytes: usize,
+    /// Reads wait while this many bytes of replies are not sent: what is read ahead of the client goes
+    /// cold in the processor's cache before it is copied to the socket, and only costs memory.
+    pub send_ahead_bytes: usize,
     /// How long half a request may wait for its rest, or a reply for being read.
     pub stall: std::time::Duration,
 }
@@ -62,6 +65,7 @@ impl Default for Limits {
             requests_max: 256,
             payload_bytes_max: 40 << 20,
             receive_bytes: 128 << 10,
+            send_ahead_bytes: 512 << 10,
             stall: std::time::Duration::from_secs(30),
         }
     }
@@ -269,6 +273,7 @@ pub struct Connection {
     spare: Option<SendBatch>,
     sending: bool,
     sending_replies: usize,
+    sending_payload_bytes: usize,
     shutdown_done: bool,
     received_at: Nanos,
     sent_at: Nanos,
@@ -304,6 +309,7 @@ impl Connection {
             spare: None,
             sending: false,
             sending_replies: 0,
+            sending_payload_bytes: 0,
             shutdown_done: false,
             received_at: Nanos::default(),
             sent_at: Nanos::default(),
@@ -349,7 +355,7 @@ impl Connection {
         };
         let verdict = self.judge(&header);
         if let Verdict::Accept(accepted) = verdict
-            && self.payload_bytes + cost(accepted, &header) > self.limits.payload_bytes_max
+            && self.must_wait(accepted, &header)
         {
             // The header stays where it is until earlier requests have given their buffers back.
             return Step::Stop;
@@ -367,6 +373,12 @@ impl Connection {
             }
             Verdict::Close(reason) => self.give_up(reason),
         }
+    }
+
+    fn must_wait(&self, accepted: Accepted, header: &RequestHeader) -> bool {
+        let unsent = self.building.payload_bytes + self.sending_payload_bytes;
+        let ahead = matches!(accepted, Accepted::Read { .. }) && unsent >= self.limits.send_ahead_bytes;
+        ahead || self.payload_bytes + cost(accepted, header) > self.limits.payload_bytes_max
     }
 
     fn judge(&self, header: &RequestHeader) -> Verdict {
@@ -569,6 +581,7 @@ impl Connection {
         let batch = std::mem::replace(&mut self.building, empty);
         self.sending = true;
         self.sending_replies = batch.replies;
+        self.sending_payload_bytes = batch.payload_bytes;
         Some(batch)
     }
 
@@ -663,6 +676,7 @@ impl Connection {
         }
         self.sending = false;
         self.sending_replies = 0;
+        self.sending_payload_bytes = 0;
         self.payload_bytes -= batch.payload_bytes;
         batch.clear();
         self.spare = Some(batch);

@@ -19,12 +19,19 @@ use crate::export::{Export, Io, Reply, Request};
 use crate::reactor::buffer::Pool;
 use crate::transmission::{CloseReason, Rules};
 
+/// Payload bytes that one connection may start per turn; what it has beyond waits for the next. Keeps a
+/// deep queue of large requests from holding up the others, and from being read long before it is sent.
+const TURN_BYTES: usize = 512 << 10;
+
 /// See the module.
 pub struct Engine {
     exports: Vec<Box<dyn Export>>,
     connections: Slab<Place>,
     /// Connections whose next action must be asked for.
     ready: VecDeque<usize>,
+    turn: u64,
+    /// Connections that have used up their turn and may have more requests.
+    deferred: Vec<usize>,
     replies: Vec<Reply>,
     pool: Pool,
     limits: Limits,
@@ -36,6 +43,9 @@ pub struct Engine {
 struct Place {
     connection: Connection,
     ready: bool,
+    /// The last turn in which it started something, and the bytes that it started then.
+    turn: u64,
+    turn_bytes: usize,
 }
 
 /// A client that has left the handshake.
@@ -56,6 +66,8 @@ impl Engine {
             exports,
             connections: Slab::new(),
             ready: VecDeque::new(),
+            turn: 1,
+            deferred: Vec::new(),
             replies: Vec::new(),
             pool,
             limits,
@@ -80,11 +92,6 @@ impl Engine {
         self.requests
     }
 
-    /// Tells the time; every event after it happens at that time.
-    pub fn set_now(&mut self, now: Nanos) {
-        self.now = now;
-    }
-
     /// Takes a client over; its place is returned.
     pub fn connect(&mut self, client: Negotiated, disk: &mut dyn Disk) -> usize {
         let entry = self.connections.vacant_entry();
@@ -97,7 +104,7 @@ impl Engine {
         if self.stopping {
             connection.begin_stop();
         }
-        entry.insert(Place { connection, ready: false });
+        entry.insert(Place { connection, ready: false, turn: 0, turn_bytes: 0 });
         self.pump(place, disk);
         place
     }
@@ -155,12 +162,41 @@ impl Engine {
         None
     }
 
-    /// Starts every request of the connection that the limits allow.
+    /// Starts every request of the connection that the limits and its turn allow.
     fn pump(&mut self, place: usize, disk: &mut dyn Disk) {
-        while let Some(request) = self.connections[place].connection.next_request(&self.pool) {
+        loop {
+            let entry = &mut self.connections[place];
+            if entry.turn != self.turn {
+                (entry.turn, entry.turn_bytes) = (self.turn, 0);
+            }
+            if entry.turn_bytes >= TURN_BYTES {
+                break;
+            }
+            let Some(request) = entry.connection.next_request(&self.pool) else { break };
+            entry.turn_bytes += request.length as usize;
+            if entry.turn_bytes >= TURN_BYTES {
+                self.deferred.push(place);
+            }
             self.start(place, request, disk);
         }
         self.mark_ready(place);
+    }
+
+    /// Begins a turn: connections that had used up their last one go on.
+    pub fn begin_turn(&mut self, now: Nanos) {
+        self.now = now;
+        self.turn += 1;
+        while let Some(place) = self.deferred.pop() {
+            // It may have been closed meanwhile, and its place given to another, whom a look does not hurt.
+            if self.connections.contains(place) {
+                self.mark_ready(place);
+            }
+        }
+    }
+
+    /// Some connection waits for the next turn only: do not wait for anything else.
+    pub fn wants_turn(&self) -> bool {
+        !self.deferred.is_empty()
     }
 
     fn start(&mut self, place: usize, request: Request, disk: &mut dyn Disk) {
@@ -187,7 +223,7 @@ impl Engine {
         }
     }
 
-    /// Closes clients that have stalled. Call it now and then after [`Self::set_now`].
+    /// Closes clients that have stalled. Call it now and then.
     pub fn check_stalls(&mut self) {
         self.for_each_connection(Connection::check_stall);
     }

@@ -10,15 +10,16 @@
 //! `&mut [u8]` views never overlap.
 //!
 //! Blocks come from 2 MiB slabs in power-of-two classes and go back to their class when the last view
-//! is dropped; larger ones are allocated and freed one by one. A pool belongs to one thread (it is not
-//! `Send`), so nothing here takes a lock. Memory is zeroed when it is first allocated, not when it is
+//! is dropped; larger ones are mapped and unmapped one by one. A pool belongs to one thread (it is not
+//! `Send`), so nothing here takes a lock. Memory is zero when it is first mapped, not when it is
 //! reused: whoever sends a buffer must have filled it.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::{Cell, RefCell};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::rc::Rc;
+
+use memmap2::{Advice, MmapMut};
 
 /// Alignment of every buffer: enough for direct I/O on any medium that Linux serves.
 pub const BUFFER_ALIGN_BYTES: usize = 4096;
@@ -27,71 +28,61 @@ pub const SLAB_BYTES: usize = 2 << 20;
 /// Size classes: 4 KiB doubled up to a whole slab.
 const CLASSES: usize = 10;
 
-/// One block of memory. It does not own it when it is part of a slab: the pool does.
+/// One block of memory: a part of a slab, which the pool owns, or a mapping of its own.
 struct Block {
     memory: NonNull<u8>,
     bytes: usize,
-    /// The slab that the block was cut from; `None` for a block with an allocation of its own.
-    slab: Option<u32>,
+    home: Home,
 }
 
-impl Block {
-    fn layout(bytes: usize) -> Layout {
-        // The size is a multiple of the alignment and far below isize::MAX (it came from a u32).
-        Layout::from_size_align(bytes, BUFFER_ALIGN_BYTES).expect("a block's layout is valid")
+enum Home {
+    /// The slab that the block was cut from.
+    Slab(u32),
+    /// Never read: it keeps the memory mapped until the block is dropped.
+    Own { _mapping: MmapMut },
+}
+
+/// Anonymous memory: zero, not touched yet, aligned to pages.
+///
+/// # Panics
+/// When the system has no memory left: there is nothing to go on with.
+fn map(bytes: usize) -> (MmapMut, NonNull<u8>) {
+    let mut mapping = MmapMut::map_anon(bytes).expect("memory for buffers");
+    if bytes >= SLAB_BYTES
+        && !cfg!(miri)
+        && let Err(error) = mapping.advise(Advice::HugePage)
+    {
+        tracing::trace!(%error, "no huge pages for buffers");
     }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        if self.slab.is_none() {
-            // SAFETY: a block without a slab was allocated by `allocate` with this very layout, and this is its
-            // only owner (blocks are shared through Rc, and this is the last drop).
-            unsafe { dealloc(self.memory.as_ptr(), Self::layout(self.bytes)) }
-        }
-    }
-}
-
-fn allocate(bytes: usize, align: usize) -> NonNull<u8> {
-    let layout = Layout::from_size_align(bytes, align).expect("a block's layout is valid");
-    // SAFETY: the layout's size is not zero: callers pass at least one class of 4 KiB.
-    let memory = unsafe { alloc_zeroed(layout) };
-    NonNull::new(memory).unwrap_or_else(|| handle_alloc_error(layout))
+    let memory = NonNull::new(mapping.as_mut_ptr()).expect("a mapping is not at address zero");
+    (mapping, memory)
 }
 
 struct Shared {
     free: [RefCell<Vec<Rc<Block>>>; CLASSES],
-    slabs: RefCell<Vec<NonNull<u8>>>,
+    slabs: RefCell<Vec<Slab>>,
     bytes_in_use: Cell<usize>,
 }
 
-impl Shared {
-    fn slab_layout() -> Layout {
-        Layout::from_size_align(SLAB_BYTES, SLAB_BYTES).expect("a slab's layout is valid")
-    }
+struct Slab {
+    memory: NonNull<u8>,
+    /// Never read: unmapped with the pool. Every `Buf` holds an Rc of its pool, so none is left then.
+    _mapping: MmapMut,
+}
 
+impl Shared {
     /// Cuts a new slab into blocks of `class`.
     fn grow(&self, class: usize) {
-        let memory = allocate(SLAB_BYTES, SLAB_BYTES);
+        let (mapping, memory) = map(SLAB_BYTES);
         let mut slabs = self.slabs.borrow_mut();
         let slab = u32::try_from(slabs.len()).expect("fewer slabs than 2^32");
-        slabs.push(memory);
+        slabs.push(Slab { memory, _mapping: mapping });
         let bytes = BUFFER_ALIGN_BYTES << class;
         let mut free = self.free[class].borrow_mut();
         for at in (0..SLAB_BYTES).step_by(bytes) {
-            // SAFETY: `at` is below SLAB_BYTES, so the pointer stays inside the slab's allocation.
+            // SAFETY: `at` is below SLAB_BYTES, so the pointer stays inside the slab's mapping.
             let memory = unsafe { memory.add(at) };
-            free.push(Rc::new(Block { memory, bytes, slab: Some(slab) }));
-        }
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        for slab in self.slabs.borrow_mut().drain(..) {
-            // SAFETY: allocated in `grow` with this layout. Every `Buf` holds an Rc of this pool, so none is left,
-            // and the blocks on the free lists do not own their memory.
-            unsafe { dealloc(slab.as_ptr(), Self::slab_layout()) }
+            free.push(Rc::new(Block { memory, bytes, home: Home::Slab(slab) }));
         }
     }
 }
@@ -135,7 +126,8 @@ impl Pool {
         let class = (rounded / BUFFER_ALIGN_BYTES).trailing_zeros() as usize;
         if class >= CLASSES {
             let bytes = bytes.next_multiple_of(BUFFER_ALIGN_BYTES);
-            return Rc::new(Block { memory: allocate(bytes, BUFFER_ALIGN_BYTES), bytes, slab: None });
+            let (mapping, memory) = map(bytes);
+            return Rc::new(Block { memory, bytes, home: Home::Own { _mapping: mapping } });
         }
         loop {
             if let Some(block) = self.shared.free[class].borrow_mut().pop() {
@@ -152,7 +144,7 @@ impl Pool {
 
     /// Addresses of the slabs made so far, oldest first; each is [`SLAB_BYTES`] long. For registration.
     pub(super) fn slab(&self, index: usize) -> Option<NonNull<u8>> {
-        self.shared.slabs.borrow().get(index).copied()
+        self.shared.slabs.borrow().get(index).map(|slab| slab.memory)
     }
 }
 
@@ -180,13 +172,16 @@ impl Buf {
 
     /// The slab that the memory lies in, for operations on registered buffers.
     pub(super) fn slab(&self) -> Option<u32> {
-        self.block.slab
+        match self.block.home {
+            Home::Slab(slab) => Some(slab),
+            Home::Own { .. } => None,
+        }
     }
 
     /// Address of the first byte, for the kernel. Valid for `len` bytes as long as this `Buf` exists.
     pub(super) fn address(&self) -> *mut u8 {
         // SAFETY: `start` is within the block (kept by `take` and `split_to`), so the result stays in its
-        // allocation.
+        // mapping.
         unsafe { self.block.memory.as_ptr().add(self.start) }
     }
 }
@@ -195,7 +190,7 @@ impl Deref for Buf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range lies in the block, is initialised (zeroed at allocation), and no other view overlaps
+        // SAFETY: the range lies in the block, is initialised (mapped as zeroes), and no other view overlaps
         // it: `split_to` hands out disjoint ranges only, and the ring holds whole `Buf`s, not pointers into ours.
         unsafe { std::slice::from_raw_parts(self.address(), self.len) }
     }
@@ -220,7 +215,7 @@ impl Drop for Buf {
             return;
         }
         self.pool.bytes_in_use.set(self.pool.bytes_in_use.get() - self.block.bytes);
-        if self.block.slab.is_some() {
+        if self.slab().is_some() {
             let class = (self.block.bytes / BUFFER_ALIGN_BYTES).trailing_zeros() as usize;
             self.pool.free[class].borrow_mut().push(Rc::clone(&self.block));
         }

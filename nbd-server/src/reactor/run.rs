@@ -212,7 +212,7 @@ impl Loop {
 
     fn turn(&mut self, completed: &mut Vec<Completed>) -> io::Result<()> {
         let now = self.now();
-        self.engine.set_now(now);
+        self.engine.begin_turn(now);
         loop {
             self.ring.take_completed(completed);
             if completed.is_empty() {
@@ -315,7 +315,9 @@ impl Loop {
 
     /// With clients there is always a next look at the clock; without, nothing wakes us but mail.
     fn timeout(&self) -> Option<Duration> {
-        if self.stopping_since.is_some() {
+        if self.engine.wants_turn() {
+            Some(Duration::ZERO)
+        } else if self.stopping_since.is_some() {
             Some(STOP_LINGER / 4)
         } else {
             (self.engine.connection_count() > 0).then_some(TICK)
