@@ -145,6 +145,7 @@ fn open(path: &Path, read_only: bool, direct: bool) -> Result<File, OpenError> {
 /// A lock that is held is tried for a while: the kernel takes the ring of a server that has just ended
 /// down some milliseconds after its process is gone, and the registered files with it. Without the
 /// patience a restart would fail now and then.
+#[expect(clippy::disallowed_methods, reason = "opening a file happens before anything is served")]
 fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), OpenError> {
     let patience = Instant::now() + LOCK_PATIENCE;
     loop {
