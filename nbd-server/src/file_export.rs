@@ -378,6 +378,10 @@ impl Export for FileExport {
             }
             Command::WriteZeroes { fua, no_hole, fast } => {
                 let mode = if no_hole { ZeroMode::KeepAllocated } else { ZeroMode::Punch };
+                if fast && self.cannot_zero[mode as usize] {
+                    // At once, before an edge is touched: that is what the flag is for.
+                    return io.reply(request.id, Err(Errno::NotSup));
+                }
                 self.add(&request, Task::Zero { fua, mode, fast, at, end }, None, io);
             }
             Command::Cache => self.add(&request, Task::Cache, None, io),

@@ -22,8 +22,10 @@ use crate::wire::{
 
 /// The largest option data that is read, bytes.
 pub const MAX_OPTION_BYTES: usize = 64 << 10;
-/// Options that one client may send.
+/// Options that one client may send, plus [`OPTIONS_PER_EXPORT`] for each export.
 pub const MAX_OPTIONS: usize = 32;
+/// `nbdinfo --list` and `qemu-nbd --list` ask for the details of every export on one connection.
+pub const OPTIONS_PER_EXPORT: usize = 4;
 /// Bytes of an option's header: magic, number, length.
 const OPTION_HEADER_BYTES: usize = 16;
 /// Zero bytes that end an `EXPORT_NAME` answer for clients of the old days.
@@ -31,6 +33,10 @@ const LEGACY_ZERO_BYTES: usize = 124;
 
 /// What can be exported, and to where its clients are handed over.
 pub trait Directory: Send + Sync {
+    /// How many exports there are.
+    fn count(&self) -> usize {
+        self.list().len()
+    }
     /// Every export a client may see.
     fn list(&self) -> Vec<ExportInfo>;
     /// The export for a name as it came over the wire (`""` is the default export), and its address.
@@ -189,7 +195,7 @@ impl Handshake {
             return Step::NeedInput;
         }
         self.options += 1;
-        if self.options > MAX_OPTIONS {
+        if self.options > MAX_OPTIONS + OPTIONS_PER_EXPORT * self.directory.count() {
             return Step::Close(Refusal::TooManyOptions);
         }
         let data: Vec<u8> =

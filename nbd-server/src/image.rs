@@ -135,6 +135,8 @@ fn open(path: &Path, read_only: bool, direct: bool) -> Result<File, OpenError> {
             OpenError::Denied(path.to_owned(), if read_only { "for reading" } else { "for writing" })
         }
         Some(libc::EISDIR | libc::ENXIO) => OpenError::NotADisk(path.to_owned()),
+        // Opening a directory for direct reading fails with the same error.
+        Some(libc::EINVAL) if path.is_dir() => OpenError::NotADisk(path.to_owned()),
         Some(libc::EINVAL) if direct => OpenError::NoDirect(path.to_owned()),
         _ => OpenError::Io(path.to_owned(), error),
     })

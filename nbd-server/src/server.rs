@@ -87,6 +87,10 @@ struct Catalog {
 }
 
 impl Directory for Catalog {
+    fn count(&self) -> usize {
+        self.exports.len()
+    }
+
     fn list(&self) -> Vec<ExportInfo> {
         self.exports.iter().map(|(info, _)| info.clone()).collect()
     }
@@ -230,7 +234,8 @@ impl Acceptor {
         tokio::spawn(async move {
             match admit(&shared, stream, permit, into_fd).await {
                 Ok(None) => {}
-                Ok(Some(refusal)) => tracing::debug!(code = code(refusal), "handshake ended"),
+                Ok(Some(Refusal::Aborted)) => tracing::debug!(code = "ABORTED", "handshake ended"),
+                Ok(Some(refusal)) => tracing::info!(code = code(refusal), "client turned away"),
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                     tracing::info!(code = "HANDSHAKE_TIMEOUT", "client turned away");
                 }

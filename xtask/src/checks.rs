@@ -16,6 +16,9 @@ use crate::workspace::Workspace;
 const CASES: u32 = 2000;
 const CASES_QUICK: u32 = 200;
 
+/// Sanitizers need the target named, so that build scripts and macros are built without them.
+const SANITIZER_TARGET: &str = "x86_64-unknown-linux-gnu";
+
 /// What the model test reads its number of cases from.
 const CASES_VARIABLE: &str = "MODEL_CASES";
 
@@ -60,10 +63,25 @@ fn slow_checks(workspace: &Workspace, progress: &Progress) -> Result<()> {
     } else {
         progress.say("buffers under Miri: skipped; `rustup toolchain install nightly -c miri` brings it");
     }
+    reactor_under_sanitizer(workspace, progress)?;
     let mut docs =
         workspace.cargo(&["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]);
     check(progress, "docs", docs.env("RUSTDOCFLAGS", "-D warnings"))?;
     check(progress, "examples in docs", &mut workspace.cargo(&["test", "--quiet", "--workspace", "--doc"]))
+}
+
+/// The unsafe room with the real ring under it, which Miri cannot run: clients that vanish, stall and are
+/// stopped in the middle of transfers, with every access to memory checked.
+fn reactor_under_sanitizer(workspace: &Workspace, progress: &Progress) -> Result<()> {
+    if process::run(process::command("cargo").args(["+nightly", "--version"])).is_err() {
+        progress.say("reactor under AddressSanitizer: skipped; `rustup toolchain install nightly` brings it");
+        return Ok(());
+    }
+    let mut tests = process::command("cargo");
+    tests.args(["+nightly", "test", "--quiet", "--target", SANITIZER_TARGET, "-p", "nbd-server"]);
+    tests.args(["--lib", "--test", "protocol"]);
+    tests.env("RUSTFLAGS", "-Zsanitizer=address").env("CARGO_TARGET_DIR", workspace.target.join("sanitizer"));
+    check(progress, "reactor under AddressSanitizer", tests.current_dir(&workspace.root))
 }
 
 /// Says what begins, runs it with our terminal, and names it in the error.

@@ -273,6 +273,15 @@ impl Ring {
         }
     }
 
+    /// Lets go of all files and sockets now. The kernel takes a ring down some milliseconds after its
+    /// process has gone; whoever stops a server and unmounts its file system would find it busy.
+    ///
+    /// # Errors
+    /// The kernel refuses, which it has no reason to.
+    pub(super) fn release_files(&mut self) -> io::Result<()> {
+        self.ring.submitter().unregister_files()
+    }
+
     /// Operations that the kernel has not given back.
     pub(super) fn in_flight(&self) -> usize {
         self.ops.len()

@@ -207,6 +207,7 @@ impl Loop {
             self.ring.wait(self.timeout())?;
         }
         self.stats.requests = self.engine.requests_started();
+        self.ring.release_files()?;
         // The poll on the mailbox is always in flight and owns no buffer.
         self.stats.abandoned = self.ring.in_flight().saturating_sub(1);
         Ok(self.stats)
