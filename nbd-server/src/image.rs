@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, StatxFlags, ioctl_blksszget, statx};
+use rustix::fs::{AtFlags, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, ioctl_blksszget, statx};
 
 use crate::export::ExportInfo;
 use crate::file_export::{FileExport, FileGeometry};
@@ -126,10 +126,10 @@ fn describe(options: &ImageOptions) -> String {
 
 fn open(path: &Path, read_only: bool, direct: bool) -> Result<File, OpenError> {
     let flags = if direct { libc::O_DIRECT } else { 0 };
-    // O_NONBLOCK so that a FIFO given by mistake cannot hang us; it has no effect on files and block devices.
+    // O_NONBLOCK so that a FIFO given by mistake cannot hang us.
     let flags = flags | libc::O_NONBLOCK;
     let opened = OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(path);
-    opened.map_err(|error| match error.raw_os_error() {
+    opened.and_then(blocking).map_err(|error| match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) => OpenError::NotFound(path.to_owned()),
         Some(libc::EACCES | libc::EPERM | libc::EROFS) => {
             OpenError::Denied(path.to_owned(), if read_only { "for reading" } else { "for writing" })
@@ -140,6 +140,13 @@ fn open(path: &Path, read_only: bool, direct: bool) -> Result<File, OpenError> {
         Some(libc::EINVAL) if direct => OpenError::NoDirect(path.to_owned()),
         _ => OpenError::Io(path.to_owned(), error),
     })
+}
+
+/// On file systems without non-blocking reads the ring takes O_NONBLOCK at its word and fails with EAGAIN.
+fn blocking(file: File) -> io::Result<File> {
+    let flags = fcntl_getfl(&file)?;
+    fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
+    Ok(file)
 }
 
 /// Two servers writing one image would corrupt it in silence.

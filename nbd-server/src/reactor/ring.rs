@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
+use rustix::io::{ReadWriteFlags, preadv2};
 use slab::Slab;
 
 use super::buffer::{Buf, Pool, SLAB_BYTES};
@@ -98,6 +99,41 @@ struct RegisteredFile {
     file: OpenFile,
     /// Inline writes are off until then, because one was held up.
     paused_until: Option<Instant>,
+    /// The file system has reads that return instead of waiting for the disk.
+    reads_without_waiting: bool,
+}
+
+impl RegisteredFile {
+    /// What the page cache has of a range, without waiting for the disk; `None` if it has nothing of it.
+    fn try_read(&mut self, offset: u64, buf: &mut [u8]) -> Option<io::Result<usize>> {
+        if !self.reads_without_waiting {
+            return None;
+        }
+        let flags = ReadWriteFlags::NOWAIT;
+        match preadv2(&self.file.file, &mut [IoSliceMut::new(buf)], offset, flags) {
+            Ok(moved) => Some(Ok(moved)),
+            Err(rustix::io::Errno::OPNOTSUPP) => {
+                self.reads_without_waiting = false;
+                None
+            }
+            // The ring will find the same error again, if it is one.
+            Err(_) => None,
+        }
+    }
+
+    /// Writes to the page cache; `None` while that may hold up the loop for long.
+    fn try_write(&mut self, offset: u64, buf: &[u8]) -> Option<io::Result<usize>> {
+        let started = clock();
+        if buf.len() > INLINE_BYTES_MAX || self.paused_until.is_some_and(|until| started < until) {
+            return None;
+        }
+        let result = self.file.file.write_at(buf, offset);
+        self.paused_until = (clock() - started > INLINE_STALL).then(|| clock() + INLINE_PAUSE);
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
+            other => Some(other),
+        }
+    }
 }
 
 /// See the module.
@@ -134,7 +170,10 @@ impl Ring {
         }
         let direct = files.iter().any(|file| file.direct);
         let registering = direct && ring.submitter().register_buffers_sparse(REGISTERED_SLABS_MAX).is_ok();
-        let files = files.into_iter().map(|file| RegisteredFile { file, paused_until: None }).collect();
+        let files = files
+            .into_iter()
+            .map(|file| RegisteredFile { file, paused_until: None, reads_without_waiting: true })
+            .collect();
         Ok(Self {
             ring,
             ops: ManuallyDrop::new(Slab::new()),
@@ -311,23 +350,23 @@ impl Ring {
         u16::try_from(slab).ok()
     }
 
-    /// Writes through the page cache at once, when that cannot hold up the loop for long.
-    fn try_inline(&mut self, export: ExportIndex, op: DiskOp) -> Option<DiskOp> {
-        let DiskOpKind::Write { offset, done, ref buf } = op.kind else { return Some(op) };
+    /// Transfers through the page cache are tried at once, without the ring: it could do no better when the
+    /// data are there, and a system call costs less than an entry and a completion. Gives the operation
+    /// back if the ring must do it.
+    fn try_inline(&mut self, export: ExportIndex, mut op: DiskOp) -> Option<DiskOp> {
         let entry = &mut self.files[op.file.0 as usize];
-        if entry.file.direct || buf.len() - done > INLINE_BYTES_MAX {
+        if entry.file.direct {
             return Some(op);
         }
-        let started = clock();
-        if entry.paused_until.is_some_and(|until| started < until) {
-            return Some(op);
-        }
-        let result = entry.file.file.write_at(&buf[done..], offset + done as u64);
-        entry.paused_until = (clock() - started > INLINE_STALL).then(|| clock() + INLINE_PAUSE);
-        let result = match result {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Some(op),
-            other => other.map_err(|error| logged(&error, &op)),
+        let result = match &mut op.kind {
+            DiskOpKind::Read { offset, done, buf } => {
+                entry.try_read(*offset + *done as u64, &mut buf[*done..])
+            }
+            DiskOpKind::Write { offset, done, buf } => entry.try_write(*offset + *done as u64, &buf[*done..]),
+            _ => None,
         };
+        let Some(result) = result else { return Some(op) };
+        let result = result.map_err(|error| logged(&error, &op));
         self.inline.push_back(Completed::Disk { export, done: DiskDone { op, result } });
         None
     }
