@@ -564,6 +564,8 @@ impl Connection {
             return Some(SocketAction::Send(batch));
         }
         if let Some(op) = self.take_receive() {
+            // The peer's time runs from here: until now it was us who did not read.
+            self.received_at = now;
             return Some(SocketAction::Receive(op));
         }
         if self.must_shut_down() {
@@ -668,6 +670,8 @@ impl Connection {
         self.sent_at = now;
         match result {
             Ok(moved) if moved > 0 => batch.advance(moved),
+            // Our own shutdown of a broken connection fails its send, too: the first reason stays.
+            _ if matches!(self.stage, Stage::Broken(_)) => {}
             _ => self.stage = Stage::Broken(CloseReason::PeerGone),
         }
         let broken = matches!(self.stage, Stage::Broken(_));

@@ -187,6 +187,10 @@ impl Handshake {
         }
         let word = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().expect("four bytes"));
         let (number, length) = (word(number), word(length) as usize);
+        if length > MAX_OPTION_BYTES && number == option::EXPORT_NAME {
+            // Its only answer is the export itself: a client would take a refusal for the size.
+            return Step::Close(Refusal::OptionTooLarge);
+        }
         if length > MAX_OPTION_BYTES {
             self.refuse(number, reply::ERR_TOO_BIG, "option data longer than 64 KiB");
             return Step::Close(Refusal::OptionTooLarge);

@@ -61,7 +61,7 @@ pub enum StartError {
     #[error("two exports are named {0:?}")]
     DuplicateName(String),
     /// A name that the protocol cannot carry.
-    #[error("an export's name must have 1 to {MAX_STRING_BYTES} bytes and no NUL")]
+    #[error("an export's name must have 1 to {MAX_STRING_BYTES} bytes and no NUL, its description no more")]
     BadName,
     /// The kernel refuses io_uring.
     #[error("io_uring cannot be used: {0}")]
@@ -255,7 +255,8 @@ fn place_exports(images: Vec<Image>, reactors: usize) -> Result<(Catalog, Vec<Ve
     let (mut exports, mut by_name) = (Vec::new(), HashMap::new());
     for (number, image) in images.into_iter().enumerate() {
         let name = image.info.name.as_bytes();
-        if name.is_empty() || name.len() > MAX_STRING_BYTES || name.contains(&0) {
+        let too_long = name.len().max(image.info.description.len()) > MAX_STRING_BYTES;
+        if name.is_empty() || too_long || name.contains(&0) {
             return Err(StartError::BadName);
         }
         if by_name.insert(name.to_vec(), number).is_some() {

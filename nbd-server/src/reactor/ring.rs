@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
-use rustix::io::{ReadWriteFlags, preadv2};
 use slab::Slab;
 
 use super::buffer::{Buf, Pool, SLAB_BYTES};
@@ -35,6 +34,9 @@ const COMPLETION_ENTRIES: u32 = 8192;
 const REGISTERED_SLABS_MAX: u32 = 32;
 /// Pieces of one vectored socket operation (the kernel's UIO_MAXIOV).
 const IOVECS_MAX: usize = 1024;
+/// Bytes of one send. A send ends when all of it is in the socket, and only then is it known that the peer
+/// reads: a slow one must not be taken for one that has stalled.
+const SEND_BYTES_MAX: usize = 256 << 10;
 /// Transfers beyond this are not done inline even if the page cache could: they would hold up the loop.
 const INLINE_BYTES_MAX: usize = 1 << 20;
 /// An inline write that took longer than this was held up by write-back or the journal. Well above a
@@ -99,28 +101,9 @@ struct RegisteredFile {
     file: OpenFile,
     /// Inline writes are off until then, because one was held up.
     paused_until: Option<Instant>,
-    /// The file system has reads that return instead of waiting for the disk.
-    reads_without_waiting: bool,
 }
 
 impl RegisteredFile {
-    /// What the page cache has of a range, without waiting for the disk; `None` if it has nothing of it.
-    fn try_read(&mut self, offset: u64, buf: &mut [u8]) -> Option<io::Result<usize>> {
-        if !self.reads_without_waiting {
-            return None;
-        }
-        let flags = ReadWriteFlags::NOWAIT;
-        match preadv2(&self.file.file, &mut [IoSliceMut::new(buf)], offset, flags) {
-            Ok(moved) => Some(Ok(moved)),
-            Err(rustix::io::Errno::OPNOTSUPP) => {
-                self.reads_without_waiting = false;
-                None
-            }
-            // The ring will find the same error again, if it is one.
-            Err(_) => None,
-        }
-    }
-
     /// Writes to the page cache; `None` while that may hold up the loop for long.
     fn try_write(&mut self, offset: u64, buf: &[u8]) -> Option<io::Result<usize>> {
         let started = clock();
@@ -170,10 +153,7 @@ impl Ring {
         }
         let direct = files.iter().any(|file| file.direct);
         let registering = direct && ring.submitter().register_buffers_sparse(REGISTERED_SLABS_MAX).is_ok();
-        let files = files
-            .into_iter()
-            .map(|file| RegisteredFile { file, paused_until: None, reads_without_waiting: true })
-            .collect();
+        let files = files.into_iter().map(|file| RegisteredFile { file, paused_until: None }).collect();
         Ok(Self {
             ring,
             ops: ManuallyDrop::new(Slab::new()),
@@ -245,8 +225,15 @@ impl Ring {
         self.push(Op::Send { place, batch, message }, |op| {
             let Op::Send { batch, message, .. } = op else { unreachable!("as pushed") };
             message.iovecs.clear();
-            let parts = batch.slices().take(IOVECS_MAX);
-            message.iovecs.extend(parts.map(|part| iovec(part.as_ptr().cast_mut(), part.len())));
+            let mut room = SEND_BYTES_MAX;
+            for part in batch.slices().take(IOVECS_MAX) {
+                let bytes = part.len().min(room);
+                message.iovecs.push(iovec(part.as_ptr().cast_mut(), bytes));
+                room -= bytes;
+                if room == 0 {
+                    break;
+                }
+            }
             message.point_at();
             let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
             opcode::SendMsg::new(socket, &raw const message.header).flags(flags).build()
@@ -350,22 +337,15 @@ impl Ring {
         u16::try_from(slab).ok()
     }
 
-    /// Transfers through the page cache are tried at once, without the ring: it could do no better when the
-    /// data are there, and a system call costs less than an entry and a completion. Gives the operation
-    /// back if the ring must do it.
-    fn try_inline(&mut self, export: ExportIndex, mut op: DiskOp) -> Option<DiskOp> {
+    /// Writes through the page cache are done at once, without the ring, which would give them to a worker
+    /// thread on most file systems. Gives the operation back if the ring must do it.
+    fn try_inline(&mut self, export: ExportIndex, op: DiskOp) -> Option<DiskOp> {
+        let DiskOpKind::Write { offset, done, ref buf } = op.kind else { return Some(op) };
         let entry = &mut self.files[op.file.0 as usize];
         if entry.file.direct {
             return Some(op);
         }
-        let result = match &mut op.kind {
-            DiskOpKind::Read { offset, done, buf } => {
-                entry.try_read(*offset + *done as u64, &mut buf[*done..])
-            }
-            DiskOpKind::Write { offset, done, buf } => entry.try_write(*offset + *done as u64, &buf[*done..]),
-            _ => None,
-        };
-        let Some(result) = result else { return Some(op) };
+        let Some(result) = entry.try_write(offset + done as u64, &buf[done..]) else { return Some(op) };
         let result = result.map_err(|error| logged(&error, &op));
         self.inline.push_back(Completed::Disk { export, done: DiskDone { op, result } });
         None

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -78,15 +78,22 @@ pub struct Mailbox {
 }
 
 struct MailboxShared {
-    /// Bounded by the server's connection limit: a message is a client or the one stop.
-    queue: Mutex<VecDeque<Message>>,
+    inbox: Mutex<Inbox>,
     event: OwnedFd,
+}
+
+#[derive(Default)]
+struct Inbox {
+    /// Bounded by the server's connection limit: a message is a client or the one stop.
+    messages: VecDeque<Message>,
+    /// The reactor has ended: nobody would ever take a message.
+    closed: bool,
 }
 
 impl Mailbox {
     fn new() -> io::Result<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { shared: Arc::new(MailboxShared { queue: Mutex::default(), event }) })
+        Ok(Self { shared: Arc::new(MailboxShared { inbox: Mutex::default(), event }) })
     }
 
     /// Hands a client over to the reactor. The socket must be in blocking mode.
@@ -111,7 +118,12 @@ impl Mailbox {
     }
 
     fn send(&self, message: Message) -> io::Result<()> {
-        self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(message);
+        let mut inbox = self.shared.inbox();
+        if inbox.closed {
+            return Err(io::Error::other("the reactor has ended"));
+        }
+        inbox.messages.push_back(message);
+        drop(inbox);
         rustix::io::write(&self.shared.event, &1u64.to_ne_bytes())?;
         Ok(())
     }
@@ -122,7 +134,23 @@ impl Mailbox {
             Ok(_) | Err(rustix::io::Errno::AGAIN) => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(std::mem::take(&mut *self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner)))
+        Ok(std::mem::take(&mut self.shared.inbox().messages))
+    }
+
+    /// Refuses messages from now on, and drops those that nobody took: a client among them is closed.
+    fn close(&self) {
+        let mut inbox = self.shared.inbox();
+        inbox.closed = true;
+        let left = std::mem::take(&mut inbox.messages);
+        drop(inbox);
+        drop(left);
+    }
+}
+
+impl MailboxShared {
+    /// A thread that panicked with the lock held has left nothing half done: messages are whole.
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -196,6 +224,13 @@ struct Loop {
     next_tick: Nanos,
     stopping_since: Option<Nanos>,
     stats: ReactorStats,
+}
+
+/// However the loop ends, nobody waits for it any more.
+impl Drop for Loop {
+    fn drop(&mut self) {
+        self.mailbox.close();
+    }
 }
 
 impl Loop {

@@ -1,0 +1,19 @@
+//! The protocol on the wire: bad clients and the answers they must get, rows N1-N14 and X1-X15 by name,
+//! and what good clients rely on.
+//!
+//! Clients are made by hand (`fixtures::nbd`), servers are real: in this process for chosen limits, as the
+//! binary where facts of a process count. After each bad client another one must be served.
+
+mod exports;
+mod harness;
+
+mod handshake;
+mod names;
+mod transmission;
+
+mod limits;
+mod serving;
+mod stopping;
+
+mod clockwork;
+mod process;
