@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -26,6 +27,14 @@ use crate::handshake::{Agreement, Directory, ExportAddress, Handshake, Refusal, 
 use crate::image::Image;
 use crate::reactor::{ExportSpec, Mailbox, Reactor, ReactorConfig, ReactorStats};
 use crate::wire::MAX_STRING_BYTES;
+
+/// What a Unix socket may hold of replies on their way, as far as the system allows (net.core.wmem_max).
+/// With the default, 208 KiB, large reads stop and go: the sender sleeps until three quarters are drained,
+/// and the receiver is idle before it has woken up.
+const UNIX_SEND_BYTES: usize = 1 << 20;
+
+/// Longer than a client needs between two requests, also when it must be woken first.
+pub const DEFAULT_POLL_WINDOW: Duration = Duration::from_micros(50);
 
 /// Bounds and choices of a server.
 #[derive(Clone, Debug)]
@@ -40,6 +49,8 @@ pub struct ServerConfig {
     pub structured_replies: bool,
     /// Reactor threads; exports are spread over them.
     pub reactors: usize,
+    /// See [`ReactorConfig::poll_window`].
+    pub poll_window: Duration,
 }
 
 impl Default for ServerConfig {
@@ -50,6 +61,7 @@ impl Default for ServerConfig {
             handshake_timeout: Duration::from_secs(10),
             structured_replies: true,
             reactors: 1,
+            poll_window: DEFAULT_POLL_WINDOW,
         }
     }
 }
@@ -204,6 +216,7 @@ impl Acceptor {
                 Listener::Unix(listener) => match listener.accept().await {
                     Ok((stream, _)) => self.spawn(stream, |stream| {
                         let stream = stream.into_std()?;
+                        set_socket_send_buffer_size(&stream, UNIX_SEND_BYTES)?;
                         stream.set_nonblocking(false)?;
                         Ok(stream.into())
                     }),
@@ -277,7 +290,11 @@ fn start_reactor(
     config: &ServerConfig,
     end: mpsc::UnboundedSender<()>,
 ) -> Result<RunningReactor, StartError> {
-    let config = ReactorConfig { limits: config.limits.clone(), connections_max: config.connections_max };
+    let config = ReactorConfig {
+        limits: config.limits.clone(),
+        connections_max: config.connections_max,
+        poll_window: config.poll_window,
+    };
     let reactor = Reactor::new(specs, config).map_err(StartError::Thread)?;
     let mailbox = reactor.mailbox();
     let (started, standing) = std::sync::mpsc::channel();

@@ -1,10 +1,11 @@
 //! One thread, one io_uring: sockets and disk files together. The only room with unsafe code.
 //!
 //! What lives here: buffers ([`buffer`]), the ring and the table of operations it owns (`ring`), and the
-//! loop that turns completions into engine events and engine actions into operations (`run`). What does
-//! not: any decision about a request; that is the engine's.
+//! loop that turns completions into engine events and engine actions into operations (`run`, and `idle` for
+//! its patience). What does not: any decision about a request; that is the engine's.
 
 pub mod buffer;
+mod idle;
 mod ring;
 mod run;
 

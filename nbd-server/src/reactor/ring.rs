@@ -143,6 +143,7 @@ impl Ring {
         let ring: IoUring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .setup_submit_all()
             .setup_cqsize(COMPLETION_ENTRIES)
             .build(SUBMISSION_ENTRIES)?;
@@ -306,6 +307,11 @@ impl Ring {
     /// The kernel refuses, which it has no reason to.
     pub(super) fn release_files(&mut self) -> io::Result<()> {
         self.ring.submitter().unregister_files()
+    }
+
+    /// Something has ended, or the kernel has work for us that will end something. No system call.
+    pub(super) fn has_work(&mut self) -> bool {
+        !self.inline.is_empty() || self.ring.submission().taskrun() || !self.ring.completion().is_empty()
     }
 
     /// Operations that the kernel has not given back.

@@ -16,6 +16,7 @@ use rustix::net::{Shutdown, shutdown};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::buffer::Pool;
+use super::idle::IdlePoll;
 use super::ring::{Completed, OpenFile, Ring, RingOptions};
 use crate::connection::{Limits, Nanos, SocketAction};
 use crate::disk::FileId;
@@ -47,6 +48,9 @@ pub struct ReactorConfig {
     pub limits: Limits,
     /// Connections at once.
     pub connections_max: u32,
+    /// How long to look for the next request before sleeping, with a client that sends one at a time;
+    /// zero: never.
+    pub poll_window: Duration,
 }
 
 /// What a reactor has done, told when it ends.
@@ -203,6 +207,7 @@ impl Reactor {
             next_tick: Nanos::default(),
             stopping_since: None,
             stats: ReactorStats::default(),
+            idle: IdlePoll::new(self.config.poll_window),
         }
         .run()
     }
@@ -224,6 +229,7 @@ struct Loop {
     next_tick: Nanos,
     stopping_since: Option<Nanos>,
     stats: ReactorStats,
+    idle: IdlePoll,
 }
 
 /// However the loop ends, nobody waits for it any more.
@@ -238,14 +244,32 @@ impl Loop {
         let mut completed = Vec::new();
         self.ring.wake_on(self.mailbox.shared.event.as_fd());
         while !self.stopped() {
+            let before = self.engine.requests_started();
             self.turn(&mut completed)?;
-            self.ring.wait(self.timeout())?;
+            self.idle.turn_ended(self.engine.requests_started() - before);
+            self.wait()?;
         }
         self.stats.requests = self.engine.requests_started();
         self.ring.release_files()?;
         // The poll on the mailbox is always in flight and owns no buffer.
         self.stats.abandoned = self.ring.in_flight().saturating_sub(1);
         Ok(self.stats)
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        let started = clock();
+        let window = self.idle.poll_for();
+        if let Some(window) = window {
+            self.ring.submit()?;
+            while !self.ring.has_work() && clock() - started < window {
+                // Whoever else wants this processor may have it, our client above all.
+                std::thread::yield_now();
+            }
+        }
+        let timeout = if self.ring.has_work() { Some(Duration::ZERO) } else { self.timeout() };
+        self.ring.wait(timeout)?;
+        self.idle.wait_ended(clock() - started, window.is_some());
+        Ok(())
     }
 
     fn now(&self) -> Nanos {

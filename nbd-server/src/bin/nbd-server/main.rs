@@ -9,6 +9,7 @@ mod listeners;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use nbd_server::export::ExportInfo;
@@ -136,6 +137,7 @@ fn config(args: &Args) -> ServerConfig {
         connections_max: args.max_connections,
         structured_replies: !args.no_structured_replies,
         reactors: usize::from(args.threads),
+        poll_window: Duration::from_micros(u64::from(args.poll_us)),
         ..ServerConfig::default()
     }
 }
