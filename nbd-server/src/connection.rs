@@ -65,7 +65,7 @@ impl Default for Limits {
             requests_max: 256,
             payload_bytes_max: 40 << 20,
             receive_bytes: 128 << 10,
-            send_ahead_bytes: 512 << 10,
+            send_ahead_bytes: 2 << 20,
             stall: std::time::Duration::from_secs(30),
         }
     }

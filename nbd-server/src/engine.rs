@@ -21,7 +21,7 @@ use crate::transmission::{CloseReason, Rules};
 
 /// Payload bytes that one connection may start per turn; what it has beyond waits for the next. Keeps a
 /// deep queue of large requests from holding up the others, and from being read long before it is sent.
-const TURN_BYTES: usize = 512 << 10;
+pub const TURN_BYTES: usize = 2 << 20;
 
 /// See the module.
 pub struct Engine {

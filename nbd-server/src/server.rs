@@ -34,7 +34,7 @@ use crate::wire::MAX_STRING_BYTES;
 const UNIX_SEND_BYTES: usize = 1 << 20;
 
 /// Longer than a client needs between two requests, also when it must be woken first.
-pub const DEFAULT_POLL_WINDOW: Duration = Duration::from_micros(50);
+pub const DEFAULT_POLL_WINDOW: Duration = Duration::from_micros(100);
 
 /// Bounds and choices of a server.
 #[derive(Clone, Debug)]

@@ -226,7 +226,10 @@ fn understand(input: &[u8]) -> (Vec<(u32, u32)>, Meaning) {
             return (answers, Meaning::Closes(Refusal::BadOptionMagic));
         }
         if length > 64 << 10 {
-            answers.push((number, ERR_TOO_BIG));
+            // EXPORT_NAME has no answer but the export itself.
+            if number != option::EXPORT_NAME {
+                answers.push((number, ERR_TOO_BIG));
+            }
             return (answers, Meaning::Closes(Refusal::OptionTooLarge));
         }
         if rest.len() < 16 + length {

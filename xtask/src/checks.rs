@@ -46,7 +46,7 @@ pub(crate) fn model(workspace: &Workspace, cases: u32) -> Result<()> {
     check(
         &Progress::start(),
         &format!("model test, {cases} cases"),
-        model.env(CASES_VARIABLE, cases.to_string()),
+        model.env(CASES_VARIABLE, cases.to_string()).env("NEXTEST_PROFILE", "long"),
     )
 }
 

@@ -14,7 +14,7 @@ const SHALLOW_REQUESTS: u64 = 16;
 /// Shallow turns in a row before polling is tried.
 const SHALLOW_TURNS: u32 = 256;
 /// Waits without polling after the processor was found to be wanted by others.
-const PAUSE_WAITS: u32 = 256;
+const PAUSE_WAITS: u32 = 16;
 
 /// See the module.
 #[derive(Debug)]

@@ -40,7 +40,7 @@ const DIRECT_DEPTH: usize = 48;
 const IOVECS_MAX: usize = 1024;
 /// Bytes of one send. A send ends when all of it is in the socket, and only then is it known that the peer
 /// reads: a slow one must not be taken for one that has stalled.
-const SEND_BYTES_MAX: usize = 256 << 10;
+const SEND_BYTES_MAX: usize = 1 << 20;
 /// Transfers beyond this are not done inline even if the page cache could: they would hold up the loop.
 const INLINE_BYTES_MAX: usize = 1 << 20;
 /// An inline write that took longer than this was held up by write-back or the journal. Well above a

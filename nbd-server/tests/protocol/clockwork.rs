@@ -3,7 +3,7 @@
 use fixtures::nbd::codec::{command, errno, request};
 use nbd_server::connection::{Limits, Nanos, ReceiveOp, SendBatch, SocketAction};
 use nbd_server::disk::{Disk, DiskOp, ExportIndex};
-use nbd_server::engine::{Engine, Negotiated};
+use nbd_server::engine::{Engine, Negotiated, TURN_BYTES};
 use nbd_server::export::ExportInfo;
 use nbd_server::memory_export::MemoryExport;
 use nbd_server::reactor::buffer::Pool;
@@ -102,8 +102,9 @@ fn a_close_keeps_its_reason() {
 /// ones wait for their turns, and must not be forgotten over it.
 #[test]
 fn requests_that_wait_for_their_turn_are_answered_at_a_stop() {
-    let pipeline: Vec<u8> =
-        (1..=3).flat_map(|cookie| request(0, command::READ, cookie, 0, 512 << 10)).collect();
+    let pipeline: Vec<u8> = (1..=3)
+        .flat_map(|cookie| request(0, command::READ, cookie, 0, u32::try_from(TURN_BYTES).unwrap()))
+        .collect();
     let (mut engine, place) = engine(Limits::default(), pipeline, Nanos(0));
     let mut said = Vec::new();
     engine.begin_stop();

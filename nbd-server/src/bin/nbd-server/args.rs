@@ -66,9 +66,9 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(crate) threads: u8,
 
-    /// Microseconds to look for the next request before sleeping, with a client that sends one at a time. It
+    /// Microseconds to look for the next request before sleeping, with clients that keep few in flight. It
     /// halves such a client's latency and uses the processor meanwhile; 0 turns it off.
-    #[arg(long, value_name = "US", default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    #[arg(long, value_name = "US", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub(crate) poll_us: u32,
 
     /// Connections at once.
