@@ -50,7 +50,7 @@ pub(crate) fn model(workspace: &Workspace, cases: u32) -> Result<()> {
     )
 }
 
-/// Licences, Miri, docs. A tool that is not there is said and skipped: none of them is needed to build or
+/// Licences, Miri, sanitizer, docs. A tool that is not there is said and skipped: none of them is needed to build or
 /// run.
 fn slow_checks(workspace: &Workspace, progress: &Progress) -> Result<()> {
     match workspace.find_tool("cargo-deny") {

@@ -52,12 +52,12 @@ enum Door {
         #[arg(long)]
         keep: bool,
     },
-    /// Run every check: format, lints, licences, Miri, docs, then all tests
+    /// Run every check: format, lints, licences, sanitizer, docs, then all tests
     Test {
         /// Random cases of the model test [default: 2000, with --quick 200]
         #[arg(long)]
         cases: Option<u32>,
-        /// Fewer model cases; no licences, no Miri, no docs
+        /// Fewer model cases; no licences, no sanitizer, no docs
         #[arg(long)]
         quick: bool,
     },

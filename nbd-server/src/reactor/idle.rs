@@ -9,10 +9,10 @@
 
 use std::time::Duration;
 
-/// Requests of one turn that a shallow client may send.
+/// Requests of one turn that a shallow client may send: what QEMU keeps in flight at most.
 const SHALLOW_REQUESTS: u64 = 16;
-/// Shallow turns in a row before polling is tried.
-const SHALLOW_TURNS: u32 = 256;
+/// Shallow turns in a row before polling is tried: long enough that a deep queue shows itself now and then.
+const SHALLOW_TURNS: u32 = 4096;
 /// Waits without polling after the processor was found to be wanted by others.
 const PAUSE_WAITS: u32 = 16;
 
