@@ -168,7 +168,7 @@ impl Ring {
         }
         let direct = files.iter().any(|file| file.direct);
         let registering = direct && ring.submitter().register_buffers_sparse(REGISTERED_SLABS_MAX).is_ok();
-        let files = files.into_iter().map(|file| RegisteredFile::new(file)).collect();
+        let files = files.into_iter().map(RegisteredFile::new).collect();
         Ok(Self {
             ring,
             ops: ManuallyDrop::new(Slab::new()),
