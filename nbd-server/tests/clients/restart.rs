@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -126,4 +127,23 @@ fn sigterm_does_not_wait_for_silent_clients() {
     half.write_all(&[0, 0]).unwrap();
     server.stop();
     drop((silent, half));
+}
+
+#[test]
+fn systemd_is_told_when_clients_are_accepted_and_when_the_end_begins() {
+    let place = Place::new();
+    place.sparse("disk.img", 1 << 20);
+    let socket = place.socket();
+    let notices = UnixDatagram::bind(socket.with_file_name("n")).unwrap();
+    notices.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = place.command(&["disk.img", "--unix"]);
+    command.arg(&socket).env("NOTIFY_SOCKET", socket.with_file_name("n"));
+    let mut server = ChildGuard::spawn(&mut command).unwrap();
+    let mut said = [0; 64];
+    let bytes = notices.recv(&mut said).unwrap();
+    assert_eq!(&said[..bytes], b"READY=1\n");
+    run(tool("nbdinfo").arg("--size").arg(format!("nbd+unix:///?socket={}", socket.display())));
+    assert_eq!(server.terminate(PATIENCE).unwrap().code(), Some(0));
+    let bytes = notices.recv(&mut said).unwrap();
+    assert_eq!(&said[..bytes], b"STOPPING=1\n");
 }
