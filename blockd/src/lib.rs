@@ -1,2 +1,9 @@
-//! Copy-on-write volumes with snapshots and clones, each served as an `Export` of the NBD server.
+//! The copy-on-write store behind volumes, snapshots and clones, and the daemon that serves it.
 #![forbid(unsafe_code)]
+
+pub mod units;
+
+pub mod map;
+
+pub mod catalog;
+pub mod control;
