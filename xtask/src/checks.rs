@@ -8,7 +8,7 @@ use fixtures::packages::Purpose;
 use fixtures::process;
 
 use crate::deny;
-use crate::ensure_packages;
+use crate::prepare;
 use crate::progress::Progress;
 use crate::workspace::Workspace;
 
@@ -26,7 +26,7 @@ const CASES_VARIABLE: &str = "MODEL_CASES";
 pub(crate) fn test(workspace: &Workspace, cases: Option<u32>, quick: bool) -> Result<()> {
     let progress = Progress::start();
     let step = |name: &str, command: &mut Command| check(&progress, name, command);
-    ensure_packages(Purpose::Test, &progress)?;
+    prepare(workspace, Purpose::Test, &progress)?;
     step("format", &mut workspace.cargo(&["fmt", "--all", "--check"]))?;
     let lints = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
     step("lints", &mut workspace.cargo(&lints))?;
@@ -42,9 +42,11 @@ pub(crate) fn test(workspace: &Workspace, cases: Option<u32>, quick: bool) -> Re
 
 /// The model test alone, in release.
 pub(crate) fn model(workspace: &Workspace, cases: u32) -> Result<()> {
+    let progress = Progress::start();
+    prepare(workspace, Purpose::Build, &progress)?;
     let mut model = runner(workspace, &["--release", "-p", "nbd-server", "--test", "model"]);
     check(
-        &Progress::start(),
+        &progress,
         &format!("model test, {cases} cases"),
         model.env(CASES_VARIABLE, cases.to_string()).env("NEXTEST_PROFILE", "long"),
     )

@@ -4,14 +4,14 @@ use anyhow::Result;
 use fixtures::packages::Purpose;
 use fixtures::process;
 
-use crate::ensure_packages;
+use crate::prepare;
 use crate::progress::Progress;
 use crate::workspace::Workspace;
 
 /// Installs the peers, builds our server in release, and hands over.
 pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     let progress = Progress::start();
-    ensure_packages(Purpose::Compare, &progress)?;
+    prepare(workspace, Purpose::Compare, &progress)?;
     progress.say("building nbd-server and the comparison (release)");
     workspace.build_server()?;
     let mut compare =

@@ -1,7 +1,8 @@
 //! The developer's doors: everything that one does with this workspace, as `cargo xtask …`.
 //!
 //! Each door says which Debian packages it needs and installs them when it runs as root. What is written goes
-//! below cargo's target directory; nothing else on the host is touched.
+//! below cargo's target directory; the one exception is the compiled RocksDB (module `rocksdb`), which all
+//! clones of the repository share.
 
 #![forbid(unsafe_code)]
 
@@ -10,6 +11,7 @@ mod compare;
 mod demo;
 mod deny;
 mod progress;
+mod rocksdb;
 mod workspace;
 
 use std::process::ExitCode;
@@ -40,7 +42,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Door {
-    /// Install the Debian packages that a door needs (as root; else print the command to type)
+    /// Install the Debian packages that a door needs (as root; else print the command to type), and compile
+    /// RocksDB, once per host
     Setup {
         /// Which door they are for
         #[arg(long = "for", value_enum, default_value = "test")]
@@ -84,6 +87,7 @@ enum Door {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum SetupFor {
+    Build,
     Demo,
     Test,
     Compare,
@@ -92,6 +96,7 @@ enum SetupFor {
 impl From<SetupFor> for Purpose {
     fn from(purpose: SetupFor) -> Self {
         match purpose {
+            SetupFor::Build => Self::Build,
             SetupFor::Demo => Self::Demo,
             SetupFor::Test => Self::Test,
             SetupFor::Compare => Self::Compare,
@@ -125,7 +130,7 @@ fn watch_signals() -> Result<()> {
 fn open(door: Door) -> Result<()> {
     let workspace = Workspace::find()?;
     match door {
-        Door::Setup { purpose } => setup(purpose.into()),
+        Door::Setup { purpose } => setup(&workspace, purpose.into()),
         Door::Demo { keep } => demo::run(&workspace, keep),
         Door::Test { cases, quick } => checks::test(&workspace, cases, quick),
         Door::Model { cases } => checks::model(&workspace, cases),
@@ -134,16 +139,25 @@ fn open(door: Door) -> Result<()> {
     }
 }
 
-fn setup(purpose: Purpose) -> Result<()> {
-    ensure_packages(purpose, &Progress::start())?;
+fn setup(workspace: &Workspace, purpose: Purpose) -> Result<()> {
+    let progress = Progress::start();
+    ensure_packages(purpose, &progress)?;
+    let library = rocksdb::ensure(workspace, &progress)?;
     println!("All there:");
     for package in purpose.packages() {
         println!("  {:<18} {}", package.name, package.why);
     }
+    println!("  {:<18} {}", "RocksDB, compiled", library.display());
     Ok(())
 }
 
-/// Sees to it that the packages for `purpose` are there; says so only when that takes time.
+/// What every door that builds the workspace begins with; says something only when it takes time.
+fn prepare(workspace: &Workspace, purpose: Purpose, progress: &Progress) -> Result<()> {
+    ensure_packages(purpose, progress)?;
+    rocksdb::ensure(workspace, progress)?;
+    Ok(())
+}
+
 fn ensure_packages(purpose: Purpose, progress: &Progress) -> Result<()> {
     packages::ensure(purpose, &mut |line| progress.say(line))
 }

@@ -8,6 +8,8 @@ use anyhow::{Context, Result};
 use fixtures::process;
 use serde_json::Value;
 
+use crate::rocksdb;
+
 /// The places that the doors work with.
 #[derive(Debug)]
 pub(crate) struct Workspace {
@@ -19,8 +21,7 @@ pub(crate) struct Workspace {
 impl Workspace {
     /// Asks cargo.
     pub(crate) fn find() -> Result<Self> {
-        let answer = process::run(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
-        let metadata: Value = serde_json::from_str(&answer.stdout).context("cannot read cargo's metadata")?;
+        let metadata = metadata(&mut cargo(), &["--no-deps"])?;
         let path = |key: &str| {
             let value = metadata.get(key).and_then(Value::as_str);
             value.map(PathBuf::from).with_context(|| format!("cargo's metadata lacks {key}"))
@@ -33,6 +34,11 @@ impl Workspace {
         let mut command = cargo();
         command.current_dir(&self.root).args(arguments);
         command
+    }
+
+    /// Every package that is built on this host, as `cargo metadata` describes it.
+    pub(crate) fn packages(&self, host: &str) -> Result<Value> {
+        metadata(&mut self.cargo(&[]), &["--filter-platform", host])
     }
 
     /// Builds our server as users get it and returns the program.
@@ -54,7 +60,18 @@ impl Workspace {
     }
 }
 
+fn metadata(cargo: &mut Command, arguments: &[&str]) -> Result<Value> {
+    let answer = process::run(cargo.args(["metadata", "--format-version", "1"]).args(arguments))?;
+    serde_json::from_str(&answer.stdout).context("cannot read cargo's metadata")
+}
+
 /// The cargo that runs us, so that one toolchain builds everything.
 fn cargo() -> Command {
-    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // `cargo run` gave us what `.cargo/rocksdb.toml` said before we may have written it anew, and the
+    // environment outranks the file: the next cargo must see what a cargo typed by hand sees.
+    for variable in rocksdb::VARIABLES {
+        command.env_remove(variable);
+    }
+    command
 }

@@ -16,7 +16,7 @@ use fixtures::guest::{self, Accel, GuestOutcome, GuestRun, GuestSpec, Kernel, Ro
 use fixtures::packages::Purpose;
 use fixtures::process;
 
-use crate::ensure_packages;
+use crate::prepare;
 use crate::progress::Progress;
 use crate::workspace::Workspace;
 use report::{FileSum, GuestWords, Report};
@@ -82,7 +82,7 @@ impl Demo {
     fn prepare(&self, workspace: &Workspace) -> Result<Prepared> {
         let names: Vec<&str> = Purpose::Demo.packages().iter().map(|package| package.name).collect();
         self.progress.say(&format!("needs {}", names.join(", ")));
-        ensure_packages(Purpose::Demo, &self.progress)?;
+        prepare(workspace, Purpose::Demo, &self.progress)?;
         self.progress.say("building nbd-server in release (minutes the first time)");
         let server = workspace.build_server()?;
         fs::create_dir_all(&self.dir).with_context(|| format!("cannot make {}", self.dir.display()))?;
