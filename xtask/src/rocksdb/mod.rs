@@ -102,10 +102,11 @@ impl Source {
         let package = find(&metadata["packages"], "name", CRATE)?;
         let node = find(&metadata["resolve"]["nodes"], "id", text(package, "id")?)?;
         let features = node["features"].as_array().into_iter().flatten();
+        let manifest = Path::new(text(package, "manifest_path")?);
         Ok(Self {
             version: text(package, "version")?.to_owned(),
             id: text(package, "id")?.to_owned(),
-            dir: Path::new(text(package, "manifest_path")?).with_file_name(""),
+            dir: manifest.parent().context("a manifest without a directory")?.to_owned(),
             features: features.filter_map(Value::as_str).map(str::to_owned).collect(),
         })
     }
