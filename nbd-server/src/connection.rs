@@ -227,6 +227,8 @@ struct InFlight {
     offset: u64,
     length: u32,
     read: bool,
+    /// Its reply may name holes.
+    holes: bool,
     payload_bytes: usize,
 }
 
@@ -433,11 +435,13 @@ impl Connection {
 
     fn register(&mut self, header: &RequestHeader, command: Command, payload_bytes: usize) -> Request {
         let read = matches!(command, Command::Read { .. });
+        let holes = matches!(command, Command::Read { holes: true, .. });
         let index = self.in_flight.insert(InFlight {
             cookie: header.cookie,
             offset: header.offset,
             length: header.length,
             read,
+            holes,
             payload_bytes,
         });
         // The table holds at most `requests_max` entries, far below 2^32.
@@ -522,12 +526,7 @@ impl Connection {
         match payload {
             Payload::Data(buf) => {
                 assert_eq!(buf.len(), request.length as usize, "a read's reply has the length asked for");
-                if self.rules.structured {
-                    let head = data_chunk_header(request.cookie, true, request.offset, request.length);
-                    self.building.push_head(&head, pool);
-                } else {
-                    self.building.push_head(&simple_reply(request.cookie, None), pool);
-                }
+                self.push_whole_head(request, pool);
                 self.building.push_data(buf);
             }
             Payload::Extents(extents) => self.push_extents(request, extents, pool),
@@ -535,26 +534,60 @@ impl Connection {
         }
     }
 
-    fn push_extents(&mut self, request: &InFlight, extents: Vec<Extent>, pool: &Pool) {
-        assert!(self.rules.structured, "holes were offered to a client that cannot read them");
-        let last = extents.len().checked_sub(1).expect("a read's reply has at least one piece");
-        let mut at = request.offset;
-        for (i, extent) in extents.into_iter().enumerate() {
-            let done = i == last;
+    /// What stands before all the data of a read in one go.
+    fn push_whole_head(&mut self, request: &InFlight, pool: &Pool) {
+        if self.rules.structured {
+            let head = data_chunk_header(request.cookie, true, request.offset, request.length);
+            self.building.push_head(&head, pool);
+        } else {
+            self.building.push_head(&simple_reply(request.cookie, None), pool);
+        }
+    }
+
+    fn push_extents(&mut self, request: &InFlight, mut extents: Vec<Extent>, pool: &Pool) {
+        // Chunks of no bytes are against the protocol.
+        extents.retain(|extent| extent.length() > 0);
+        let holes = extents.iter().any(|extent| matches!(extent, Extent::Hole(_)));
+        assert!(request.holes || !holes, "a hole in the reply to a read that did not allow any");
+        let covered: u64 = extents.iter().map(|extent| u64::from(extent.length())).sum();
+        assert_eq!(covered, u64::from(request.length), "the pieces cover the read exactly");
+        if holes {
+            return self.push_chunks(request, extents, pool);
+        }
+        // One chunk, of however many pieces: that is what DF asks for, and simplest for everybody else.
+        self.push_whole_head(request, pool);
+        for extent in extents {
+            if let Extent::Data(buf) = extent {
+                self.building.push_data(buf);
+            }
+        }
+    }
+
+    /// One chunk for each hole, and one for all the pieces of data up to the next hole.
+    fn push_chunks(&mut self, request: &InFlight, extents: Vec<Extent>, pool: &Pool) {
+        let end = request.offset + u64::from(request.length);
+        // Data up to `told` have their chunk's header already.
+        let (mut at, mut told) = (request.offset, request.offset);
+        let mut extents = extents.into_iter();
+        while let Some(extent) = extents.next() {
+            let start = at;
+            at += u64::from(extent.length());
             match extent {
-                Extent::Data(buf) => {
-                    let length = u32::try_from(buf.len()).expect("a piece is no longer than its request");
-                    self.building.push_head(&data_chunk_header(request.cookie, done, at, length), pool);
-                    self.building.push_data(buf);
-                    at += u64::from(length);
-                }
                 Extent::Hole(length) => {
-                    self.building.push_head(&hole_chunk(request.cookie, done, at, length), pool);
-                    at += u64::from(length);
+                    self.building.push_head(&hole_chunk(request.cookie, at == end, start, length), pool);
+                    told = at;
+                }
+                Extent::Data(buf) => {
+                    if start == told {
+                        let run = buf_length(&buf) + data_length(extents.as_slice());
+                        told += u64::from(run);
+                        let head = data_chunk_header(request.cookie, told == end, start, run);
+                        self.building.push_head(&head, pool);
+                    }
+                    self.building.push_data(buf);
                 }
             }
         }
-        assert_eq!(at, request.offset + u64::from(request.length), "the pieces cover the read exactly");
     }
 
     /// What the socket should do now; call until it returns `None`.
@@ -717,6 +750,24 @@ enum Step {
     Again,
     Stop,
     Request(Request),
+}
+
+fn buf_length(buf: &Buf) -> u32 {
+    u32::try_from(buf.len()).expect("a piece is no longer than its request")
+}
+
+impl Extent {
+    fn length(&self) -> u32 {
+        match self {
+            Self::Data(buf) => buf_length(buf),
+            Self::Hole(length) => *length,
+        }
+    }
+}
+
+/// Bytes of data before the first hole.
+fn data_length(extents: &[Extent]) -> u32 {
+    extents.iter().take_while(|extent| matches!(extent, Extent::Data(_))).map(Extent::length).sum()
 }
 
 /// Payload bytes that a request is charged with, from its header to its sent reply.

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nbd_server::disk::DiskDone;
-use nbd_server::export::{Command, Export, ExportInfo, Io, Payload, Request, RequestId};
+use nbd_server::export::{Command, Export, ExportInfo, Extent, Io, Payload, Request, RequestId};
 use nbd_server::image::{CacheMode, Image, ImageOptions, open_image};
 use nbd_server::memory_export::MemoryExport;
 use nbd_server::reactor::ExportSpec;
+use nbd_server::reactor::buffer::Buf;
 
 /// Bytes that differ everywhere: a read from a wrong place does not go unnoticed.
 pub(crate) fn pattern(offset: u64, length: usize) -> Vec<u8> {
@@ -36,6 +37,61 @@ pub(crate) fn memory(name: &str, size: u64) -> Image {
 pub(crate) fn memory_with(info: ExportInfo) -> Image {
     let memory = MemoryExport::new(info.size).expect("a small export");
     Image { info, spec: ExportSpec { files: Vec::new(), build: Box::new(move |_| Box::new(memory)) } }
+}
+
+/// Bytes of each piece that [`scattered`] answers with.
+pub(crate) const PIECE_BYTES: usize = 1000;
+
+/// An export that answers reads of [`pattern`] in pieces, as a store that finds its blocks in many places. In
+/// its upper half every third piece, from the second on, is a hole where that is allowed, and zero elsewhere.
+pub(crate) fn scattered(name: &str, size: u64) -> Image {
+    let build = move || Scattered { half: size / 2 };
+    let spec = ExportSpec { files: Vec::new(), build: Box::new(move |_| Box::new(build())) };
+    Image { info: ExportInfo::new(name, size), spec }
+}
+
+struct Scattered {
+    half: u64,
+}
+
+impl Scattered {
+    fn read(&self, offset: u64, mut rest: Buf, holes: bool) -> Payload {
+        let bytes = pattern(offset, rest.len());
+        rest.copy_from_slice(&bytes);
+        // Empty pieces may come out of careless arithmetic; they must not reach the wire.
+        let mut extents = vec![Extent::Data(rest.split_to(0))];
+        for number in 0.. {
+            let mut piece = rest.split_to(rest.len().min(PIECE_BYTES));
+            let zero = offset >= self.half && number % 3 == 1;
+            if zero && holes {
+                extents.push(Extent::Hole(u32::try_from(piece.len()).expect("a piece")));
+            } else {
+                if zero {
+                    piece.fill(0);
+                }
+                extents.push(Extent::Data(piece));
+            }
+            if rest.is_empty() {
+                break;
+            }
+        }
+        extents.push(Extent::Data(rest));
+        Payload::Extents(extents)
+    }
+}
+
+impl Export for Scattered {
+    fn start(&mut self, request: Request, io: &mut Io<'_>) {
+        let payload = match request.command {
+            Command::Read { buf, holes } => self.read(request.offset, buf, holes),
+            _ => Payload::None,
+        };
+        io.reply(request.id, Ok(payload));
+    }
+
+    fn disk_done(&mut self, done: DiskDone, _io: &mut Io<'_>) {
+        panic!("nothing has no disk, yet {:?} ended", done.op);
+    }
 }
 
 /// The commands that have reached an export, in order.

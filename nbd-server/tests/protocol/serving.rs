@@ -4,7 +4,7 @@ use fixtures::nbd::client::Client;
 use fixtures::nbd::codec::{Reply, command, flag};
 use nbd_server::server::ServerConfig;
 
-use crate::exports::{entries, file, gate, memory, pattern};
+use crate::exports::{PIECE_BYTES, entries, file, gate, memory, pattern, scattered};
 use crate::harness::{DISK_BYTES, TestServer};
 
 const CHUNK: u64 = 64 << 10;
@@ -59,6 +59,34 @@ fn holes_at_odd_places() {
     assert!(client.call(flag::NO_HOLE, command::WRITE_ZEROES, 0, MIB as u32).unwrap().is_ok());
     let kept = read(&mut client, 0, 0, MIB);
     assert_eq!((kept.holes, kept.result), (0, Ok(vec![0; MIB as usize])), "NO_HOLE keeps it allocated");
+}
+
+/// What a store finds in many places is one reply in every form; with DF, and without holes, one chunk.
+#[test]
+fn a_read_that_was_gathered_from_pieces() {
+    let server = TestServer::of(vec![scattered("scattered", 16 * MIB)]);
+    let (mut client, mut simple) = (server.client(), server.simple_client());
+    // The last one has more pieces than one vectored send takes.
+    for length in [1, 999, 1000, 1001, 7000, 2 * MIB] {
+        for flags in [0, flag::DF] {
+            let reply = read(&mut client, flags, 3, length);
+            assert_eq!((reply.content_chunks, reply.holes), (1, 0), "{length} bytes");
+            assert!(reply.result.unwrap() == pattern(3, length as usize));
+        }
+        assert!(simple.read(3, length as u32).unwrap() == pattern(3, length as usize));
+    }
+    let mut expected = pattern(8 * MIB, 7 * PIECE_BYTES);
+    for hole in [1, 4] {
+        expected[hole * PIECE_BYTES..][..PIECE_BYTES].fill(0);
+    }
+    let length = expected.len() as u32;
+    let sparse = read(&mut client, 0, 8 * MIB, u64::from(length));
+    assert_eq!((sparse.content_chunks, sparse.holes), (5, 2), "neighbouring data are one chunk");
+    let flat = read(&mut client, flag::DF, 8 * MIB, u64::from(length));
+    assert_eq!((flat.content_chunks, flat.holes), (1, 0));
+    for data in [sparse.result.unwrap(), flat.result.unwrap(), simple.read(8 * MIB, length).unwrap()] {
+        assert!(data == expected);
+    }
 }
 
 /// More pieces than one vectored send takes.
