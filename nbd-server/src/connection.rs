@@ -41,6 +41,12 @@ impl Nanos {
     pub fn after(self, duration: std::time::Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
     }
+
+    /// What is left until `later`; nothing if that is over.
+    #[must_use]
+    pub fn until(self, later: Self) -> std::time::Duration {
+        std::time::Duration::from_nanos(later.0.saturating_sub(self.0))
+    }
 }
 
 /// Bounds of one connection.

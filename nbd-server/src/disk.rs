@@ -7,8 +7,8 @@
 use crate::reactor::buffer::Buf;
 use crate::wire::Errno;
 
-/// Names one of the files that an export was built with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Names one of the files that an export or a backend was built with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId(pub u32);
 
 /// How a range is made zero without sending zeroes.
@@ -90,8 +90,13 @@ pub trait Disk {
 }
 
 /// Names one export of one reactor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ExportIndex(pub u32);
+
+impl ExportIndex {
+    /// No export: the owner of what a backend submits on its own account.
+    pub const NONE: Self = Self(u32::MAX);
+}
 
 /// What a transfer's completion means.
 #[derive(Debug)]

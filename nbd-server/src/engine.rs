@@ -1,8 +1,8 @@
-//! Connections and exports of one reactor, tied together. No I/O: events in, actions out.
+//! Connections and backend of one reactor, tied together. No I/O: events in, actions out.
 //!
 //! ```text
-//!  received ─► Connection::next_request ─► Export::start ──► Disk::submit
-//!  disk_done ─► Export::disk_done ─► replies ─► Connection::reply ─► next_action ─► socket
+//!  received ─► Connection::next_request ─► Backend::start ──► Disk::submit
+//!  disk_done ─► Backend::disk_done ─► replies ─► Connection::reply ─► next_action ─► socket
 //! ```
 //!
 //! The reactor drives an engine with a ring, the simulator with a simulated disk and sockets. All state
@@ -15,7 +15,7 @@ use slab::Slab;
 
 use crate::connection::{Connection, Limits, Nanos, ReceiveOp, SendBatch, SocketAction};
 use crate::disk::{Disk, DiskDone, ExportIndex};
-use crate::export::{Export, Io, Reply, Request};
+use crate::export::{Backend, Io, Reply, Request};
 use crate::reactor::buffer::Pool;
 use crate::transmission::{CloseReason, Rules};
 
@@ -25,7 +25,7 @@ pub const TURN_BYTES: usize = 2 << 20;
 
 /// See the module.
 pub struct Engine {
-    exports: Vec<Box<dyn Export>>,
+    backend: Box<dyn Backend>,
     connections: Slab<Place>,
     /// Connections whose next action must be asked for.
     ready: VecDeque<usize>,
@@ -38,6 +38,9 @@ pub struct Engine {
     now: Nanos,
     stopping: bool,
     requests: u64,
+    /// The backend was told of something since its last tick.
+    unticked: bool,
+    next_tick: Option<Nanos>,
 }
 
 struct Place {
@@ -51,7 +54,7 @@ struct Place {
 /// A client that has left the handshake.
 #[derive(Debug)]
 pub struct Negotiated {
-    /// The export it chose, by its place in the engine.
+    /// The export it chose.
     pub export: ExportIndex,
     /// What was agreed on.
     pub rules: Rules,
@@ -60,10 +63,10 @@ pub struct Negotiated {
 }
 
 impl Engine {
-    /// An engine that serves `exports`, whose places are their [`ExportIndex`]es.
-    pub fn new(exports: Vec<Box<dyn Export>>, pool: Pool, limits: Limits) -> Self {
+    /// An engine that serves `backend`.
+    pub fn new(backend: Box<dyn Backend>, pool: Pool, limits: Limits) -> Self {
         Self {
-            exports,
+            backend,
             connections: Slab::new(),
             ready: VecDeque::new(),
             turn: 1,
@@ -74,6 +77,8 @@ impl Engine {
             now: Nanos::default(),
             stopping: false,
             requests: 0,
+            unticked: true,
+            next_tick: None,
         }
     }
 
@@ -87,7 +92,7 @@ impl Engine {
         self.connections.len()
     }
 
-    /// Requests that have reached an export.
+    /// Requests that have reached the backend.
     pub fn requests_started(&self) -> u64 {
         self.requests
     }
@@ -105,6 +110,7 @@ impl Engine {
             connection.begin_stop();
         }
         entry.insert(Place { connection, ready: false, turn: 0, turn_bytes: 0 });
+        self.tell(export, disk, |backend, io| backend.connected(export, io));
         self.pump(place, disk);
         place
     }
@@ -133,10 +139,39 @@ impl Engine {
         rest
     }
 
-    /// A disk operation of `export` has ended.
-    pub fn disk_done(&mut self, export: ExportIndex, done: DiskDone, disk: &mut dyn Disk) {
-        let mut io = Io::new(disk, &self.pool, export, &mut self.replies);
-        self.exports[export.0 as usize].disk_done(done, &mut io);
+    /// A disk operation of `owner` has ended.
+    pub fn disk_done(&mut self, owner: ExportIndex, done: DiskDone, disk: &mut dyn Disk) {
+        self.tell(owner, disk, |backend, io| backend.disk_done(owner, done, io));
+    }
+
+    /// Another thread has something for the backend.
+    pub fn woken(&mut self, disk: &mut dyn Disk) {
+        self.tell(ExportIndex::NONE, disk, |backend, io| backend.woken(io));
+    }
+
+    /// Ends a turn: the backend has seen all its events, and looks at the time. Its replies make new actions.
+    pub fn tick(&mut self, disk: &mut dyn Disk) {
+        let (now, mut next) = (self.now, None);
+        self.tell(ExportIndex::NONE, disk, |backend, io| next = backend.tick(now, io));
+        self.next_tick = next;
+        self.unticked = false;
+    }
+
+    /// When the backend wants its next tick, whether something happens or not.
+    pub fn next_tick(&self) -> Option<Nanos> {
+        self.next_tick
+    }
+
+    /// The one way to the backend.
+    fn tell(
+        &mut self,
+        owner: ExportIndex,
+        disk: &mut dyn Disk,
+        event: impl FnOnce(&mut dyn Backend, &mut Io<'_>),
+    ) {
+        self.unticked = true;
+        let mut io = Io::new(disk, &self.pool, owner, &mut self.replies);
+        event(&mut *self.backend, &mut io);
         self.deliver_replies();
     }
 
@@ -149,7 +184,8 @@ impl Engine {
                 Some(action) => {
                     if matches!(action, SocketAction::Close(_)) {
                         self.ready.pop_front();
-                        self.connections.remove(place);
+                        let export = self.connections.remove(place).connection.export();
+                        self.tell(export, disk, |backend, io| backend.disconnected(export, io));
                     }
                     return Some((place, action));
                 }
@@ -194,17 +230,16 @@ impl Engine {
         }
     }
 
-    /// Some connection waits for the next turn only: do not wait for anything else.
+    /// Some connection waits for the next turn only, or the backend for its tick: do not wait for anything
+    /// else.
     pub fn wants_turn(&self) -> bool {
-        !self.deferred.is_empty()
+        self.unticked || !self.deferred.is_empty()
     }
 
     fn start(&mut self, place: usize, request: Request, disk: &mut dyn Disk) {
         self.requests += 1;
         let export = self.connections[place].connection.export();
-        let mut io = Io::new(disk, &self.pool, export, &mut self.replies);
-        self.exports[export.0 as usize].start(request, &mut io);
-        self.deliver_replies();
+        self.tell(export, disk, |backend, io| backend.start(export, request, io));
     }
 
     fn deliver_replies(&mut self) {
@@ -229,9 +264,15 @@ impl Engine {
     }
 
     /// The server stops: what is in flight is finished, what arrives from now on is answered ESHUTDOWN.
-    pub fn begin_stop(&mut self) {
+    pub fn begin_stop(&mut self, disk: &mut dyn Disk) {
         self.stopping = true;
         self.for_each_connection(|connection, _| connection.begin_stop());
+        self.tell(ExportIndex::NONE, disk, |backend, io| backend.begin_stop(io));
+    }
+
+    /// The backend has nothing left to finish.
+    pub fn quiescent(&self) -> bool {
+        self.backend.quiescent()
     }
 
     /// Ends connections with nothing in flight; with `force` all of them.

@@ -3,7 +3,12 @@
 //! An export is a state machine without I/O. It is told of requests and of completed disk operations,
 //! and answers with disk operations and replies; it owns its state alone, on one thread. Requests of
 //! one export may come from many connections and overlap in any way.
+//!
+//! A reactor serves one [`Backend`]: everything behind its clients. Exports that know nothing of each other
+//! become one through [`Separate`]; those that share state (an allocator, a group commit) are a backend of
+//! their own, which may add and remove exports while it runs.
 
+use crate::connection::Nanos;
 use crate::disk::{Disk, DiskDone, DiskOp, ExportIndex};
 use crate::reactor::buffer::{Buf, Pool};
 use crate::wire::{Errno, transmission_flag as flag};
@@ -130,7 +135,8 @@ pub enum Payload {
     None,
     /// All the data asked for.
     Data(Buf),
-    /// The data asked for, in order, with holes where the request allowed them.
+    /// The data asked for, in order and as many pieces as it takes ([`Buf::split_to`]); holes only where the
+    /// request allowed them. Without holes this is right for every read, in any form of reply.
     Extents(Vec<Extent>),
 }
 
@@ -156,27 +162,30 @@ pub struct Reply {
 pub struct Io<'a> {
     disk: &'a mut dyn Disk,
     pool: &'a Pool,
-    index: ExportIndex,
+    owner: ExportIndex,
     replies: &'a mut Vec<Reply>,
 }
 
 impl<'a> Io<'a> {
-    /// The world of export `index`: its disk operations go to `disk`, its replies to `replies`.
+    /// The world during one event: disk operations go to `disk`, in the name of `owner`, and replies to
+    /// `replies`.
     pub fn new(
         disk: &'a mut dyn Disk,
         pool: &'a Pool,
-        index: ExportIndex,
+        owner: ExportIndex,
         replies: &'a mut Vec<Reply>,
     ) -> Self {
-        Self { disk, pool, index, replies }
+        Self { disk, pool, owner, replies }
     }
 
-    /// Hands an operation to the disk; its completion arrives through [`Export::disk_done`].
+    /// Hands an operation to the disk; its completion arrives through [`Export::disk_done`], or through
+    /// [`Backend::disk_done`] with the export that the event was about ([`ExportIndex::NONE`] if it was about
+    /// none).
     pub fn submit(&mut self, op: DiskOp) {
-        self.disk.submit(self.index, op);
+        self.disk.submit(self.owner, op);
     }
 
-    /// Answers a request, once.
+    /// Answers a request, once. A backend may answer requests to any of its exports during any event.
     pub fn reply(&mut self, id: RequestId, outcome: Result<Payload, Errno>) {
         self.replies.push(Reply { id, outcome });
     }
@@ -194,4 +203,69 @@ pub trait Export {
 
     /// One operation that this export had submitted has ended.
     fn disk_done(&mut self, done: DiskDone, io: &mut Io<'_>);
+}
+
+/// Everything that one reactor serves. All calls come from the reactor's thread.
+pub trait Backend {
+    /// A client has entered transmission on `export`. The directory may have named an export that is gone by
+    /// now: such a client's requests must be answered like any other's.
+    fn connected(&mut self, _export: ExportIndex, _io: &mut Io<'_>) {}
+
+    /// A client of `export` has left, every request of it answered. Not told of clients that are abandoned at
+    /// the deadline of a stop.
+    fn disconnected(&mut self, _export: ExportIndex, _io: &mut Io<'_>) {}
+
+    /// Starts a request to `export`. Each gets exactly one reply, now or while a later event is handled.
+    fn start(&mut self, export: ExportIndex, request: Request, io: &mut Io<'_>);
+
+    /// One disk operation has ended. `owner` is the export that the event was about in which it was submitted,
+    /// or [`ExportIndex::NONE`]; whose work it is where that differs is for the operation's tag to say.
+    fn disk_done(&mut self, owner: ExportIndex, done: DiskDone, io: &mut Io<'_>);
+
+    /// Another thread has called [`Waker::wake`], once or more often: take what it has left. A client that was
+    /// handed to the reactor after such a call is told of after this one.
+    ///
+    /// [`Waker::wake`]: crate::reactor::Waker::wake
+    fn woken(&mut self, _io: &mut Io<'_>) {}
+
+    /// Called once in every turn of the loop, when its other events are over, and before the loop waits.
+    /// Returns when it wants to be called again at the latest; `None`: whenever something happens.
+    fn tick(&mut self, _now: Nanos, _io: &mut Io<'_>) -> Option<Nanos> {
+        None
+    }
+
+    /// The server stops: begin nothing of your own any more, finish what was begun. Requests that were under
+    /// way may still be started, and clients may still come, whose requests are refused before they get here.
+    fn begin_stop(&mut self, _io: &mut Io<'_>) {}
+
+    /// Nothing is left that must end before the reactor may. Asked when a stop has begun and all clients have
+    /// gone.
+    fn quiescent(&self) -> bool {
+        true
+    }
+}
+
+/// Exports that share nothing, as one backend: each has the index of its place.
+pub struct Separate {
+    exports: Vec<Box<dyn Export>>,
+}
+
+impl Separate {
+    /// The backend of these exports.
+    pub fn new(exports: Vec<Box<dyn Export>>) -> Self {
+        Self { exports }
+    }
+}
+
+impl Backend for Separate {
+    fn start(&mut self, export: ExportIndex, request: Request, io: &mut Io<'_>) {
+        match self.exports.get_mut(export.0 as usize) {
+            Some(export) => export.start(request, io),
+            None => io.reply(request.id, Err(Errno::Io)),
+        }
+    }
+
+    fn disk_done(&mut self, owner: ExportIndex, done: DiskDone, io: &mut Io<'_>) {
+        self.exports[owner.0 as usize].disk_done(done, io);
+    }
 }

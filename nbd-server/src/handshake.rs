@@ -32,8 +32,12 @@ const OPTION_HEADER_BYTES: usize = 16;
 const LEGACY_ZERO_BYTES: usize = 124;
 
 /// What can be exported, and to where its clients are handed over.
+///
+/// It may change while clients look at it. Who was told of an export enters transmission on it even if it was
+/// taken out meanwhile: what then becomes of the client is for the backend to say. Names have 1 to
+/// [`MAX_STRING_BYTES`] bytes and no NUL, descriptions no more.
 pub trait Directory: Send + Sync {
-    /// How many exports there are.
+    /// How many exports there are. Asked for every option.
     fn count(&self) -> usize {
         self.list().len()
     }
@@ -41,8 +45,11 @@ pub trait Directory: Send + Sync {
     fn list(&self) -> Vec<ExportInfo>;
     /// The export for a name as it came over the wire (`""` is the default export), and its address.
     fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)>;
-    /// The server stops: no client may enter transmission any more.
-    fn stopping(&self) -> bool;
+    /// No client may enter transmission any more. A directory need not know: the server that it is given to
+    /// adds its own stop.
+    fn stopping(&self) -> bool {
+        false
+    }
 }
 
 /// Where an export lives.
@@ -50,7 +57,7 @@ pub trait Directory: Send + Sync {
 pub struct ExportAddress {
     /// Which reactor.
     pub reactor: usize,
-    /// Its place there.
+    /// Its name there.
     pub index: crate::disk::ExportIndex,
 }
 

@@ -1,19 +1,19 @@
 //! The whole NBD protocol, served by one io_uring thread per reactor.
 //!
 //! What lives here: the protocol ([`wire`], [`handshake`], [`transmission`], [`connection`]), the
-//! bookkeeping that ties requests to connections and exports ([`engine`]), the trait that a disk is
-//! served through ([`export`]), two exports (a plain file, memory), and the two things that touch the
-//! world: the [`reactor`] (sockets and disk files on one ring) and the [`server`] (listening, handshakes,
-//! stopping) on tokio.
+//! bookkeeping that ties requests to connections and exports ([`engine`]), the traits that a disk, and
+//! all that a reactor serves, are served through ([`export`]), two exports (a plain file, memory), and the two
+//! things that touch the world: the [`reactor`] (sockets and disk files on one ring) and the [`server`]
+//! (listening, handshakes, stopping) on tokio.
 //!
-//! What deliberately does not: volumes, snapshots, who may write. Those are exports of other crates.
+//! What deliberately does not: volumes, snapshots, who may write. Those are backends of other crates.
 //!
 //! ```text
 //!  socket ── tokio: accept, handshake ──► reactor thread (one io_uring)
 //!                                          │ bytes in / bytes out
 //!                                          ▼
-//!                                        engine: connections ─ Request ─► export ─ DiskOp ─► reactor
-//!                                                            ◄─ Reply ──         ◄ DiskDone ─
+//!                                        engine: connections ─ Request ─► backend ─ DiskOp ─► reactor
+//!                                                            ◄─ Reply ──          ◄ DiskDone ─
 //! ```
 //!
 //! Everything but `reactor` and `server` (and the buffers, which the ring borrows) is free of I/O, clocks and randomness, so that the very same

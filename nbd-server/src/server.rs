@@ -4,6 +4,8 @@
 //!  accept ─ limit ─ handshake (10 s) ─ agreement ─► mailbox of the export's reactor
 //! ```
 //!
+//! The directory may be the caller's and change while the server runs; the stop is the server's own.
+//!
 //! A client costs a permit from its accept until its socket is closed, wherever it is served by then.
 
 use std::collections::HashMap;
@@ -25,7 +27,7 @@ use crate::engine::Negotiated;
 use crate::export::ExportInfo;
 use crate::handshake::{Agreement, Directory, ExportAddress, Handshake, Refusal, Step};
 use crate::image::Image;
-use crate::reactor::{ExportSpec, Mailbox, Reactor, ReactorConfig, ReactorStats};
+use crate::reactor::{ExportSpec, Mailbox, Reactor, ReactorConfig, ReactorSpec, ReactorStats, Waker};
 use crate::wire::MAX_STRING_BYTES;
 
 /// What a Unix socket may hold of replies on their way, as far as the system allows (net.core.wmem_max).
@@ -47,7 +49,7 @@ pub struct ServerConfig {
     pub handshake_timeout: Duration,
     /// Offer structured replies.
     pub structured_replies: bool,
-    /// Reactor threads; exports are spread over them.
+    /// Reactor threads; the exports of [`Server::start`] are spread over them.
     pub reactors: usize,
     /// See [`ReactorConfig::poll_window`].
     pub poll_window: Duration,
@@ -92,10 +94,10 @@ pub enum Listener {
     Tcp(TcpListener),
 }
 
+/// The exports of a server whose exports are known when it starts.
 struct Catalog {
     exports: Vec<(ExportInfo, ExportAddress)>,
     by_name: HashMap<Vec<u8>, usize>,
-    stopping: AtomicBool,
 }
 
 impl Directory for Catalog {
@@ -111,9 +113,29 @@ impl Directory for Catalog {
         let index = if name.is_empty() { 0 } else { *self.by_name.get(name)? };
         self.exports.get(index).map(|(info, address)| (*address, info.clone()))
     }
+}
+
+/// A directory that closes when the server stops.
+struct Reception {
+    directory: Arc<dyn Directory>,
+    stopping: AtomicBool,
+}
+
+impl Directory for Reception {
+    fn count(&self) -> usize {
+        self.directory.count()
+    }
+
+    fn list(&self) -> Vec<ExportInfo> {
+        self.directory.list()
+    }
+
+    fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
+        self.directory.find(name)
+    }
 
     fn stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
+        self.stopping.load(Ordering::Acquire) || self.directory.stopping()
     }
 }
 
@@ -131,29 +153,49 @@ pub struct Server {
 }
 
 struct Shared {
-    catalog: Arc<Catalog>,
+    reception: Arc<Reception>,
     mailboxes: Vec<Mailbox>,
     permits: Arc<Semaphore>,
     config: ServerConfig,
 }
 
 impl Server {
-    /// Starts the reactors. The first export is the default one (the empty name).
+    /// Starts reactors that serve `images`. The first is the default export (the empty name).
     ///
     /// # Errors
     /// See [`StartError`].
     pub fn start(images: Vec<Image>, config: ServerConfig) -> Result<Self, StartError> {
         let count = config.reactors.clamp(1, images.len().max(1));
         let (catalog, specs) = place_exports(images, count)?;
+        let specs = specs.into_iter().map(ReactorSpec::separate).collect();
+        Self::start_with(specs, Arc::new(catalog), config)
+    }
+
+    /// Starts one reactor for each of `specs`, whatever [`ServerConfig::reactors`] says. `directory` tells where
+    /// exports live: on which reactor, by its place in `specs`, and under which index.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start_with(
+        specs: Vec<ReactorSpec>,
+        directory: Arc<dyn Directory>,
+        config: ServerConfig,
+    ) -> Result<Self, StartError> {
         let (end, ended) = mpsc::unbounded_channel();
         let mut reactors = Vec::new();
-        for (number, specs) in specs.into_iter().enumerate() {
-            reactors.push(start_reactor(number, specs, &config, end.clone())?);
+        for (number, spec) in specs.into_iter().enumerate() {
+            reactors.push(start_reactor(number, spec, &config, end.clone())?);
         }
         let mailboxes = reactors.iter().map(|reactor| reactor.mailbox.clone()).collect();
         let permits = Arc::new(Semaphore::new(config.connections_max as usize));
-        let shared = Arc::new(Shared { catalog: Arc::new(catalog), mailboxes, permits, config });
+        let reception = Arc::new(Reception { directory, stopping: AtomicBool::new(false) });
+        let shared = Arc::new(Shared { reception, mailboxes, permits, config });
         Ok(Self { shared, reactors, ended })
+    }
+
+    /// What wakes the backend of each reactor, in their order.
+    pub fn wakers(&self) -> Vec<Waker> {
+        self.shared.mailboxes.iter().map(Mailbox::waker).collect()
     }
 
     /// What accept loops need; it may outlive the server, and then finds it stopping.
@@ -167,7 +209,7 @@ impl Server {
     /// # Errors
     /// A reactor had failed.
     pub async fn stop(mut self) -> io::Result<ReactorStats> {
-        self.shared.catalog.stopping.store(true, Ordering::Release);
+        self.shared.reception.stopping.store(true, Ordering::Release);
         for reactor in &self.reactors {
             reactor.mailbox.send_stop()?;
         }
@@ -281,12 +323,12 @@ fn place_exports(images: Vec<Image>, reactors: usize) -> Result<(Catalog, Vec<Ve
         exports.push((image.info, ExportAddress { reactor, index }));
         specs[reactor].push(image.spec);
     }
-    Ok((Catalog { exports, by_name, stopping: AtomicBool::new(false) }, specs))
+    Ok((Catalog { exports, by_name }, specs))
 }
 
 fn start_reactor(
     number: usize,
-    specs: Vec<ExportSpec>,
+    spec: ReactorSpec,
     config: &ServerConfig,
     end: mpsc::UnboundedSender<()>,
 ) -> Result<RunningReactor, StartError> {
@@ -295,7 +337,7 @@ fn start_reactor(
         connections_max: config.connections_max,
         poll_window: config.poll_window,
     };
-    let reactor = Reactor::new(specs, config).map_err(StartError::Thread)?;
+    let reactor = Reactor::new(spec, config).map_err(StartError::Thread)?;
     let mailbox = reactor.mailbox();
     let (started, standing) = std::sync::mpsc::channel();
     let body = move || {
@@ -346,7 +388,10 @@ where
         Err(refusal) => return Ok(Some(refusal)),
     };
     let client = Negotiated { export: address.index, rules, leftover };
-    shared.mailboxes[address.reactor].send_client(into_fd(stream)?, client, permit)?;
+    let mailbox = shared.mailboxes.get(address.reactor);
+    let mailbox =
+        mailbox.ok_or_else(|| io::Error::other("the directory named a reactor that is not there"))?;
+    mailbox.send_client(into_fd(stream)?, client, permit)?;
     Ok(None)
 }
 
@@ -354,7 +399,7 @@ async fn negotiate<S>(shared: &Shared, stream: &mut S) -> io::Result<Result<Agre
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let directory: Arc<dyn Directory> = Arc::<Catalog>::clone(&shared.catalog);
+    let directory: Arc<dyn Directory> = Arc::<Reception>::clone(&shared.reception);
     let mut handshake = Handshake::new(directory, shared.config.structured_replies);
     let mut chunk = [0; 4096];
     stream.write_all(&Handshake::greeting()).await?;

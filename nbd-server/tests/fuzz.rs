@@ -13,7 +13,7 @@ use fixtures::nbd::codec::{Decoder, Expected, command, errno, flag, request};
 use nbd_server::connection::{Limits, Nanos, ReceiveOp, SendBatch, SocketAction};
 use nbd_server::disk::{Disk, DiskOp, ExportIndex};
 use nbd_server::engine::{Engine, Negotiated};
-use nbd_server::export::{Export, ExportInfo};
+use nbd_server::export::{Export, ExportInfo, Separate};
 use nbd_server::handshake::{Agreement, Directory, ExportAddress, Handshake, Refusal, Step};
 use nbd_server::memory_export::MemoryExport;
 use nbd_server::reactor::buffer::Pool;
@@ -121,10 +121,6 @@ impl Directory for Shelf {
     fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
         let found = SHELF.iter().find(|known| name.is_empty() || known.as_bytes() == name)?;
         Some((ExportAddress { reactor: 0, index: ExportIndex(0) }, ExportInfo::new(*found, 1 << 20)))
-    }
-
-    fn stopping(&self) -> bool {
-        false
     }
 }
 
@@ -623,7 +619,7 @@ impl World {
     fn new(clients: Vec<(Setting, Vec<u8>, Pieces, Pieces)>) -> Self {
         let exports = clients.iter().map(|_| memory()).collect();
         // One set of limits per engine: the first client's.
-        let mut engine = Engine::new(exports, Pool::new(), clients[0].0.limits());
+        let mut engine = Engine::new(Box::new(Separate::new(exports)), Pool::new(), clients[0].0.limits());
         let buffers_max =
             clients.iter().map(|(setting, ..)| setting.buffers_max()).max().unwrap_or(0) * clients.len();
         let (mut peers, mut places) = (Vec::new(), Vec::new());
@@ -659,6 +655,7 @@ impl World {
                 let who = self.places.iter().position(|&p| p == place).expect("a place of ours");
                 self.peers[who].act(action);
             }
+            self.engine.tick(&mut NoDisk);
             assert!(
                 self.engine.pool().bytes_in_use() <= self.buffers_max,
                 "{}",

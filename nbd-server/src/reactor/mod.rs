@@ -10,4 +10,6 @@ mod ring;
 mod run;
 
 pub use ring::{OpenFile, RingOptions};
-pub use run::{BuildExport, ExportSpec, Mailbox, Reactor, ReactorConfig, ReactorStats};
+pub use run::{
+    BuildBackend, BuildExport, ExportSpec, Mailbox, Reactor, ReactorConfig, ReactorSpec, ReactorStats, Waker,
+};

@@ -49,7 +49,7 @@ const INLINE_STALL: Duration = Duration::from_millis(20);
 /// For that long after a stall, writes go to the ring's workers and the loop stays responsive.
 const INLINE_PAUSE: Duration = Duration::from_millis(500);
 
-/// A file of an export, as the reactor drives it.
+/// A file of an export or a backend, as the reactor drives it.
 #[derive(Debug)]
 pub struct OpenFile {
     /// The file, open for what the export needs.
@@ -106,7 +106,7 @@ struct RegisteredFile {
     /// Inline writes are off until then, because one was held up.
     paused_until: Option<Instant>,
     /// Direct transfers in flight, and those that wait for one of them to end. Bounded by the connections'
-    /// limits: each belongs to a request.
+    /// limits: each belongs to a request, or to what a backend does by itself, which is for it to bound.
     transfers: usize,
     backlog: VecDeque<(ExportIndex, DiskOp)>,
 }

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,10 +22,10 @@ use super::ring::{Completed, OpenFile, Ring, RingOptions};
 use crate::connection::{Limits, Nanos, SocketAction};
 use crate::disk::FileId;
 use crate::engine::{Engine, Negotiated, describe};
-use crate::export::Export;
+use crate::export::{Backend, Export, Separate};
 
 /// How often stalled clients are looked for.
-const TICK: Duration = Duration::from_secs(1);
+const STALL_CHECK: Duration = Duration::from_secs(1);
 /// Idle clients are given that long to send a last request, and to be told ESHUTDOWN, when we stop.
 const STOP_LINGER: Duration = Duration::from_millis(200);
 /// Whatever is still in flight that long after a stop is abandoned.
@@ -33,12 +34,45 @@ const STOP_DEADLINE: Duration = Duration::from_secs(4);
 /// Builds an export on the reactor's own thread, from the ids of its files.
 pub type BuildExport = Box<dyn FnOnce(&[FileId]) -> Box<dyn Export> + Send>;
 
-/// An export to be served by a reactor.
+/// An export that is to be served by a reactor, knowing nothing of the others.
 pub struct ExportSpec {
     /// Its files, open.
     pub files: Vec<OpenFile>,
     /// Makes the state machine. Called once.
     pub build: BuildExport,
+}
+
+/// Builds a backend on the reactor's own thread, from the ids of its files, the pool that all its buffers must
+/// come from, and what its own threads wake it with.
+pub type BuildBackend = Box<dyn FnOnce(&[FileId], &Pool, Waker) -> Box<dyn Backend> + Send>;
+
+/// What a reactor is to serve.
+pub struct ReactorSpec {
+    /// Its files, open.
+    pub files: Vec<OpenFile>,
+    /// Makes the state machine. Called once; its first tick follows at once.
+    pub build: BuildBackend,
+}
+
+impl ReactorSpec {
+    /// Exports that share nothing but the reactor, in the order of their [`crate::disk::ExportIndex`]es.
+    pub fn separate(exports: Vec<ExportSpec>) -> Self {
+        let (mut files, mut builds) = (Vec::new(), Vec::new());
+        for spec in exports {
+            builds.push((spec.files.len(), spec.build));
+            files.extend(spec.files);
+        }
+        let build = move |ids: &[FileId], _: &Pool, _: Waker| -> Box<dyn Backend> {
+            let mut rest = ids;
+            let build = |(count, build): (usize, BuildExport)| {
+                let (own, others) = rest.split_at(count);
+                rest = others;
+                build(own)
+            };
+            Box::new(Separate::new(builds.into_iter().map(build).collect()))
+        };
+        Self { files, build: Box::new(build) }
+    }
 }
 
 /// How a reactor is set up.
@@ -58,7 +92,7 @@ pub struct ReactorConfig {
 pub struct ReactorStats {
     /// Connections that reached transmission.
     pub connections: u64,
-    /// Requests that reached an export.
+    /// Requests that reached the backend.
     pub requests: u64,
     /// Operations abandoned because they did not end before the deadline of a stop.
     pub abandoned: usize,
@@ -83,7 +117,37 @@ pub struct Mailbox {
 
 struct MailboxShared {
     inbox: Mutex<Inbox>,
+    /// Somebody wants the backend to be told, and the event was or will be raised for it.
+    wake: AtomicBool,
     event: OwnedFd,
+}
+
+/// Makes a reactor call [`Backend::woken`], from any thread.
+///
+/// What is to be found there must be left before the call, in a place that the backend and the caller share.
+#[derive(Clone)]
+pub struct Waker {
+    shared: Arc<MailboxShared>,
+}
+
+impl Waker {
+    /// Has the backend told, once for all calls since it was told last. Never waits; does nothing once the
+    /// reactor has ended.
+    pub fn wake(&self) {
+        if self.shared.wake.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Err(error) = self.shared.raise() {
+            // Only a counter that is full can refuse, and then the reactor is about to look anyway.
+            tracing::debug!(%error, "reactor not woken");
+        }
+    }
+}
+
+/// What a reactor finds when it looks into its mailbox.
+struct Mail {
+    woken: bool,
+    messages: VecDeque<Message>,
 }
 
 #[derive(Default)]
@@ -97,7 +161,13 @@ struct Inbox {
 impl Mailbox {
     fn new() -> io::Result<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { shared: Arc::new(MailboxShared { inbox: Mutex::default(), event }) })
+        let shared = MailboxShared { inbox: Mutex::default(), wake: AtomicBool::new(false), event };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// How threads that work for the backend reach it.
+    pub fn waker(&self) -> Waker {
+        Waker { shared: Arc::clone(&self.shared) }
     }
 
     /// Hands a client over to the reactor. The socket must be in blocking mode.
@@ -128,17 +198,19 @@ impl Mailbox {
         }
         inbox.messages.push_back(message);
         drop(inbox);
-        rustix::io::write(&self.shared.event, &1u64.to_ne_bytes())?;
-        Ok(())
+        self.shared.raise()
     }
 
-    fn take(&self) -> io::Result<VecDeque<Message>> {
+    fn take(&self) -> io::Result<Mail> {
         let mut count = [0; 8];
         match rustix::io::read(&self.shared.event, &mut count) {
             Ok(_) | Err(rustix::io::Errno::AGAIN) => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(std::mem::take(&mut self.shared.inbox().messages))
+        // In this order: who wakes us and then hands a client over is not seen the other way round.
+        let messages = std::mem::take(&mut self.shared.inbox().messages);
+        let woken = self.shared.wake.swap(false, Ordering::AcqRel);
+        Ok(Mail { woken, messages })
     }
 
     /// Refuses messages from now on, and drops those that nobody took: a client among them is closed.
@@ -152,6 +224,11 @@ impl Mailbox {
 }
 
 impl MailboxShared {
+    fn raise(&self) -> io::Result<()> {
+        rustix::io::write(&self.event, &1u64.to_ne_bytes())?;
+        Ok(())
+    }
+
     /// A thread that panicked with the lock held has left nothing half done: messages are whole.
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
@@ -161,17 +238,17 @@ impl MailboxShared {
 /// A reactor that is not running yet.
 pub struct Reactor {
     mailbox: Mailbox,
-    exports: Vec<ExportSpec>,
+    spec: ReactorSpec,
     config: ReactorConfig,
 }
 
 impl Reactor {
-    /// A reactor for `exports`, in the order of their [`crate::disk::ExportIndex`]es.
+    /// A reactor for what `spec` describes.
     ///
     /// # Errors
     /// No event descriptor can be had.
-    pub fn new(exports: Vec<ExportSpec>, config: ReactorConfig) -> io::Result<Self> {
-        Ok(Self { mailbox: Mailbox::new()?, exports, config })
+    pub fn new(spec: ReactorSpec, config: ReactorConfig) -> io::Result<Self> {
+        Ok(Self { mailbox: Mailbox::new()?, spec, config })
     }
 
     /// How other threads reach it.
@@ -186,17 +263,12 @@ impl Reactor {
     /// The kernel refuses the ring, or to be entered.
     pub fn run(self, started: impl FnOnce()) -> io::Result<ReactorStats> {
         let pool = Pool::new();
-        let mut files = Vec::new();
-        let mut exports = Vec::new();
-        for spec in self.exports {
-            let first = u32::try_from(files.len()).map_err(io::Error::other)?;
-            let ids: Vec<FileId> = (first..).map(FileId).take(spec.files.len()).collect();
-            files.extend(spec.files);
-            exports.push((spec.build)(&ids));
-        }
+        let ReactorSpec { files, build } = self.spec;
+        let ids: Vec<FileId> = (0..).map(FileId).take(files.len()).collect();
         let options = RingOptions { sockets_max: self.config.connections_max };
         let ring = Ring::new(files, pool.clone(), options)?;
-        let engine = Engine::new(exports, pool, self.config.limits);
+        let backend = build(&ids, &pool, self.mailbox.waker());
+        let engine = Engine::new(backend, pool, self.config.limits);
         started();
         Loop {
             ring,
@@ -204,7 +276,7 @@ impl Reactor {
             mailbox: self.mailbox,
             sockets: Vec::new(),
             started: clock(),
-            next_tick: Nanos::default(),
+            next_check: Nanos::default(),
             stopping_since: None,
             stats: ReactorStats::default(),
             idle: IdlePoll::new(self.config.poll_window),
@@ -226,7 +298,7 @@ struct Loop {
     /// By place in the engine.
     sockets: Vec<Option<Socket>>,
     started: Instant,
-    next_tick: Nanos,
+    next_check: Nanos,
     stopping_since: Option<Nanos>,
     stats: ReactorStats,
     idle: IdlePoll,
@@ -250,6 +322,9 @@ impl Loop {
             self.wait()?;
         }
         self.stats.requests = self.engine.requests_started();
+        if !self.engine.quiescent() {
+            tracing::warn!("the backend has not finished in time");
+        }
         // The poll on the mailbox is always in flight and owns no buffer.
         self.stats.abandoned = self.ring.in_flight().saturating_sub(1);
         if self.stats.abandoned == 0 {
@@ -292,10 +367,10 @@ impl Loop {
             }
             self.ring.submit()?;
         }
-        self.tick(now);
-        while let Some((place, action)) = self.engine.next_action(&mut self.ring) {
-            self.act(place, action);
-        }
+        self.look_at_clock(now);
+        self.act();
+        self.engine.tick(&mut self.ring);
+        self.act();
         Ok(())
     }
 
@@ -316,11 +391,15 @@ impl Loop {
     }
 
     fn read_mail(&mut self) -> io::Result<()> {
-        for message in self.mailbox.take()? {
+        let mail = self.mailbox.take()?;
+        if mail.woken {
+            self.engine.woken(&mut self.ring);
+        }
+        for message in mail.messages {
             match message {
                 Message::Client { socket, client } => self.add_client(socket, client),
                 Message::Stop => {
-                    self.engine.begin_stop();
+                    self.engine.begin_stop(&mut self.ring);
                     self.stopping_since = Some(self.now());
                 }
             }
@@ -342,7 +421,14 @@ impl Loop {
         self.stats.connections += 1;
     }
 
-    fn act(&mut self, place: usize, action: SocketAction) {
+    /// Does everything that the engine wants of the sockets.
+    fn act(&mut self) {
+        while let Some((place, action)) = self.engine.next_action(&mut self.ring) {
+            self.act_on(place, action);
+        }
+    }
+
+    fn act_on(&mut self, place: usize, action: SocketAction) {
         match action {
             SocketAction::Receive(op) => self.ring.receive(place, op),
             SocketAction::Send(batch) => self.ring.send(place, batch),
@@ -363,10 +449,10 @@ impl Loop {
         }
     }
 
-    fn tick(&mut self, now: Nanos) {
-        if now >= self.next_tick {
+    fn look_at_clock(&mut self, now: Nanos) {
+        if now >= self.next_check {
             self.engine.check_stalls();
-            self.next_tick = now.after(TICK);
+            self.next_check = now.after(STALL_CHECK);
         }
         if let Some(since) = self.stopping_since
             && now >= since.after(STOP_LINGER)
@@ -375,21 +461,27 @@ impl Loop {
         }
     }
 
-    /// Stops when every client is gone, or, with a disk that does not answer, a little after the deadline.
+    /// Stops when every client is gone and the backend has finished, or, with a disk that does not answer, a
+    /// little after the deadline.
     fn stopped(&self) -> bool {
         self.stopping_since.is_some_and(|since| {
-            self.engine.connection_count() == 0 || self.now() >= since.after(STOP_DEADLINE + STOP_LINGER)
+            let done = self.engine.connection_count() == 0 && self.engine.quiescent();
+            done || self.now() >= since.after(STOP_DEADLINE + STOP_LINGER)
         })
     }
 
-    /// With clients there is always a next look at the clock; without, nothing wakes us but mail.
+    /// With clients there is always a next look at the clock; without, nothing wakes us but mail and the
+    /// backend's own time.
     fn timeout(&self) -> Option<Duration> {
         if self.engine.wants_turn() {
-            Some(Duration::ZERO)
-        } else if self.stopping_since.is_some() {
+            return Some(Duration::ZERO);
+        }
+        let check = if self.stopping_since.is_some() {
             Some(STOP_LINGER / 4)
         } else {
-            (self.engine.connection_count() > 0).then_some(TICK)
-        }
+            (self.engine.connection_count() > 0).then_some(STALL_CHECK)
+        };
+        let tick = self.engine.next_tick().map(|at| self.now().until(at));
+        [check, tick].into_iter().flatten().min()
     }
 }

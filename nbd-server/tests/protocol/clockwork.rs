@@ -4,7 +4,7 @@ use fixtures::nbd::codec::{command, errno, request};
 use nbd_server::connection::{Limits, Nanos, ReceiveOp, SendBatch, SocketAction};
 use nbd_server::disk::{Disk, DiskOp, ExportIndex};
 use nbd_server::engine::{Engine, Negotiated, TURN_BYTES};
-use nbd_server::export::ExportInfo;
+use nbd_server::export::{ExportInfo, Separate};
 use nbd_server::memory_export::MemoryExport;
 use nbd_server::reactor::buffer::Pool;
 use nbd_server::transmission::{CloseReason, Rules};
@@ -24,7 +24,7 @@ impl Disk for NoDisk {
 /// An engine with one client on 8 MiB of memory, simple replies.
 fn engine(limits: Limits, leftover: Vec<u8>, now: Nanos) -> (Engine, usize) {
     let memory = MemoryExport::new(8 * MIB).expect("a small export");
-    let mut engine = Engine::new(vec![Box::new(memory)], Pool::new(), limits);
+    let mut engine = Engine::new(Box::new(Separate::new(vec![Box::new(memory)])), Pool::new(), limits);
     engine.begin_turn(now);
     let rules = Rules { export: ExportInfo::new("memory", 8 * MIB), structured: false };
     let client = Negotiated { export: ExportIndex(0), rules, leftover };
@@ -107,7 +107,7 @@ fn requests_that_wait_for_their_turn_are_answered_at_a_stop() {
         .collect();
     let (mut engine, place) = engine(Limits::default(), pipeline, Nanos(0));
     let mut said = Vec::new();
-    engine.begin_stop();
+    engine.begin_stop(&mut NoDisk);
     let mut next = wants(&mut engine);
     while !next.ends {
         // The reactor's order: what has ended, the look at the clock, then what to do next.

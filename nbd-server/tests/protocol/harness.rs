@@ -60,15 +60,24 @@ impl TestServer {
     /// Serves what `images` makes in the server's directory.
     pub(crate) fn start(config: ServerConfig, images: impl FnOnce(&Path) -> Vec<Image>) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let socket = dir.path().join("socket");
         let images = images(dir.path());
+        Self::run(dir, move || Server::start(images, config).expect("the server starts"))
+    }
+
+    /// Serves whatever the server that `start` makes does.
+    pub(crate) fn start_with(start: impl FnOnce() -> Server + Send + 'static) -> Self {
+        Self::run(tempfile::tempdir().expect("a directory"), start)
+    }
+
+    fn run(dir: TempDir, start: impl FnOnce() -> Server + Send + 'static) -> Self {
+        let socket = dir.path().join("socket");
         let (ready, standing) = mpsc::channel();
         let (stop, stop_seen) = oneshot::channel();
         let (stopped_tell, stopped) = mpsc::channel();
         let (end, end_seen) = oneshot::channel();
         let controls = Controls { ready, stop: stop_seen, stopped: stopped_tell, end: end_seen };
         let path = socket.clone();
-        let thread = std::thread::spawn(move || run(images, config, &path, controls));
+        let thread = std::thread::spawn(move || run(start, &path, controls));
         let tcp = standing.recv_timeout(PATIENCE).expect("the server stands");
         Self { dir, socket, tcp, stop: Some(stop), stopped, end: Some(end), thread: Some(thread) }
     }
@@ -174,13 +183,13 @@ impl Drop for TestServer {
     }
 }
 
-fn run(images: Vec<Image>, config: ServerConfig, socket: &Path, controls: Controls) {
+fn run(start: impl FnOnce() -> Server, socket: &Path, controls: Controls) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(serve(images, config, socket, controls));
+    runtime.block_on(serve(start, socket, controls));
 }
 
-async fn serve(images: Vec<Image>, config: ServerConfig, socket: &Path, controls: Controls) {
-    let server = Server::start(images, config).expect("the server starts");
+async fn serve(start: impl FnOnce() -> Server, socket: &Path, controls: Controls) {
+    let server = start();
     let unix = tokio::net::UnixListener::bind(socket).expect("a socket");
     let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = tcp.local_addr().expect("an address");

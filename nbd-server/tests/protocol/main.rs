@@ -11,6 +11,7 @@ mod handshake;
 mod names;
 mod transmission;
 
+mod backend;
 mod limits;
 mod serving;
 mod stopping;
