@@ -31,9 +31,7 @@ pub const NAME_BYTES_MAX: usize = 255;
 /// Whether a volume or snapshot may be called that.
 pub fn is_valid_name(name: &str) -> bool {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    (1..=NAME_BYTES_MAX).contains(&name.len())
-        && name.bytes().all(legal)
-        && !name.starts_with(['.', '-'])
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(legal) && !name.starts_with(['.', '-'])
 }
 
 impl FromStr for SnapshotName {

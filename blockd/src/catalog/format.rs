@@ -4,6 +4,15 @@
 
 use crate::units::{ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeId};
 
+mod decode;
+mod encode;
+pub mod keys;
+#[cfg(test)]
+mod tests;
+
+pub use decode::{Record, decode_map, decode_version};
+pub use encode::RawSink;
+
 /// What this program reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
 

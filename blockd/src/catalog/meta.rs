@@ -27,6 +27,9 @@ pub enum MetaError {
 /// Changes that become durable together or not at all.
 pub type Batch = Vec<Change>;
 
+/// Is shown records, key and value, and says whether it wants more.
+pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, MetaError> + 'a;
+
 /// An ordered map of records, written in atomic, synced batches.
 pub trait MetaStore: Send + Sync {
     /// Applies a batch; it is durable when this returns.
@@ -40,12 +43,7 @@ pub trait MetaStore: Send + Sync {
     ///
     /// # Errors
     /// A record cannot be read or is damaged.
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, MetaError>,
-    ) -> Result<(), MetaError>;
+    fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), MetaError>;
 
     /// One record.
     ///
