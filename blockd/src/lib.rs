@@ -7,3 +7,4 @@ pub mod map;
 
 pub mod catalog;
 pub mod control;
+pub mod store;

@@ -1,0 +1,3 @@
+//! The pool: files, their superblocks, what is where.
+
+pub mod superblock;
