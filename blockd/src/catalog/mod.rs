@@ -5,3 +5,4 @@ pub mod mark;
 pub mod memory;
 pub mod meta;
 mod reads;
+pub mod rocks;
