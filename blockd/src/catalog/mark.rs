@@ -238,6 +238,12 @@ impl Mark {
         mark.file.sync_all().map_err(|error| io_error("sync", error))
     }
 
+    /// A mark of which every write fails.
+    #[cfg(test)]
+    pub(crate) fn read_only_for_tests(data: &Path, identity: [u8; 16]) -> Self {
+        Self { file: File::open(data.join(MARK_FILE)).unwrap(), identity, commit: 0 }
+    }
+
     fn write(&self, commit: u64) -> Result<(), MarkError> {
         let bytes = Slot::encode(self.identity, commit);
         let offset = commit % 2 * SLOT_BYTES as u64;

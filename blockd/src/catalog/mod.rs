@@ -6,3 +6,4 @@ pub mod memory;
 pub mod meta;
 mod reads;
 pub mod rocks;
+pub mod worker;
