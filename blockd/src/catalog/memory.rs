@@ -143,6 +143,11 @@ impl MemoryMeta {
         self.state().records.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
+    /// Puts any bytes under any key, as no [`Change`] would.
+    pub fn put_raw(&self, key: &[u8], value: &[u8]) {
+        self.state().records.insert(key.to_vec(), value.to_vec());
+    }
+
     /// Puts an older copy back: takes back the last batches, as many as asked for or remembered, but not the mark.
     /// How many were taken back.
     pub fn drop_last_commits(&self, batches: usize) -> usize {

@@ -1,6 +1,7 @@
 //! What the store knows about its volumes, and where that is kept.
 
 pub mod format;
+pub mod load;
 pub mod mark;
 pub mod memory;
 pub mod meta;
