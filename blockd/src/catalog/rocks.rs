@@ -88,12 +88,20 @@ impl RocksMeta {
         self
     }
 
-    /// Writes the memtable out and merges all files: after a large deletion, and for tests that damage files.
+    /// Writes the memtable out, so that the next start has no log to replay.
+    ///
+    /// # Errors
+    /// `Io`, `Damaged`.
+    pub fn flush(&self) -> Result<(), MetaError> {
+        self.db.flush().map_err(meta_error)
+    }
+
+    /// Writes the memtable out and merges all files, so that deleted records take no space.
     ///
     /// # Errors
     /// `Io`, `Damaged`.
     pub fn compact(&self) -> Result<(), MetaError> {
-        self.db.flush().map_err(meta_error)?;
+        self.flush()?;
         self.db.compact_range(None::<&[u8]>, None::<&[u8]>);
         Ok(())
     }
