@@ -7,4 +7,6 @@ pub mod map;
 
 pub mod catalog;
 pub mod control;
+pub mod fsck;
+pub mod lock;
 pub mod store;

@@ -1,6 +1,8 @@
 //! Damage to RocksDB's files: whatever was flipped, cut or put back, a store opens with exactly what it held, or is
 //! refused with a reason. Nothing in between: records that are silently gone are the worst that a store can do.
 
+#![allow(clippy::unwrap_used, reason = "in a test binary a panic is how a helper fails, too")]
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
