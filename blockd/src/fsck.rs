@@ -19,6 +19,7 @@ mod report;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub(crate) use files::read as read_pool_file;
 pub use report::{Counts, FsckReport, PROBLEMS_MAX, Problem, Severity};
 
 /// How to check.

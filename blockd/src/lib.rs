@@ -8,5 +8,6 @@ pub mod map;
 pub mod catalog;
 pub mod control;
 pub mod fsck;
+pub mod inspect;
 pub mod lock;
 pub mod store;

@@ -36,7 +36,7 @@ pub(super) fn check(data: &Path, loaded: &Loaded, ends: &Ends, report: &mut Fsck
 }
 
 /// The first block and the length of a file or block device.
-fn read(data: &Path, record: &PoolFileRecord) -> io::Result<(Vec<u8>, u64)> {
+pub(crate) fn read(data: &Path, record: &PoolFileRecord) -> io::Result<(Vec<u8>, u64)> {
     // An absolute path replaces the directory.
     let mut file = File::open(data.join(&record.path))?;
     let mut superblock = Vec::with_capacity(SUPERBLOCK_BYTES);
