@@ -1,5 +1,454 @@
 //! The flat map of a volume: where each of its blocks is read from, however many layers it has.
+//!
+//! Eight bytes per 64 KiB cluster, in pages that are allocated when they are first touched: 128 MiB per TiB
+//! mapped. A cluster whose blocks all come from one place fits its eight bytes; the others have theirs in a side
+//! table. A read costs one lookup, whether there are no snapshots or a thousand.
+//!
+//! ```text
+//!  Entry   = head part  + older parts
+//!  head    = what the open layer has written: its pool cluster, data mask, zero mask. Written in place.
+//!  older   = what shows through of closed layers. Never written.
+//! ```
+//!
+//! **A cut costs nothing here.** Whether a part belongs to the open layer is told by an 8-bit *generation* in the
+//! entry: a cut goes on to the next one, and every head part has become an older part by that. So that a
+//! generation's number can be used again, each cut also sweeps a hundredth of the map, and turns what it finds of
+//! past generations into plain older parts: after a hundred cuts all of it.
+//!
+//! A map of a snapshot is the same with its newest layer as the head that nobody writes to.
+
+use std::ops::ControlFlow;
+
+use slab::Slab;
+use smallvec::SmallVec;
+
+use crate::catalog::format::keys::map_range;
+use crate::catalog::format::{MapRecord, decode_map};
+use crate::catalog::meta::{MetaError, MetaStore};
+use crate::units::{ClusterIndex, LayerId, Mask, PoolCluster};
+
+/// Entries of a page: half a gibibyte of the volume in 64 KiB of memory.
+const PAGE_ENTRIES: usize = 8192;
+/// A cut sweeps one in so many entries; must be well below the number of generations.
+const SWEEP_PARTS: usize = 100;
+/// Generation of parts that no open layer owns.
+const NO_GENERATION: u8 = 0;
+
+/// What the open layer has of a cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeadPart {
+    /// Where its data lie, block in place.
+    pub cluster: Option<PoolCluster>,
+    /// Blocks with data there.
+    pub data: Mask,
+    /// Blocks that it has made zero over older data.
+    pub zero: Mask,
+}
+
+impl HeadPart {
+    /// The map record of this part; `None` if there is nothing to record.
+    pub fn record(self) -> Option<MapRecord> {
+        let Self { cluster, data, zero } = self;
+        (cluster.is_some() || !zero.is_empty()).then_some(MapRecord { cluster, data, zero, packed: None })
+    }
+}
+
+/// Blocks that are read from a closed layer's cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Where.
+    pub cluster: PoolCluster,
+    /// The blocks that show through.
+    pub shown: Mask,
+    /// For packed clusters: all blocks of the record, and where the first of them lies.
+    pub packed: Option<Packed>,
+}
+
+/// How a packed record finds its blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packed {
+    /// The record's whole data mask.
+    pub data: Mask,
+    /// Block of the pool cluster that holds the first of them.
+    pub first: u8,
+}
+
+impl Source {
+    /// Block of the pool cluster where a shown block of the volume's cluster lies.
+    pub fn place(&self, block: u32) -> u32 {
+        match self.packed {
+            None => block,
+            Some(Packed { data, first }) => u32::from(first) + data.and(Mask::of(0..block)).count(),
+        }
+    }
+}
+
+/// All there is to know of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entry {
+    /// The open layer's part, if it has one.
+    pub head: Option<HeadPart>,
+    /// Closed layers' parts; their `shown` masks are disjoint, and disjoint from the head's masks.
+    pub older: SmallVec<[Source; 2]>,
+}
+
+impl Entry {
+    /// Blocks that read as data; the others read as zero.
+    pub fn visible(&self) -> Mask {
+        let head = self.head.map_or(Mask::NONE, |head| head.data);
+        self.older.iter().fold(head, |mask, source| mask.with(source.shown))
+    }
+
+    /// Takes blocks away from the older parts.
+    pub fn hide_older(&mut self, blocks: Mask) {
+        for source in &mut self.older {
+            source.shown = source.shown.without(blocks);
+        }
+        self.older.retain(|source| !source.shown.is_empty());
+    }
+
+    /// A newer layer's record on top, and that layer not open.
+    fn push_closed(&mut self, record: &MapRecord) {
+        self.close_head();
+        self.hide_older(record.data.with(record.zero));
+        if let Some(cluster) = record.cluster.filter(|_| !record.data.is_empty()) {
+            let packed = record.packed.map(|first| Packed { data: record.data, first });
+            self.older.push(Source { cluster, shown: record.data, packed });
+        }
+    }
+
+    /// The head part becomes the newest older part.
+    fn close_head(&mut self) {
+        if let Some(HeadPart { cluster: Some(cluster), data, .. }) = self.head.take()
+            && !data.is_empty()
+        {
+            self.older.push(Source { cluster, shown: data, packed: None });
+        }
+    }
+}
+
+/// Side table row: an entry that does not fit eight bytes.
+#[derive(Clone, Debug)]
+struct Side {
+    head: Option<HeadPart>,
+    older: SmallVec<[Source; 2]>,
+}
+
+/// An entry's eight bytes: kind 3 bits, 5 unused, generation 8, mask 16, number 32.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Packed64(u64);
+
+const KIND_HOLE: u8 = 0;
+const KIND_SINGLE: u8 = 1;
+const KIND_ZEROED: u8 = 2;
+const KIND_SIDE: u8 = 3;
+
+impl Packed64 {
+    const HOLE: Self = Self(0);
+
+    fn new(kind: u8, generation: u8, mask: Mask, number: u32) -> Self {
+        Self(
+            u64::from(kind) << 61 | u64::from(generation) << 48 | u64::from(mask.0) << 32 | u64::from(number),
+        )
+    }
+
+    fn kind(self) -> u8 {
+        (self.0 >> 61) as u8
+    }
+
+    fn generation(self) -> u8 {
+        (self.0 >> 48) as u8
+    }
+
+    fn mask(self) -> Mask {
+        Mask((self.0 >> 32) as u16)
+    }
+
+    fn number(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+type Page = Box<[Packed64]>;
 
 /// See the module.
-#[derive(Debug, Default)]
-pub struct FlatMap {}
+pub struct FlatMap {
+    pages: Vec<Option<Page>>,
+    clusters: u64,
+    side: Slab<Side>,
+    /// The open layer's; 1 to 255.
+    generation: u8,
+    /// The entry at which the next sweep goes on.
+    sweep_at: u64,
+    visible_blocks: u64,
+    head_clusters: u64,
+}
+
+impl std::fmt::Debug for FlatMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FlatMap")
+            .field("clusters", &self.clusters)
+            .field("visible_blocks", &self.visible_blocks)
+            .field("side", &self.side.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl FlatMap {
+    /// A map of `clusters` holes.
+    pub fn new(clusters: u64) -> Self {
+        let mut map = Self {
+            pages: Vec::new(),
+            clusters: 0,
+            side: Slab::new(),
+            generation: 1,
+            sweep_at: 0,
+            visible_blocks: 0,
+            head_clusters: 0,
+        };
+        map.grow(clusters);
+        map
+    }
+
+    /// Adds holes at the end.
+    pub fn grow(&mut self, clusters: u64) {
+        assert!(clusters >= self.clusters, "maps do not shrink");
+        self.clusters = clusters;
+        let pages = usize::try_from(clusters.div_ceil(PAGE_ENTRIES as u64)).expect("2^32 clusters at most");
+        self.pages.resize_with(pages, || None);
+    }
+
+    /// Clusters of the volume.
+    pub fn clusters(&self) -> u64 {
+        self.clusters
+    }
+
+    /// Blocks that read as data.
+    pub fn visible_blocks(&self) -> u64 {
+        self.visible_blocks
+    }
+
+    /// Pool clusters that the open layer owns.
+    pub fn head_clusters(&self) -> u64 {
+        self.head_clusters
+    }
+
+    /// Rows of the side table.
+    pub fn side_rows(&self) -> usize {
+        self.side.len()
+    }
+
+    /// Bytes of memory, about.
+    pub fn memory_bytes(&self) -> usize {
+        let pages = self.pages.iter().filter(|page| page.is_some()).count();
+        pages * PAGE_ENTRIES * size_of::<Packed64>()
+            + self.pages.len() * size_of::<Option<Page>>()
+            + self.side.capacity() * size_of::<Side>()
+    }
+
+    fn raw(&self, cluster: ClusterIndex) -> Packed64 {
+        debug_assert!(u64::from(cluster.0) < self.clusters, "cluster {cluster} of {}", self.clusters);
+        let (page, at) = (cluster.0 as usize / PAGE_ENTRIES, cluster.0 as usize % PAGE_ENTRIES);
+        self.pages[page].as_ref().map_or(Packed64::HOLE, |page| page[at])
+    }
+
+    /// What there is of a cluster.
+    pub fn get(&self, cluster: ClusterIndex) -> Entry {
+        let raw = self.raw(cluster);
+        let open = raw.generation() == self.generation;
+        let single = Some(PoolCluster(raw.number()));
+        match raw.kind() {
+            KIND_HOLE => Entry::default(),
+            KIND_SINGLE => {
+                let head = HeadPart { cluster: single, data: raw.mask(), zero: Mask::NONE };
+                let mut entry = Entry { head: Some(head), older: SmallVec::new() };
+                if !open {
+                    entry.close_head();
+                }
+                entry
+            }
+            KIND_ZEROED => {
+                let part = HeadPart { cluster: None, data: Mask::NONE, zero: raw.mask() };
+                Entry { head: open.then_some(part), older: SmallVec::new() }
+            }
+            _ => {
+                let Side { head, older } = self.side[raw.number() as usize].clone();
+                let mut entry = Entry { head, older };
+                if !open {
+                    entry.close_head();
+                }
+                entry
+            }
+        }
+    }
+
+    /// Blocks `blocks` of the cluster, if the open layer holds all of them: where they may be written in place.
+    pub fn owned(&self, cluster: ClusterIndex, blocks: Mask) -> Option<PoolCluster> {
+        let raw = self.raw(cluster);
+        if raw.generation() != self.generation {
+            return None;
+        }
+        match raw.kind() {
+            KIND_SINGLE if raw.mask().contains(blocks) => Some(PoolCluster(raw.number())),
+            KIND_SIDE => {
+                let head = self.side[raw.number() as usize].head?;
+                head.cluster.filter(|_| head.data.contains(blocks))
+            }
+            _ => None,
+        }
+    }
+
+    /// Sets what there is of a cluster.
+    pub fn set(&mut self, cluster: ClusterIndex, entry: Entry) {
+        let before = self.get(cluster);
+        self.count(&before, &entry);
+        let raw = self.encode(self.raw(cluster), entry);
+        self.put_raw(cluster, raw);
+    }
+
+    fn count(&mut self, before: &Entry, after: &Entry) {
+        let owns = |entry: &Entry| u64::from(entry.head.is_some_and(|head| head.cluster.is_some()));
+        self.visible_blocks += u64::from(after.visible().count());
+        self.visible_blocks -= u64::from(before.visible().count());
+        self.head_clusters += owns(after);
+        self.head_clusters -= owns(before);
+    }
+
+    /// The eight bytes for an entry, in the place of `old` ones, whose row in the side table is used or freed.
+    fn encode(&mut self, old: Packed64, entry: Entry) -> Packed64 {
+        let row = (old.kind() == KIND_SIDE).then(|| old.number() as usize);
+        let small = self.encode_small(&entry);
+        match (small, row) {
+            (Some(small), row) => {
+                if let Some(row) = row {
+                    self.side.remove(row);
+                }
+                small
+            }
+            (None, row) => {
+                let Entry { head, older } = entry;
+                let side = Side { head, older };
+                let generation = if head.is_some() { self.generation } else { NO_GENERATION };
+                let row = match row {
+                    Some(row) => {
+                        self.side[row] = side;
+                        row
+                    }
+                    None => self.side.insert(side),
+                };
+                let row = u32::try_from(row).expect("no more rows than clusters");
+                Packed64::new(KIND_SIDE, generation, Mask::NONE, row)
+            }
+        }
+    }
+
+    fn encode_small(&self, entry: &Entry) -> Option<Packed64> {
+        match (entry.head, &entry.older[..]) {
+            (None, []) => Some(Packed64::HOLE),
+            (None, [Source { cluster, shown, packed: None }]) => {
+                Some(Packed64::new(KIND_SINGLE, NO_GENERATION, *shown, cluster.0))
+            }
+            (Some(HeadPart { cluster: Some(cluster), data, zero: Mask::NONE }), []) => {
+                Some(Packed64::new(KIND_SINGLE, self.generation, data, cluster.0))
+            }
+            (Some(HeadPart { cluster: None, data: Mask::NONE, zero }), []) => {
+                Some(Packed64::new(KIND_ZEROED, self.generation, zero, 0))
+            }
+            _ => None,
+        }
+    }
+
+    fn put_raw(&mut self, cluster: ClusterIndex, raw: Packed64) {
+        let (page, at) = (cluster.0 as usize / PAGE_ENTRIES, cluster.0 as usize % PAGE_ENTRIES);
+        let page = &mut self.pages[page];
+        if page.is_none() && raw == Packed64::HOLE {
+            return;
+        }
+        page.get_or_insert_with(|| vec![Packed64::HOLE; PAGE_ENTRIES].into_boxed_slice())[at] = raw;
+    }
+
+    /// The open layer is closed and another one opened: every head part is an older part from now on.
+    pub fn cut(&mut self) {
+        self.generation = if self.generation == u8::MAX { 1 } else { self.generation + 1 };
+        self.head_clusters = 0;
+        self.sweep();
+    }
+
+    /// Turns stale head parts of the next part of the map into older parts.
+    fn sweep(&mut self) {
+        let total = self.pages.len() * PAGE_ENTRIES;
+        let mut left = total.div_ceil(SWEEP_PARTS);
+        while left > 0 && total > 0 {
+            let at = self.sweep_at as usize % total;
+            let page_end = (at / PAGE_ENTRIES + 1) * PAGE_ENTRIES;
+            let end = page_end.min(at + left);
+            if self.pages[at / PAGE_ENTRIES].is_some() {
+                for index in at..end {
+                    self.forget_generation(ClusterIndex(u32::try_from(index).expect("a cluster's number")));
+                }
+            }
+            left -= end - at;
+            self.sweep_at = end as u64;
+        }
+    }
+
+    fn forget_generation(&mut self, cluster: ClusterIndex) {
+        if u64::from(cluster.0) >= self.clusters {
+            return;
+        }
+        let raw = self.raw(cluster);
+        if raw.generation() != NO_GENERATION && raw.generation() != self.generation {
+            let entry = self.get(cluster);
+            let raw = self.encode(raw, entry);
+            self.put_raw(cluster, raw);
+        }
+    }
+
+    /// Clusters of which there is anything, in order, from `from` on.
+    pub fn mapped_from(&self, from: u64) -> impl Iterator<Item = ClusterIndex> {
+        let mut at = from;
+        std::iter::from_fn(move || {
+            while at < self.clusters {
+                let (page, inside) = (at as usize / PAGE_ENTRIES, at as usize % PAGE_ENTRIES);
+                let Some(page) = &self.pages[page] else {
+                    at += (PAGE_ENTRIES - inside) as u64;
+                    continue;
+                };
+                at += 1;
+                if page[inside] != Packed64::HOLE {
+                    return Some(ClusterIndex(u32::try_from(at - 1).expect("a cluster's number")));
+                }
+            }
+            None
+        })
+    }
+}
+
+/// Flattens layers, newest first, into a map of `clusters` clusters; the newest is its open layer.
+///
+/// # Errors
+/// A record cannot be read, is damaged, or lies beyond the volume.
+pub fn load(store: &dyn MetaStore, chain: &[LayerId], clusters: u64) -> Result<FlatMap, MetaError> {
+    let mut map = FlatMap::new(clusters);
+    for (depth, &layer) in chain.iter().enumerate().rev() {
+        let range = map_range(layer);
+        store.scan(&range.start, &range.end, &mut |key, value| {
+            let (_, cluster, record) = decode_map(key, value)?;
+            if u64::from(cluster.0) >= clusters {
+                let text = format!("layer {layer} maps cluster {cluster} of a volume of {clusters}");
+                return Err(MetaError::Damaged(text));
+            }
+            let mut entry = map.get(cluster);
+            if depth == 0 && record.packed.is_none() {
+                entry.hide_older(record.data.with(record.zero));
+                let MapRecord { cluster, data, zero, .. } = record;
+                entry.head = Some(HeadPart { cluster, data, zero });
+            } else {
+                entry.push_closed(&record);
+            }
+            map.set(cluster, entry);
+            Ok(ControlFlow::Continue(()))
+        })?;
+    }
+    Ok(map)
+}

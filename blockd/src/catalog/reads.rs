@@ -2,32 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use crate::catalog::format::keys::{map_range, map_range_from};
+use crate::catalog::format::keys::map_range_from;
 use crate::catalog::format::{MapRecord, decode_map};
 use crate::catalog::meta::{MetaError, MetaStore};
-use crate::map::FlatMap;
 use crate::units::{ClusterIndex, LayerId};
-
-/// The flat map of a chain.
-///
-/// # Errors
-/// A record cannot be read or is damaged.
-pub(crate) fn load_map(
-    store: &dyn MetaStore,
-    chain: &[LayerId],
-    clusters: u64,
-) -> Result<FlatMap, MetaError> {
-    // Stands in for `map::load(store, chain, clusters)`: reads all of it, so that damage is found, and keeps none.
-    for layer in chain {
-        let range = map_range(*layer);
-        store.scan(&range.start, &range.end, &mut |key, value| {
-            let (_, cluster, _) = decode_map(key, value)?;
-            let inside = u64::from(cluster.0) < clusters;
-            Ok(if inside { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
-        })?;
-    }
-    Ok(FlatMap::default())
-}
 
 /// The next records of a layer, at most `limit`.
 ///

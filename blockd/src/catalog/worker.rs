@@ -19,6 +19,7 @@ use std::thread::{Builder, JoinHandle};
 use crate::catalog::mark::Mark;
 use crate::catalog::meta::{Batch, MetaAnswer, MetaDone, MetaError, MetaOp, MetaPort, MetaStore};
 use crate::catalog::reads;
+use crate::map;
 
 /// Operations that wait for one thread; one more fails. The engine has one commit under way and a few reads.
 pub const QUEUE_OPS_MAX: usize = 1024;
@@ -164,7 +165,7 @@ fn run_reads(store: &dyn MetaStore, ops: &Receiver<(u64, MetaOp)>, done: &Done) 
     for (tag, op) in ops {
         let result = match op {
             MetaOp::LoadMap { chain, clusters } => {
-                reads::load_map(store, &chain, clusters).map(|map| MetaAnswer::Map(Box::new(map)))
+                map::load(store, &chain, clusters).map(|map| MetaAnswer::Map(Box::new(map)))
             }
             MetaOp::Scan { layer, from, limit } => {
                 reads::scan_layer(store, layer, from, limit).map(MetaAnswer::Records)

@@ -13,6 +13,7 @@ use fastrand::Rng;
 use super::MemoryMeta;
 use crate::catalog::meta::{Batch, MetaAnswer, MetaDone, MetaError, MetaOp, MetaPort};
 use crate::catalog::reads;
+use crate::map;
 
 /// What strikes the next operation that it can strike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,7 +244,7 @@ impl Sim {
         }
         match op {
             MetaOp::LoadMap { chain, clusters } => {
-                reads::load_map(&self.store, &chain, clusters).map(|map| MetaAnswer::Map(Box::new(map)))
+                map::load(&self.store, &chain, clusters).map(|map| MetaAnswer::Map(Box::new(map)))
             }
             MetaOp::Scan { layer, from, limit } => {
                 reads::scan_layer(&self.store, layer, from, limit).map(MetaAnswer::Records)

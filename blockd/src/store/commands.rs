@@ -1,0 +1,485 @@
+//! Commands: volumes, snapshots and clones are made, changed and deleted.
+//!
+//! A command changes the catalog in memory and goes with the next commit; its answer comes when that is durable. A
+//! crash before leaves nothing of it, a crash after all of it.
+//!
+//! **A cut** (snapshots of several volumes at one instant) first *holds* new changes of its volumes and waits for
+//! those under way to end, a few milliseconds. Then, in one step without I/O: what is dirty becomes records of the
+//! layers that close, new layers open, and the changes that were held go on, into the new layers. So every change
+//! answered before the command came is in, none that began after its answer is, and for changes in between the cut
+//! has one instant on all volumes.
+
+use nbd_server::disk::ExportIndex;
+use nbd_server::export::Io;
+
+use super::commit::Bundle;
+use super::{Store, Token};
+use crate::catalog::format::{Change, LayerRecord, SnapshotRecord, VolumeRecord};
+use crate::control::{
+    Answer, Control, ControlError, ErrorKind, Health, Pinned, SnapshotInfo, SnapshotName, StoreStatus,
+    VolumeInfo, is_valid_name,
+};
+use crate::units::{
+    BLOCK_BYTES, CLUSTER_BYTES, LayerId, SIZE_UNIT_BYTES, SnapshotId, VOLUME_BYTES_MAX, VolumeId,
+    cluster_count,
+};
+
+/// Snapshots that wait for the changes under way to end.
+pub(super) struct Cut {
+    token: Token,
+    volumes: Vec<(VolumeId, SnapshotName)>,
+}
+
+type Outcome<T> = Result<T, ControlError>;
+
+fn refuse<T>(kind: ErrorKind, message: String) -> Outcome<T> {
+    Err(ControlError::new(kind, message))
+}
+
+fn check_name(name: &str) -> Outcome<()> {
+    if is_valid_name(name) {
+        return Ok(());
+    }
+    let text = format!("{name:?}: names have 1 to 255 of A-Z a-z 0-9 . _ - and begin with none of . -");
+    refuse(ErrorKind::BadName, text)
+}
+
+fn check_size(size: u64) -> Outcome<()> {
+    if size > 0 && size <= VOLUME_BYTES_MAX && size.is_multiple_of(SIZE_UNIT_BYTES) {
+        return Ok(());
+    }
+    let text = format!("{size} bytes: a size is a multiple of {SIZE_UNIT_BYTES}, not 0, and at most 256 TiB");
+    refuse(ErrorKind::BadValue, text)
+}
+
+impl Store {
+    /// Carries out a command. Its answer is found among [`Store::take_answers`], now or later.
+    pub fn command(&mut self, token: Token, command: Control, io: &mut Io<'_>) {
+        if self.stopping {
+            return self.answer(token, refuse(ErrorKind::Stopping, "the daemon is stopping".to_owned()));
+        }
+        match self.carry_out(token, command, io) {
+            Ok(None) => {}
+            Ok(Some(answer)) => self.answer(token, Ok(answer)),
+            Err(error) => self.answer(token, Err(error)),
+        }
+        self.pump(io);
+    }
+
+    /// `Some`: the answer. `None`: it comes with a commit.
+    fn carry_out(&mut self, token: Token, command: Control, io: &mut Io<'_>) -> Outcome<Option<Answer>> {
+        match command {
+            Control::CreateVolume { name, size } => self.create_volume(token, &name, size)?,
+            Control::ResizeVolume { name, size } => self.resize_volume(token, &name, size)?,
+            Control::RenameVolume { from, to } => self.rename_volume(token, &from, &to)?,
+            Control::DeleteVolume { name } => self.delete_volume(token, &name)?,
+            Control::CreateSnapshots { names } => self.request_cut(token, names, io)?,
+            Control::DeleteSnapshot { name } => self.delete_snapshot(token, &name)?,
+            Control::Rollback { name } => self.rollback(token, &name)?,
+            Control::Clone { from, to } => self.clone_snapshot(token, &from, &to)?,
+            Control::Hold { name, reason } => self.hold(token, &name, reason)?,
+            Control::Release { name, reason } => self.release(token, &name, &reason)?,
+            Control::ListVolumes => return Ok(Some(Answer::Volumes(self.list_volumes()))),
+            Control::ListSnapshots { volume } => return self.list_snapshots(volume).map(Some),
+            Control::Status => return Ok(Some(Answer::Status(Box::new(self.status())))),
+            Control::Pin { name } => return self.pin(&name).map(Some),
+            Control::Unpin { pin } => {
+                self.unpin(pin);
+                return Ok(Some(Answer::Done));
+            }
+        }
+        Ok(None)
+    }
+
+    fn check_durable(&self, volume: Option<VolumeId>) -> Outcome<()> {
+        if self.commits.meta_failed || volume.is_some_and(|volume| self.volume_failed(volume)) {
+            let text =
+                "an earlier sync has failed: nothing can be made durable until the daemon was restarted";
+            return refuse(ErrorKind::Io, text.to_owned());
+        }
+        Ok(())
+    }
+
+    fn check_free_name(&self, name: &str) -> Outcome<()> {
+        check_name(name)?;
+        match self.catalog.find_volume(name) {
+            Ok(_) => refuse(ErrorKind::Exists, format!("there is a volume {name:?} already")),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn volume_export(&self, volume: VolumeId) -> ExportIndex {
+        self.catalog.volume_exports[&volume]
+    }
+
+    /// The export of a volume that nobody uses.
+    fn unused_volume(&self, volume: VolumeId, name: &str) -> Outcome<ExportIndex> {
+        let export = self.volume_export(volume);
+        let disk = self.disk(export);
+        if disk.clients > 0 || disk.jobs > 0 {
+            return refuse(ErrorKind::Busy, format!("{name:?} has {} clients", disk.clients));
+        }
+        Ok(export)
+    }
+
+    fn store_change(&self) -> Change {
+        Change::Store(self.catalog.store.clone())
+    }
+
+    fn volume_change(&self, volume: VolumeId) -> Change {
+        Change::Volume(volume, self.catalog.volumes.get(&volume).cloned())
+    }
+
+    fn commit_changes(&mut self, token: Token, volumes: Vec<VolumeId>, changes: Vec<Change>) {
+        self.commit_bundle(Bundle { token: Some(token), ..Bundle::new(changes, volumes) });
+    }
+
+    fn new_head(&mut self, volume: VolumeId, parent: Option<LayerId>) -> (LayerId, Change) {
+        let head = self.catalog.new_layer();
+        let record = LayerRecord { parent, volume };
+        self.catalog.layers.insert(head, record);
+        (head, Change::Layer(head, Some(record)))
+    }
+
+    fn add_volume(&mut self, name: &str, size: u64, parent: Option<LayerId>) -> (ExportIndex, Vec<Change>) {
+        let volume = self.catalog.new_volume();
+        let (head, layer) = self.new_head(volume, parent);
+        let record = VolumeRecord { name: name.to_owned(), size, head, created_ms: self.wall_ms() };
+        self.catalog.volumes.insert(volume, record);
+        let export = self.serve_volume(volume);
+        (export, vec![self.store_change(), layer, self.volume_change(volume)])
+    }
+
+    fn create_volume(&mut self, token: Token, name: &str, size: u64) -> Outcome<()> {
+        self.check_free_name(name)?;
+        check_size(size)?;
+        self.check_durable(None)?;
+        let (export, changes) = self.add_volume(name, size, None);
+        let bundle =
+            Bundle { token: Some(token), publishes: vec![export], ..Bundle::new(changes, Vec::new()) };
+        self.commit_bundle(bundle);
+        Ok(())
+    }
+
+    fn resize_volume(&mut self, token: Token, name: &str, size: u64) -> Outcome<()> {
+        let volume = self.catalog.find_volume(name)?;
+        check_size(size)?;
+        self.check_durable(Some(volume))?;
+        let record = self.catalog.volumes.get_mut(&volume).expect("found");
+        if size < record.size {
+            let text = format!("{name:?} has {} bytes: volumes grow, they do not shrink", record.size);
+            return refuse(ErrorKind::BadValue, text);
+        }
+        record.size = size;
+        let export = self.volume_export(volume);
+        let disk = self.disk_mut(export);
+        disk.size = size;
+        if disk.loaded().is_some() {
+            disk.map_mut().grow(cluster_count(size));
+        }
+        self.version += 1;
+        let change = self.volume_change(volume);
+        self.commit_changes(token, vec![volume], vec![change]);
+        Ok(())
+    }
+
+    fn rename_volume(&mut self, token: Token, from: &str, to: &str) -> Outcome<()> {
+        let volume = self.catalog.find_volume(from)?;
+        self.check_free_name(to)?;
+        self.check_durable(Some(volume))?;
+        let export = self.unused_volume(volume, from)?;
+        self.catalog.volumes.get_mut(&volume).expect("found").name = to.to_owned();
+        self.disk_mut(export).name = to.to_owned();
+        let snapshots: Vec<SnapshotId> = self.catalog.snapshots_of(volume).map(|(id, _)| id).collect();
+        for snapshot in snapshots {
+            let name = self.catalog.snapshot_name(&self.catalog.snapshots[&snapshot]).to_string();
+            let export = self.catalog.snapshot_exports[&snapshot];
+            self.disk_mut(export).name = name;
+        }
+        self.version += 1;
+        let change = self.volume_change(volume);
+        self.commit_changes(token, vec![volume], vec![change]);
+        Ok(())
+    }
+
+    /// What of the head is not committed becomes part of the changes: afterwards its records are complete.
+    fn seal(&mut self, export: ExportIndex) -> Vec<Change> {
+        let disk = self.disk_mut(export);
+        if disk.dirty.is_empty() { Vec::new() } else { disk.take_dirty() }
+    }
+
+    fn delete_volume(&mut self, token: Token, name: &str) -> Outcome<()> {
+        let volume = self.catalog.find_volume(name)?;
+        let export = self.unused_volume(volume, name)?;
+        let snapshots = self.catalog.snapshots_of(volume).count();
+        if snapshots > 0 {
+            return refuse(ErrorKind::Refused, format!("{name:?} has {snapshots} snapshots"));
+        }
+        self.check_durable(Some(volume))?;
+        let mut changes = self.seal(export);
+        let head = self.catalog.volumes.remove(&volume).expect("found").head;
+        self.catalog.volume_exports.remove(&volume);
+        self.unserve(export);
+        changes.push(self.volume_change(volume));
+        let bundle = Bundle { token: Some(token), settles: vec![head], ..Bundle::new(changes, Vec::new()) };
+        self.commit_bundle(bundle);
+        self.reclaim_later();
+        Ok(())
+    }
+
+    fn request_cut(&mut self, token: Token, names: Vec<SnapshotName>, io: &mut Io<'_>) -> Outcome<()> {
+        if names.is_empty() {
+            return refuse(ErrorKind::BadValue, "no snapshot is named".to_owned());
+        }
+        let mut volumes: Vec<(VolumeId, SnapshotName)> = Vec::new();
+        for name in names {
+            let volume = self.check_new_snapshot(&name)?;
+            if volumes.iter().any(|(other, _)| *other == volume) {
+                return refuse(ErrorKind::BadValue, format!("{:?} is named twice", name.volume));
+            }
+            volumes.push((volume, name));
+        }
+        for (volume, _) in &volumes {
+            let export = self.volume_export(*volume);
+            self.disk_mut(export).holds += 1;
+        }
+        self.cuts.push(Cut { token, volumes });
+        self.perform_cuts(io);
+        Ok(())
+    }
+
+    fn check_new_snapshot(&self, name: &SnapshotName) -> Outcome<VolumeId> {
+        check_name(&name.snapshot)?;
+        let volume = self.catalog.find_volume(&name.volume)?;
+        self.check_durable(Some(volume))?;
+        let pending = self.cuts.iter().flat_map(|cut| &cut.volumes).any(|(_, other)| other == name);
+        if pending || self.catalog.find_snapshot(name).is_ok() {
+            return refuse(ErrorKind::Exists, format!("there is a snapshot {name} already"));
+        }
+        Ok(volume)
+    }
+
+    /// Cuts whose volumes have nothing under way are made.
+    pub(super) fn perform_cuts(&mut self, io: &mut Io<'_>) {
+        let mut at = 0;
+        while at < self.cuts.len() {
+            let exports: Vec<ExportIndex> =
+                self.cuts[at].volumes.iter().map(|(volume, _)| self.volume_export(*volume)).collect();
+            if exports.iter().any(|&export| self.disk(export).is_changing()) {
+                at += 1;
+                continue;
+            }
+            let cut = self.cuts.remove(at);
+            self.perform_cut(&cut);
+            for export in exports {
+                self.disk_mut(export).holds -= 1;
+                self.admit(export, io);
+            }
+        }
+    }
+
+    fn perform_cut(&mut self, cut: &Cut) {
+        if let Some(Err(error)) =
+            cut.volumes.iter().map(|(volume, _)| self.check_durable(Some(*volume))).find(Result::is_err)
+        {
+            return self.answer(cut.token, Err(error));
+        }
+        let volumes = cut.volumes.iter().map(|(volume, _)| *volume).collect();
+        let mut bundle = Bundle { token: Some(cut.token), ..Bundle::new(Vec::new(), volumes) };
+        for (volume, name) in &cut.volumes {
+            self.close_layer(*volume, name, &mut bundle);
+        }
+        bundle.changes.push(self.store_change());
+        self.commit_bundle(bundle);
+    }
+
+    /// The head layer of a volume is closed under a snapshot's name, and a new one opened over it.
+    fn close_layer(&mut self, volume: VolumeId, name: &SnapshotName, bundle: &mut Bundle) {
+        let export = self.volume_export(volume);
+        bundle.changes.append(&mut self.seal(export));
+        let record = &self.catalog.volumes[&volume];
+        let (closed, size) = (record.head, record.size);
+        let (head, layer) = self.new_head(volume, Some(closed));
+        self.catalog.volumes.get_mut(&volume).expect("it is being cut").head = head;
+        let created_ms = self.wall_ms();
+        let name = name.snapshot.clone();
+        let snapshot = SnapshotRecord { volume, name, layer: closed, size, created_ms, holds: Vec::new() };
+        let id = self.catalog.new_snapshot();
+        self.catalog.snapshots.insert(id, snapshot.clone());
+        bundle.publishes.push(self.serve_snapshot(id));
+        bundle.settles.push(closed);
+        let disk = self.disk_mut(export);
+        (disk.top, disk.has_parent) = (head, true);
+        if disk.loaded().is_some() {
+            disk.map_mut().cut();
+        }
+        bundle.changes.extend([layer, self.volume_change(volume), Change::Snapshot(id, Some(snapshot))]);
+    }
+
+    fn delete_snapshot(&mut self, token: Token, name: &SnapshotName) -> Outcome<()> {
+        let id = self.catalog.find_snapshot(name)?;
+        let record = &self.catalog.snapshots[&id];
+        if !record.holds.is_empty() {
+            return refuse(ErrorKind::Refused, format!("{name} is held: {}", record.holds.join(", ")));
+        }
+        let export = self.catalog.snapshot_exports[&id];
+        if self.disk(export).clients > 0 || self.disk(export).jobs > 0 {
+            return refuse(ErrorKind::Busy, format!("{name} has {} clients", self.disk(export).clients));
+        }
+        self.check_durable(None)?;
+        let layer = self.catalog.snapshots.remove(&id).expect("found").layer;
+        self.catalog.snapshot_exports.remove(&id);
+        self.unserve(export);
+        // Until that is durable the layer must stay as it is: a crash would bring the snapshot back.
+        let bundle = Bundle::new(vec![Change::Snapshot(id, None)], Vec::new());
+        self.commit_bundle(Bundle { token: Some(token), settles: vec![layer], ..bundle });
+        self.reclaim_later();
+        Ok(())
+    }
+
+    fn rollback(&mut self, token: Token, name: &SnapshotName) -> Outcome<()> {
+        let snapshot = self.catalog.find_snapshot(name)?;
+        let record = self.catalog.snapshots[&snapshot].clone();
+        let volume = record.volume;
+        let old = self.unused_volume(volume, &name.volume)?;
+        self.check_durable(Some(volume))?;
+        let mut changes = self.seal(old);
+        let (head, layer) = self.new_head(volume, Some(record.layer));
+        let entry = self.catalog.volumes.get_mut(&volume).expect("found");
+        (entry.head, entry.size) = (head, record.size);
+        // Under a new index: the old map is of the old head.
+        let dropped = self.disk(old).top;
+        self.unserve(old);
+        let export = self.serve_volume(volume);
+        changes.extend([self.store_change(), layer, self.volume_change(volume)]);
+        let bundle = Bundle::new(changes, Vec::new());
+        let (token, publishes, settles) = (Some(token), vec![export], vec![dropped]);
+        self.commit_bundle(Bundle { token, publishes, settles, ..bundle });
+        self.reclaim_later();
+        Ok(())
+    }
+
+    fn clone_snapshot(&mut self, token: Token, from: &SnapshotName, to: &str) -> Outcome<()> {
+        let snapshot = self.catalog.find_snapshot(from)?;
+        self.check_free_name(to)?;
+        let record = self.catalog.snapshots[&snapshot].clone();
+        self.check_durable(Some(record.volume))?;
+        let (export, changes) = self.add_volume(to, record.size, Some(record.layer));
+        let bundle = Bundle::new(changes, vec![record.volume]);
+        self.commit_bundle(Bundle { token: Some(token), publishes: vec![export], ..bundle });
+        Ok(())
+    }
+
+    fn hold(&mut self, token: Token, name: &SnapshotName, reason: String) -> Outcome<()> {
+        check_name(&reason)?;
+        let id = self.catalog.find_snapshot(name)?;
+        self.check_durable(None)?;
+        let record = self.catalog.snapshots.get_mut(&id).expect("found");
+        if !record.holds.contains(&reason) {
+            record.holds.push(reason);
+        }
+        let change = Change::Snapshot(id, Some(record.clone()));
+        self.commit_changes(token, Vec::new(), vec![change]);
+        Ok(())
+    }
+
+    fn release(&mut self, token: Token, name: &SnapshotName, reason: &str) -> Outcome<()> {
+        let id = self.catalog.find_snapshot(name)?;
+        self.check_durable(None)?;
+        let record = self.catalog.snapshots.get_mut(&id).expect("found");
+        let Some(at) = record.holds.iter().position(|hold| hold == reason) else {
+            return refuse(ErrorKind::NotFound, format!("{name} is not held for {reason:?}"));
+        };
+        record.holds.remove(at);
+        let change = Change::Snapshot(id, Some(record.clone()));
+        self.commit_changes(token, Vec::new(), vec![change]);
+        Ok(())
+    }
+
+    fn list_volumes(&self) -> Vec<VolumeInfo> {
+        let mut volumes: Vec<VolumeInfo> =
+            self.catalog.volumes.keys().map(|&id| self.volume_info(id)).collect();
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        volumes
+    }
+
+    fn volume_info(&self, id: VolumeId) -> VolumeInfo {
+        let record = &self.catalog.volumes[&id];
+        let disk = self.disk(self.volume_export(id));
+        let origin = self.catalog.origin(id).map(|id| &self.catalog.snapshots[&id]);
+        VolumeInfo {
+            name: record.name.clone(),
+            size: record.size,
+            mapped_bytes: disk.loaded().map(|map| map.visible_blocks() * BLOCK_BYTES),
+            own_bytes: disk.loaded().map(|map| map.head_clusters() * CLUSTER_BYTES),
+            snapshots: self.catalog.snapshots_of(id).count() as u64,
+            clients: u64::from(disk.clients),
+            origin: origin.map(|record| self.catalog.snapshot_name(record).to_string()),
+            created_ms: record.created_ms,
+            health: if self.commits.meta_failed { Health::SyncFailed } else { disk.health() },
+        }
+    }
+
+    fn list_snapshots(&self, volume: Option<String>) -> Outcome<Answer> {
+        let volume = volume.map(|name| self.catalog.find_volume(&name)).transpose()?;
+        let wanted = |record: &SnapshotRecord| volume.is_none_or(|volume| record.volume == volume);
+        let found = self.catalog.snapshots.iter().filter(|(_, record)| wanted(record));
+        Ok(Answer::Snapshots(found.map(|(&id, record)| self.snapshot_info(id, record)).collect()))
+    }
+
+    fn snapshot_info(&self, id: SnapshotId, record: &SnapshotRecord) -> SnapshotInfo {
+        let name = self.catalog.snapshot_name(record);
+        let clones = self
+            .catalog
+            .volumes
+            .iter()
+            .filter(|(volume, _)| **volume != record.volume && self.catalog.origin(**volume) == Some(id));
+        SnapshotInfo {
+            volume: name.volume,
+            name: name.snapshot,
+            sequence: u64::from(id.0),
+            size: record.size,
+            created_ms: record.created_ms,
+            holds: record.holds.clone(),
+            clones: clones.map(|(_, volume)| volume.name.clone()).collect(),
+            clients: u64::from(self.disk(self.catalog.snapshot_exports[&id]).clients),
+        }
+    }
+
+    fn status(&self) -> StoreStatus {
+        let mut counters = self.counters;
+        (counters.commits, counters.syncs) = (self.commits.durable_count, self.commits.syncs);
+        StoreStatus {
+            pool_bytes: self.pool.capacity() * CLUSTER_BYTES,
+            used_bytes: self.pool.used() * CLUSTER_BYTES,
+            pending_free_bytes: self.pool.pending_free() * CLUSTER_BYTES,
+            commit: self.commits.last(),
+            uncommitted: self.dirty_records() as u64,
+            layers_to_reclaim: self.reclaimable().count() as u64,
+            volumes: self.catalog.volumes.len() as u64,
+            snapshots: self.catalog.snapshots.len() as u64,
+            clients: self.exports().map(|(_, disk)| u64::from(disk.clients)).sum(),
+            counters,
+            health: self.health(),
+        }
+    }
+
+    fn pin(&mut self, name: &SnapshotName) -> Outcome<Answer> {
+        let id = self.catalog.find_snapshot(name)?;
+        let record = &self.catalog.snapshots[&id];
+        let (size, chain) = (record.size, self.catalog.chain(record.layer));
+        let published = self.disk(self.catalog.snapshot_exports[&id]).published;
+        if !published || self.reclaim.touches(&chain) {
+            return refuse(ErrorKind::Busy, format!("layers of {name} are being merged: try again"));
+        }
+        let pin = self.pins.insert(chain.clone()) as u64;
+        Ok(Answer::Pinned(Pinned { pin, chain, size }))
+    }
+
+    fn unpin(&mut self, pin: u64) {
+        if let Some(pin) = usize::try_from(pin).ok().filter(|&pin| self.pins.contains(pin)) {
+            self.pins.remove(pin);
+            self.reclaim_later();
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! Group commit: what is durable when (docs/on-disk-format.md, "Order of writes").
+//!
+//! ```text
+//!  Idle ──wanted──► Syncing(n files) ──all synced──► Batching ──durable──► Idle: replies
+//!                        │                │ nothing to record      │ failed
+//!                        │ a sync failed  └──────► Idle: replies   └──► nothing is committed any more
+//!                        └──► what is not in doubt is taken up again by the next commit; the rest gets EIO
+//! ```
+//!
+//! One commit is under way; whoever asks meanwhile shares the next one. A commit takes the changed records *as
+//! they are when it begins*: writes that end while it syncs are not covered by that sync, so their records must not
+//! be in its batch. A write whose record did not change is covered by the sync alone; if there is nothing to record,
+//! there is no batch.
+//!
+//! **A failed sync is final** for every volume that had written since the last good one: Linux may have dropped
+//! their pages, and no later sync would tell. Nothing of theirs is committed any more, and FLUSH and FUA fail.
+//! **A failed batch is final** for all: whether it is durable is not known.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nbd_server::disk::{DiskDone, DiskOp, DiskOpKind, ExportIndex};
+use nbd_server::export::{Io, Payload, RequestId};
+use nbd_server::wire::Errno;
+
+use super::served::Subject;
+use super::{DIRTY_RECORDS_MAX, Store, TAG_COMMIT, Token};
+use crate::catalog::format::Change;
+use crate::catalog::meta::{MetaError, MetaOp};
+use crate::control::{Answer, ControlError, ErrorKind};
+use crate::units::{LayerId, VolumeId};
+
+/// Tag of syncs; the operation tells the file.
+pub(super) const TAG_SYNC: u64 = u64::MAX;
+
+/// Who waits for a commit.
+pub(super) enum Waiter {
+    /// A FLUSH, or a request with FUA.
+    Request { id: RequestId, export: ExportIndex },
+    /// Nobody: a step of the background work, which goes on when the commit has ended.
+    Reclaim,
+}
+
+/// Changes of the catalog that belong together, and the command that asked for them.
+pub(super) struct Bundle {
+    pub(super) changes: Vec<Change>,
+    /// Volumes whose data the changes name: if their sync fails, the changes are void.
+    pub(super) volumes: Vec<VolumeId>,
+    pub(super) token: Option<Token>,
+    /// Exports that exist for clients once the bundle is durable.
+    pub(super) publishes: Vec<ExportIndex>,
+    /// Layers whose records are complete once it is.
+    pub(super) settles: Vec<LayerId>,
+}
+
+impl Bundle {
+    pub(super) fn new(changes: Vec<Change>, volumes: Vec<VolumeId>) -> Self {
+        Self { changes, volumes, token: None, publishes: Vec::new(), settles: Vec::new() }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Idle,
+    /// So many files are still being synced.
+    Syncing(usize),
+    Batching,
+}
+
+/// See the module.
+pub(super) struct Commits {
+    state: State,
+    /// The number of the last durable batch.
+    commit: u64,
+    /// Somebody waits, or there is enough to commit.
+    pub(super) wanted: bool,
+    next: Vec<Waiter>,
+    next_bundles: Vec<Bundle>,
+    covered: Vec<Waiter>,
+    covered_bundles: Vec<Bundle>,
+    /// Records of the commit under way.
+    records: Vec<Change>,
+    sync_failed: bool,
+    /// By pool file: written since its last sync began.
+    unsynced: Vec<bool>,
+    /// Layers some of whose records are still to be committed, by so many bundles.
+    unsettled: BTreeMap<LayerId, u32>,
+    /// A batch has failed: nothing is committed any more.
+    pub(super) meta_failed: bool,
+    pub(super) durable_count: u64,
+    pub(super) syncs: u64,
+}
+
+impl Commits {
+    pub(super) fn new(commit: u64) -> Self {
+        Self {
+            state: State::Idle,
+            commit,
+            wanted: false,
+            next: Vec::new(),
+            next_bundles: Vec::new(),
+            covered: Vec::new(),
+            covered_bundles: Vec::new(),
+            records: Vec::new(),
+            sync_failed: false,
+            unsynced: Vec::new(),
+            unsettled: BTreeMap::new(),
+            meta_failed: false,
+            durable_count: 0,
+            syncs: 0,
+        }
+    }
+
+    /// Something is submitted to a file.
+    pub(super) fn wrote(&mut self, file: usize) {
+        if self.unsynced.len() <= file {
+            self.unsynced.resize(file + 1, false);
+        }
+        self.unsynced[file] = true;
+    }
+
+    /// A commit is under way, or wanted.
+    pub(super) fn busy(&self) -> bool {
+        self.state != State::Idle || (self.wanted && !self.meta_failed)
+    }
+
+    pub(super) fn last(&self) -> u64 {
+        self.commit
+    }
+
+    /// Changes that go with the next commit, whenever that is.
+    pub(super) fn add_bundle(&mut self, bundle: Bundle) {
+        for &layer in &bundle.settles {
+            *self.unsettled.entry(layer).or_default() += 1;
+        }
+        self.next_bundles.push(bundle);
+    }
+
+    /// Whether the metadata store lacks some of a layer's records.
+    pub(super) fn is_unsettled(&self, layer: LayerId) -> bool {
+        self.unsettled.contains_key(&layer)
+    }
+
+    fn settle(&mut self, bundle: &Bundle) {
+        for layer in &bundle.settles {
+            if let Some(bundles) = self.unsettled.get_mut(layer) {
+                *bundles -= 1;
+                if *bundles == 0 {
+                    self.unsettled.remove(layer);
+                }
+            }
+        }
+    }
+
+    /// Somebody waits for the next commit.
+    pub(super) fn add_waiter(&mut self, waiter: Waiter) {
+        self.next.push(waiter);
+        self.wanted = true;
+    }
+}
+
+impl Store {
+    /// Whether any record was changed that is not durable.
+    pub(super) fn has_uncommitted(&self) -> bool {
+        let dirty = |disk: &super::Served| !disk.failed && !disk.dirty.is_empty();
+        !self.commits.next_bundles.is_empty() || self.served.iter().flatten().any(dirty)
+    }
+
+    /// Whether anything was written that is not durable.
+    pub(super) fn has_unsynced(&self) -> bool {
+        self.served.iter().flatten().any(|disk| !disk.failed && disk.unsynced)
+    }
+
+    pub(super) fn dirty_records(&self) -> usize {
+        self.served.iter().flatten().map(|disk| disk.dirty.len()).sum()
+    }
+
+    pub(super) fn flush(&mut self, export: ExportIndex, id: RequestId, io: &mut Io<'_>) {
+        self.make_durable(Waiter::Request { id, export }, io);
+    }
+
+    /// Whoever waits is told when everything that has ended so far is durable.
+    pub(super) fn make_durable(&mut self, waiter: Waiter, io: &mut Io<'_>) {
+        if let Waiter::Request { id, export } = waiter
+            && (self.commits.meta_failed || self.disk(export).failed)
+        {
+            return io.reply(id, Err(Errno::Io));
+        }
+        self.commits.add_waiter(waiter);
+        self.start_commit(io);
+    }
+
+    /// Changes of the catalog that somebody waits for.
+    pub(super) fn commit_bundle(&mut self, bundle: Bundle) {
+        self.commits.add_bundle(bundle);
+        self.commits.wanted = true;
+    }
+
+    /// Begins a commit, if one is wanted and none is under way.
+    pub(super) fn start_commit(&mut self, io: &mut Io<'_>) {
+        if self.commits.state != State::Idle || self.commits.meta_failed {
+            return;
+        }
+        if !self.commits.wanted && self.dirty_records() < DIRTY_RECORDS_MAX {
+            return;
+        }
+        self.commits.wanted = false;
+        let commits = &mut self.commits;
+        // Empty here, and it keeps its memory: no allocation at steady state.
+        std::mem::swap(&mut commits.covered, &mut commits.next);
+        let bundles = std::mem::take(&mut commits.next_bundles);
+        self.commits.covered_bundles = self.sound_bundles(bundles);
+        self.take_records();
+        self.pool.begin_commit();
+        self.sync_files(io);
+    }
+
+    fn take_records(&mut self) {
+        let mut records = Vec::new();
+        for disk in self.served.iter_mut().flatten().filter(|disk| !disk.failed) {
+            if !disk.dirty.is_empty() {
+                records.extend(disk.take_dirty());
+            }
+            disk.syncing |= disk.unsynced;
+            // A write under way ends after this sync has begun, and needs the next one.
+            disk.unsynced = disk.changing > 0;
+        }
+        self.commits.records = records;
+    }
+
+    fn sync_files(&mut self, io: &mut Io<'_>) {
+        let mut files = 0;
+        for file in 0..self.commits.unsynced.len() {
+            if self.commits.unsynced[file] {
+                files += 1;
+                self.commits.unsynced[file] = self.writes_under_way();
+                let file = self.pool.files()[file].file;
+                io.submit(DiskOp { tag: TAG_SYNC, file, kind: DiskOpKind::Sync });
+            }
+        }
+        self.commits.syncs += files as u64;
+        self.commits.sync_failed = false;
+        self.commits.state = State::Syncing(files);
+        if files == 0 {
+            self.write_batch(io);
+        }
+    }
+
+    fn writes_under_way(&self) -> bool {
+        self.served.iter().flatten().any(|disk| disk.changing > 0)
+    }
+
+    pub(super) fn sync_done(&mut self, done: &DiskDone, io: &mut Io<'_>) {
+        let State::Syncing(left) = self.commits.state else { unreachable!("a sync ends while syncing") };
+        self.commits.sync_failed |= done.result.is_err();
+        self.commits.state = State::Syncing(left - 1);
+        if left > 1 {
+            return;
+        }
+        if self.commits.sync_failed {
+            self.sync_failed(io);
+        } else {
+            for disk in self.served.iter_mut().flatten() {
+                disk.syncing = false;
+            }
+            self.write_batch(io);
+        }
+    }
+
+    fn write_batch(&mut self, io: &mut Io<'_>) {
+        let mut batch = std::mem::take(&mut self.commits.records);
+        for bundle in &mut self.commits.covered_bundles {
+            batch.append(&mut bundle.changes);
+        }
+        if batch.is_empty() {
+            // Clusters are freed by records that change: there are none.
+            return self.commit_ended(io);
+        }
+        let commit = self.commits.commit + 1;
+        batch.push(Change::Commit(commit));
+        self.commits.state = State::Batching;
+        self.meta.submit(TAG_COMMIT, MetaOp::Commit { commit, batch });
+    }
+
+    pub(super) fn batch_done(&mut self, result: Result<(), MetaError>, io: &mut Io<'_>) {
+        match result {
+            Ok(()) => {
+                self.commits.commit += 1;
+                self.commits.durable_count += 1;
+                self.commit_ended(io);
+            }
+            Err(error) => self.batch_failed(&error, io),
+        }
+    }
+
+    /// Everything that the commit covers is durable.
+    fn commit_ended(&mut self, io: &mut Io<'_>) {
+        self.commits.state = State::Idle;
+        self.pool.commit_durable();
+        let bundles = std::mem::take(&mut self.commits.covered_bundles);
+        for bundle in &bundles {
+            self.bundle_durable(bundle);
+        }
+        if !bundles.is_empty() {
+            self.load_wanted_maps();
+        }
+        let mut covered = std::mem::take(&mut self.commits.covered);
+        for waiter in covered.drain(..) {
+            match waiter {
+                Waiter::Request { id, .. } => io.reply(id, Ok(Payload::None)),
+                Waiter::Reclaim => self.reclaim.committed(),
+            }
+        }
+        self.commits.covered = covered;
+        self.continue_reclaim(io);
+        self.feed_starved(io);
+        self.start_commit(io);
+    }
+
+    fn bundle_durable(&mut self, bundle: &Bundle) {
+        self.commits.settle(bundle);
+        for &export in &bundle.publishes {
+            self.publish(export);
+        }
+        if let Some(token) = bundle.token {
+            self.answer(token, Ok(Answer::Done));
+        }
+    }
+
+    /// Whatever was written since the last good sync is in doubt.
+    fn sync_failed(&mut self, io: &mut Io<'_>) {
+        for disk in self.served.iter_mut().flatten() {
+            if disk.syncing || disk.unsynced {
+                tracing::error!(export = disk.name, "a sync failed: FLUSH and FUA fail from now on");
+                disk.failed = true;
+            }
+        }
+        self.commits.state = State::Idle;
+        // Some of the freed clusters belong to records that will never be committed now.
+        self.pool.commit_failed();
+        self.reclaim.abandon();
+        self.void_records();
+        self.void_bundles();
+        for waiter in std::mem::take(&mut self.commits.covered) {
+            match waiter {
+                Waiter::Request { id, export } if self.disk(export).failed => io.reply(id, Err(Errno::Io)),
+                other => self.commits.next.push(other),
+            }
+        }
+        self.fail_waiting(io);
+        self.load_wanted_maps();
+        self.commits.wanted = true;
+        self.start_commit(io);
+    }
+
+    /// Records of volumes that are not in doubt go with the next commit.
+    fn void_records(&mut self) {
+        let mut closed = Vec::new();
+        for change in std::mem::take(&mut self.commits.records) {
+            let Change::Map(layer, cluster, _) = change else { unreachable!("records of maps") };
+            let mut disks = self.served.iter_mut().flatten().filter(|disk| disk.is_volume());
+            match disks.find(|disk| disk.top == layer) {
+                Some(disk) => disk.dirty.push(cluster),
+                // Closed since: nothing of it changes any more, but what was sealed later comes later.
+                None => closed.push(change),
+            }
+        }
+        let volumes: BTreeSet<VolumeId> = closed.iter().filter_map(|change| self.writer_of(change)).collect();
+        for volume in volumes {
+            let (own, others) = closed.into_iter().partition(|change| self.writer_of(change) == Some(volume));
+            self.commits.covered_bundles.insert(0, Bundle::new(own, vec![volume]));
+            closed = others;
+        }
+    }
+
+    fn writer_of(&self, change: &Change) -> Option<VolumeId> {
+        let Change::Map(layer, ..) = change else { return None };
+        self.catalog.layers.get(layer).map(|record| record.volume)
+    }
+
+    /// Bundles that name data in doubt are void; the others are taken up again, in the same order.
+    fn void_bundles(&mut self) {
+        let mut bundles = std::mem::take(&mut self.commits.covered_bundles);
+        bundles.append(&mut self.commits.next_bundles);
+        self.commits.next_bundles = self.sound_bundles(bundles);
+    }
+
+    /// Refuses the bundles of volumes that have failed.
+    fn sound_bundles(&mut self, bundles: Vec<Bundle>) -> Vec<Bundle> {
+        let mut sound = Vec::new();
+        for bundle in bundles {
+            if bundle.volumes.iter().any(|&volume| self.volume_failed(volume)) {
+                self.refuse_bundle(&bundle);
+            } else {
+                sound.push(bundle);
+            }
+        }
+        sound
+    }
+
+    /// What it would have published stays unseen, so nothing will be read that it would have completed. Its volumes
+    /// are ahead of what is durable, a cut's layers for one: nothing of theirs can be committed any more.
+    fn refuse_bundle(&mut self, bundle: &Bundle) {
+        for disk in self.served.iter_mut().flatten() {
+            if let Subject::Volume(volume) = disk.subject {
+                disk.failed |= bundle.volumes.contains(&volume);
+            }
+        }
+        self.commits.settle(bundle);
+        if let Some(token) = bundle.token {
+            let text = "a sync of the pool failed: restart the daemon, which checks the store";
+            self.answer(token, Err(ControlError::new(ErrorKind::Io, text)));
+        }
+    }
+
+    pub(super) fn volume_failed(&self, volume: VolumeId) -> bool {
+        let failed = |disk: &super::Served| disk.failed && disk.subject == Subject::Volume(volume);
+        self.commits.meta_failed || self.served.iter().flatten().any(failed)
+    }
+
+    /// Requests of failed volumes that wait for the next commit.
+    fn fail_waiting(&mut self, io: &mut Io<'_>) {
+        for waiter in std::mem::take(&mut self.commits.next) {
+            match waiter {
+                Waiter::Request { id, export } if self.commits.meta_failed || self.disk(export).failed => {
+                    io.reply(id, Err(Errno::Io));
+                }
+                other => self.commits.next.push(other),
+            }
+        }
+    }
+
+    fn batch_failed(&mut self, error: &MetaError, io: &mut Io<'_>) {
+        tracing::error!(%error, "a batch failed: nothing is made durable from now on");
+        self.commits.meta_failed = true;
+        self.commits.state = State::Idle;
+        self.pool.commit_failed();
+        let covered = std::mem::take(&mut self.commits.covered);
+        self.commits.next.extend(covered);
+        self.fail_waiting(io);
+        self.commits.next.clear();
+        let mut bundles = std::mem::take(&mut self.commits.covered_bundles);
+        bundles.append(&mut self.commits.next_bundles);
+        for bundle in &bundles {
+            self.refuse_bundle(bundle);
+        }
+        self.reclaim.abandon();
+        self.load_wanted_maps();
+        self.feed_starved(io);
+    }
+}

@@ -1,0 +1,39 @@
+//! The store against a model: random requests, commands, faults and crashes over the simulated disk and metadata.
+//!
+//! One seed is one case; a violation names it. `MODEL_CASES` is how many (default 2000), `MODEL_SEED` runs one.
+
+mod driver;
+mod reference;
+mod world;
+
+const CASES: u64 = 2000;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: not a number")))
+}
+
+#[test]
+fn the_store_keeps_its_promises() {
+    if let Some(seed) = number("MODEL_SEED") {
+        return driver::run_case(seed);
+    }
+    let first = number("MODEL_FIRST").unwrap_or(1);
+    let cases = number("MODEL_CASES").unwrap_or(CASES);
+    let mut seen = driver::Seen::default();
+    for seed in first..first + cases {
+        let outcome = std::panic::catch_unwind(|| driver::run_case_counting(seed, false));
+        match outcome {
+            Ok(counts) => seen.add(&counts),
+            Err(cause) => {
+                eprintln!("violation with MODEL_SEED={seed}");
+                std::panic::resume_unwind(cause);
+            }
+        }
+    }
+    println!("{cases} cases from seed {first}: {seen:?}");
+    if cases >= 500 {
+        seen.assert_everything_happened();
+    }
+}

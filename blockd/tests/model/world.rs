@@ -1,0 +1,174 @@
+//! A store over a simulated disk and simulated metadata, from making it to crashing it.
+
+use blockd::catalog::format::{Change, FORMAT_VERSION, PoolFileRecord, StoreRecord};
+use blockd::catalog::load::{Loaded, PoolUse, scan_pool_use};
+use blockd::catalog::memory::{MemoryMeta, SimMetaPort};
+use blockd::catalog::meta::MetaStore;
+use blockd::control::{Answer, Control, ControlError};
+use blockd::store::pool::{Bitmap, Pool, PoolFile};
+use blockd::store::{Store, Subject, Token};
+use blockd::units::{CLUSTER_BYTES, LayerId, PoolCluster, SnapshotId, VolumeId};
+use fastrand::Rng;
+use fixtures::sim::{Fault, SimDisk};
+use nbd_server::connection::Nanos;
+use nbd_server::disk::{ExportIndex, FileId};
+use nbd_server::export::{Command, Io, Reply, Request, RequestId};
+use nbd_server::reactor::buffer;
+
+/// Clusters of the pool's two files.
+pub(crate) const FILES: [u32; 2] = [40, 24];
+
+pub(crate) struct World {
+    pub(crate) disk: SimDisk,
+    pub(crate) meta: SimMetaPort,
+    pub(crate) store: Store,
+    pub(crate) buffers: buffer::Pool,
+    pub(crate) rng: Rng,
+    replies: Vec<Reply>,
+    now: Nanos,
+    tokens: u64,
+}
+
+/// Runs a call on the store that takes an `Io`.
+macro_rules! with_io {
+    ($world:expr, |$store:ident, $io:ident| $call:expr) => {{
+        let World { disk, store: $store, buffers, replies, .. } = &mut *$world;
+        let $io = &mut Io::new(disk, buffers, ExportIndex::NONE, replies);
+        $call
+    }};
+}
+
+fn fresh_meta() -> MemoryMeta {
+    let meta = MemoryMeta::new();
+    let store = StoreRecord {
+        version: FORMAT_VERSION,
+        identity: [7; 16],
+        next_volume: VolumeId(1),
+        next_layer: LayerId(1),
+        next_snapshot: SnapshotId(1),
+        created_ms: 0,
+    };
+    let mut batch = vec![Change::Store(store), Change::Commit(1)];
+    let mut first = 0;
+    for (index, clusters) in FILES.into_iter().enumerate() {
+        let record = PoolFileRecord { first: PoolCluster(first), clusters, path: format!("pool-{index}") };
+        batch.push(Change::PoolFile(index as u16, record));
+        first += clusters;
+    }
+    meta.write(&batch).expect("memory");
+    meta.set_mark(1);
+    meta
+}
+
+/// What the records say, by the product's own checks: each cluster is named once, each layer exists, and so on.
+pub(crate) fn load(meta: &MemoryMeta) -> (Loaded, Bitmap) {
+    let loaded = blockd::catalog::load::load(meta, meta.mark()).expect("a sound catalog");
+    let PoolUse { used, .. } = scan_pool_use(meta, &loaded, &mut |_, _, _| {}).expect("sound maps");
+    (loaded, Bitmap::from_words(used))
+}
+
+fn open(meta: &MemoryMeta) -> (Store, SimMetaPort) {
+    let (loaded, used) = load(meta);
+    let mut first = 0;
+    let files = FILES.into_iter().enumerate().map(|(index, clusters)| {
+        let file = FileId(index as u32);
+        let record = PoolFile { file, first: PoolCluster(first), clusters, allocated: 1 };
+        first += clusters;
+        record
+    });
+    let pool = Pool::new(files.collect(), used);
+    let port = SimMetaPort::new(meta.clone());
+    (Store::new(loaded, pool, Box::new(port.clone()), 1_000), port)
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        let bytes = FILES.map(|clusters| clusters as usize * CLUSTER_BYTES as usize);
+        let (store, meta) = open(&fresh_meta());
+        Self {
+            disk: SimDisk::with_files(&bytes, 4096, seed),
+            meta,
+            store,
+            buffers: buffer::Pool::new(),
+            rng: Rng::with_seed(seed),
+            replies: Vec::new(),
+            now: Nanos(0),
+            tokens: 0,
+        }
+    }
+
+    /// The power goes, and comes back.
+    pub(crate) fn power_cut(&mut self) {
+        self.disk.power_cut();
+        let meta = self.meta.power_cut(&mut self.rng);
+        (self.store, self.meta) = open(&meta);
+        self.replies.clear();
+    }
+
+    pub(crate) fn command(&mut self, command: Control) -> Token {
+        self.tokens += 1;
+        let token = Token(self.tokens);
+        with_io!(self, |store, io| store.command(token, command, io));
+        token
+    }
+
+    pub(crate) fn take_answers(&mut self) -> Vec<(Token, Result<Answer, ControlError>)> {
+        self.store.take_answers()
+    }
+
+    pub(crate) fn start(&mut self, export: ExportIndex, id: u32, offset: u64, length: u32, command: Command) {
+        let request = Request { id: RequestId { connection: 0, index: id }, offset, length, command };
+        with_io!(self, |store, io| store.start(export, request, io));
+    }
+
+    pub(crate) fn take_replies(&mut self) -> Vec<Reply> {
+        std::mem::take(&mut self.replies)
+    }
+
+    pub(crate) fn find_export(&self, name: &str) -> Option<(ExportIndex, u64, Subject)> {
+        let found = self.store.exports().find(|(_, served)| served.info().name == name);
+        found.map(|(index, served)| (index, served.info().size, served.subject()))
+    }
+
+    /// Completes one disk operation, if there is one.
+    pub(crate) fn disk_step(&mut self) -> bool {
+        let Some((_, done)) = self.disk.complete_one() else { return false };
+        with_io!(self, |store, io| store.disk_done(done, io));
+        true
+    }
+
+    /// Completes one metadata operation, if there is one.
+    pub(crate) fn meta_step(&mut self) -> bool {
+        let Some(done) = self.meta.complete_one(&mut self.rng) else { return false };
+        with_io!(self, |store, io| store.meta_done(done, io));
+        true
+    }
+
+    pub(crate) fn tick(&mut self, seconds: u64) {
+        self.now = Nanos(self.now.0 + seconds * 1_000_000_000);
+        let now = self.now;
+        with_io!(self, |store, io| {
+            store.tick(now, io);
+        });
+    }
+
+    pub(crate) fn stop(&mut self) {
+        with_io!(self, |store, io| store.begin_stop(io));
+    }
+
+    pub(crate) fn inject(&mut self, fault: Fault) {
+        self.disk.inject(fault);
+    }
+
+    /// Everything that is under way ends.
+    pub(crate) fn settle(&mut self) {
+        for _ in 0..200_000 {
+            let disk = self.disk_step();
+            let meta = self.meta_step();
+            if !disk && !meta {
+                return;
+            }
+        }
+        panic!("the store does not come to rest");
+    }
+}
