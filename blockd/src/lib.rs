@@ -11,3 +11,6 @@ pub mod fsck;
 pub mod inspect;
 pub mod lock;
 pub mod store;
+
+pub mod events;
+pub mod service;

@@ -1,0 +1,137 @@
+//! The daemon's inside as the API sees it: an engine that takes commands, the events it tells of, and where its
+//! exports are reached.
+//!
+//! What deliberately does not live here: HTTP and JSON (`api`), and the engine itself (`store`, `volume`).
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use crate::control::{Answer, Control, ControlError, ErrorKind, SnapshotName};
+use crate::events::Events;
+
+/// What the store can be asked for. Implemented by the store; the API's tests have one in memory.
+///
+/// The blocking calls run on threads of their own, several at once. A callback that answers `false` asks to
+/// stop soon: nobody waits for the result any more, whatever it is.
+pub trait Engine: Send + Sync {
+    /// Hands a command over; the answer comes through the channel.
+    fn submit(&self, command: Control, answer: oneshot::Sender<Result<Answer, ControlError>>);
+
+    /// Blocking: the extents that differ between two snapshots of one line (`to` after `from`; without `from`,
+    /// everything that has data in `to`), in order, exact to 4 KiB.
+    ///
+    /// # Errors
+    /// `NotFound`; `BadValue` when `to` does not descend from `from`; `Damaged`, `Io`.
+    fn diff(
+        &self,
+        from: Option<&SnapshotName>,
+        to: &SnapshotName,
+        visit: &mut dyn FnMut(DiffExtent) -> bool,
+    ) -> Result<(), ControlError>;
+
+    /// Blocking: BLAKE3 of the whole content; computed where missing, remembered. `progress` gets the bytes done
+    /// and the bytes in all, at least every second.
+    ///
+    /// # Errors
+    /// `NotFound`, `Damaged`, `Io`.
+    fn hash(
+        &self,
+        name: &SnapshotName,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<[u8; 32], ControlError>;
+
+    /// Blocking: reads everything and compares with the recorded hashes.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`. Damage is no error but the report.
+    fn verify(
+        &self,
+        name: &SnapshotName,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<VerifyReport, ControlError>;
+}
+
+/// A run of blocks that differ between two snapshots, as the later one shows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiffExtent {
+    /// Bytes from the start of the volume.
+    pub offset: u64,
+    /// Bytes; cut at the volume's end.
+    pub length: u64,
+    /// What it shows now.
+    pub kind: ExtentKind,
+}
+
+/// What an extent shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExtentKind {
+    /// Something that was written.
+    Data,
+    /// Zeroes that take no space.
+    Zero,
+}
+
+/// What reading a snapshot and comparing it with its hashes found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// Bytes whose hash was recorded, and which were read and compared.
+    pub checked_bytes: u64,
+    /// Bytes of data that had no recorded hash yet: nothing can be said about them.
+    pub unhashed_bytes: u64,
+    /// What is not what was written, in order; empty if all is well.
+    pub damaged: Vec<DamagedExtent>,
+}
+
+/// A run of bytes that is not what was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedExtent {
+    /// Bytes from the start of the volume.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// Where NBD clients find the exports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NbdAddresses {
+    /// Path of the Unix socket.
+    pub unix: Option<String>,
+    /// `ADDR:PORT`.
+    pub tcp: Option<String>,
+}
+
+/// The handle that the API holds.
+#[derive(Clone)]
+pub struct Service {
+    engine: Arc<dyn Engine>,
+    /// What happened lately; the engine may hold a clone and tell of its own.
+    pub events: Events,
+    /// Where exports are reached.
+    pub nbd: Arc<NbdAddresses>,
+}
+
+impl Service {
+    /// A handle to an engine.
+    pub fn new(engine: Arc<dyn Engine>, events: Events, nbd: NbdAddresses) -> Self {
+        Self { engine, events, nbd: Arc::new(nbd) }
+    }
+
+    /// Hands a command over and waits for its answer.
+    ///
+    /// # Errors
+    /// The engine's; `Stopping` when it went away without an answer.
+    pub async fn call(&self, command: Control) -> Result<Answer, ControlError> {
+        let (sender, receiver) = oneshot::channel();
+        self.engine.submit(command, sender);
+        let gone = |_| ControlError::new(ErrorKind::Stopping, "the daemon is stopping");
+        receiver.await.map_err(gone)?
+    }
+
+    /// The engine, for its blocking calls.
+    pub fn engine(&self) -> Arc<dyn Engine> {
+        Arc::clone(&self.engine)
+    }
+}
