@@ -82,6 +82,11 @@ impl Events {
         self.newest.send_replace(ring.newest);
     }
 
+    /// When the daemon started counting.
+    pub fn started_ms(&self) -> u64 {
+        self.started_ms
+    }
+
     /// At most [`EVENTS_PAGE_MAX`] events after the one numbered `after`.
     pub fn after(&self, after: u64) -> EventsPage {
         let ring = self.lock();

@@ -14,3 +14,5 @@ pub mod store;
 
 pub mod events;
 pub mod service;
+
+pub mod api;

@@ -103,6 +103,25 @@ pub struct NbdAddresses {
     pub tcp: Option<String>,
 }
 
+impl NbdAddresses {
+    /// How to open an export, as an NBD URI; names need no escaping, `@` is legal in a path.
+    pub fn uri(&self, export: &str) -> Option<String> {
+        match (&self.unix, &self.tcp) {
+            (Some(path), _) => Some(format!("nbd+unix:///{export}?socket={}", escape(path))),
+            (None, Some(address)) => Some(format!("nbd://{address}/{export}")),
+            (None, None) => None,
+        }
+    }
+}
+
+/// A path as a query's value: what could end it or mean something else is written as `%XX`.
+fn escape(path: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-~:".contains(&byte);
+    path.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
 /// The handle that the API holds.
 #[derive(Clone)]
 pub struct Service {

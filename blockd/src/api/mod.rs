@@ -1,0 +1,20 @@
+//! The daemon's control API: HTTP/1.1 with JSON bodies over a Unix socket.
+//!
+//! `docs/api.md` describes every route. What deliberately does not live here: what commands mean (`control`), and
+//! how people type them (`cli`).
+
+pub mod types;
+
+mod access;
+mod answer;
+mod guard;
+mod long;
+mod routes;
+mod stall;
+
+pub mod server;
+
+pub mod client;
+
+pub use access::GroupError;
+pub use routes::{router, routes};

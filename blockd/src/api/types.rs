@@ -1,0 +1,362 @@
+//! Bodies of requests and answers, version 1.
+//!
+//! Field names are a contract. Later versions may add fields to answers, so clients ignore fields that they do not
+//! know; the server refuses unknown fields in requests, for they would be promises that it does not keep. Numbers
+//! are bytes, milliseconds or counts.
+
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+
+use crate::control::{ControlError, ErrorKind, SnapshotInfo, StoreStatus, VolumeInfo};
+use crate::service::{DiffExtent, VerifyReport};
+
+/// Items in one answer of a list, at most and if not asked for fewer.
+pub const PAGE_ITEMS_MAX: usize = 1000;
+
+/// `POST /v1/volumes`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// The volume's name.
+    pub name: String,
+    /// Bytes, a multiple of 512.
+    pub size: u64,
+}
+
+/// `POST /v1/volumes/{name}/resize`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeVolume {
+    /// Bytes, a multiple of 512, not less than now.
+    pub size: u64,
+}
+
+/// `POST /v1/volumes/{name}/rename` and `POST /v1/snapshots/{name}/clone`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewName {
+    /// The new volume's name.
+    pub to: String,
+}
+
+/// `POST /v1/snapshots`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSnapshots {
+    /// `VOLUME@SNAPSHOT` each: one cut through all of them.
+    pub names: Vec<String>,
+}
+
+/// `POST /v1/snapshots/{name}/hold` and `…/release`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reason {
+    /// Why it must not be deleted; a name.
+    pub reason: String,
+}
+
+/// `POST /v1/scrub`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scrub {
+    /// Only this volume's snapshots; all if missing.
+    #[serde(default)]
+    pub volume: Option<String>,
+}
+
+/// Query of the lists: `?after=…&limit=…`, and `volume=` for snapshots.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PageQuery {
+    /// From the last answer's `next`.
+    pub after: Option<String>,
+    /// Items at most; 1 to [`PAGE_ITEMS_MAX`].
+    pub limit: Option<usize>,
+    /// Of which volume (snapshots only).
+    pub volume: Option<String>,
+}
+
+/// Query of `GET /v1/diff`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiffQuery {
+    /// The earlier snapshot; missing: nothing, so that everything allocated differs.
+    pub from: Option<String>,
+    /// The later snapshot.
+    pub to: String,
+}
+
+/// Query of `GET /v1/events`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventsQuery {
+    /// Events after this number; 0 or missing: all that are kept.
+    pub after: Option<u64>,
+    /// How long to wait for one if there is none, at most 60000.
+    pub wait_ms: Option<u64>,
+}
+
+/// The answer to a command that changes something: it is durable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// Always true; failures are errors.
+    pub done: bool,
+}
+
+/// `GET /v1/volumes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volumes {
+    /// By name.
+    pub volumes: Vec<VolumeInfo>,
+    /// Ask for `after=` this for more; missing on the last page.
+    pub next: Option<String>,
+}
+
+/// `GET /v1/snapshots`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshots {
+    /// Oldest first.
+    pub snapshots: Vec<SnapshotInfo>,
+    /// Ask for `after=` this for more; missing on the last page.
+    pub next: Option<String>,
+}
+
+/// `GET /v1/exports`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exports {
+    /// By name: each volume, then its snapshots.
+    pub exports: Vec<ExportInfo>,
+    /// Ask for `after=` this for more; missing on the last page.
+    pub next: Option<String>,
+}
+
+/// What an NBD client can open, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportInfo {
+    /// The export's name: `VOLUME` or `VOLUME@SNAPSHOT`.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// Snapshots are.
+    pub read_only: bool,
+    /// Clients connected.
+    pub clients: u64,
+    /// Path of the daemon's NBD socket, if it has one.
+    pub unix: Option<String>,
+    /// `ADDR:PORT` of the daemon's NBD port, if it has one.
+    pub tcp: Option<String>,
+    /// How to open it, as an NBD URI; missing when the daemon listens nowhere that it knows of.
+    pub uri: Option<String>,
+}
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's program version.
+    pub version: String,
+    /// Milliseconds since 1970, UTC: when the daemon started.
+    pub started_ms: u64,
+    /// Milliseconds since 1970, UTC: now.
+    pub now_ms: u64,
+    /// The store.
+    pub store: StoreStatus,
+}
+
+/// `POST /v1/snapshots/{name}/pin`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinnedSnapshot {
+    /// For `DELETE /v1/pins/{pin}`.
+    pub pin: u64,
+    /// Numbers of its layers, newest first.
+    pub chain: Vec<u32>,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// One line of a long-running answer (`application/x-ndjson`). The last line is `end` or `error`; an answer without
+/// either was cut off.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Line {
+    /// A changed extent (diff).
+    Extent(DiffExtent),
+    /// How far it is (hash, verify, scrub); at most four a second.
+    Progress(Progress),
+    /// One snapshot was read (scrub).
+    Scrubbed(Scrubbed),
+    /// The last line: the result.
+    End(End),
+    /// The last line: it failed.
+    Error(ErrorBody),
+}
+
+/// How far a long-running request is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes in all.
+    pub total: u64,
+    /// What is being read: `VOLUME@SNAPSHOT`.
+    pub name: String,
+}
+
+/// What a scrub found in one snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scrubbed {
+    /// `VOLUME@SNAPSHOT`.
+    pub name: String,
+    /// What was found; missing if it could not be read.
+    pub report: Option<VerifyReport>,
+    /// Why it could not be read.
+    pub error: Option<ErrorBody>,
+}
+
+/// The result of a long-running request: the fields that make sense for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Extents sent (diff), or snapshots read (scrub).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// Bytes in those extents (diff).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// BLAKE3 of the content, 64 hexadecimal digits (hash).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash: Option<String>,
+    /// What was found (verify).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<VerifyReport>,
+    /// Snapshots that are damaged or could not be read (scrub).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<u64>,
+}
+
+/// The body of every answer that is no success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorAnswer {
+    /// What went wrong.
+    pub error: ErrorBody,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// For programs.
+    pub kind: Kind,
+    /// For people, one line.
+    pub message: String,
+    /// What to do about it, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// Kinds of errors: the store's, and those of the API itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A name that is none.
+    BadName,
+    /// A size or another number that cannot be.
+    BadValue,
+    /// There is no such volume, snapshot or export.
+    NotFound,
+    /// The name is taken.
+    Exists,
+    /// Clients are connected, or another operation holds it.
+    Busy,
+    /// A hold, a snapshot or a clone forbids it.
+    Refused,
+    /// The pool or the metadata has no room.
+    NoSpace,
+    /// The medium failed.
+    Io,
+    /// What is stored is not what was written.
+    Damaged,
+    /// The daemon is stopping.
+    Stopping,
+    /// The request is none that this version knows: path, method, JSON or field.
+    BadRequest,
+    /// The body has more than 1 MiB.
+    TooLarge,
+    /// The request did not arrive within ten seconds.
+    Timeout,
+    /// This user may not talk to the daemon.
+    Forbidden,
+    /// Too many long-running requests at once.
+    Overloaded,
+    /// A kind of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Kind {
+    /// Every kind that the server sends.
+    pub const ALL: [Self; 15] = [
+        Self::BadName,
+        Self::BadValue,
+        Self::NotFound,
+        Self::Exists,
+        Self::Busy,
+        Self::Refused,
+        Self::NoSpace,
+        Self::Io,
+        Self::Damaged,
+        Self::Stopping,
+        Self::BadRequest,
+        Self::TooLarge,
+        Self::Timeout,
+        Self::Forbidden,
+        Self::Overloaded,
+    ];
+
+    /// The HTTP status that goes with it.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::BadName | Self::BadValue | Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::Exists | Self::Busy | Self::Refused => StatusCode::CONFLICT,
+            Self::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
+            Self::Io | Self::Damaged | Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Stopping | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+        }
+    }
+}
+
+impl From<ErrorKind> for Kind {
+    fn from(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::BadName => Self::BadName,
+            ErrorKind::BadValue => Self::BadValue,
+            ErrorKind::NotFound => Self::NotFound,
+            ErrorKind::Exists => Self::Exists,
+            ErrorKind::Busy => Self::Busy,
+            ErrorKind::Refused => Self::Refused,
+            ErrorKind::NoSpace => Self::NoSpace,
+            ErrorKind::Io => Self::Io,
+            ErrorKind::Damaged => Self::Damaged,
+            ErrorKind::Stopping => Self::Stopping,
+        }
+    }
+}
+
+impl ErrorBody {
+    /// An error of that kind.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), next: None }
+    }
+}
+
+impl From<ControlError> for ErrorBody {
+    fn from(error: ControlError) -> Self {
+        Self::new(error.kind.into(), error.message)
+    }
+}
+
+/// 32 bytes as 64 hexadecimal digits.
+pub fn hex(bytes: &[u8; 32]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
