@@ -16,3 +16,10 @@ pub mod events;
 pub mod service;
 
 pub mod api;
+
+pub mod exit_code;
+pub mod failure;
+pub mod size;
+
+pub mod config;
+pub mod daemon;

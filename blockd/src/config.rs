@@ -1,0 +1,452 @@
+//! What the daemon is told: flags, environment and one TOML file, in that order of precedence, then defaults.
+//!
+//! Every key of the file is a flag of `blockd serve` under the same name, with `-` for `_`.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use nbd_server::image::CacheMode;
+use rustix::fs::statvfs;
+use serde::Deserialize;
+
+use crate::control::is_valid_name;
+use crate::exit_code;
+use crate::failure::Failure;
+use crate::size::Size;
+
+/// Where clients find the daemon unless told otherwise.
+pub const SOCKET_DEFAULT: &str = "/run/blockd/blockd.sock";
+/// Where NBD clients find it.
+const NBD_UNIX_DEFAULT: &str = "/run/blockd/nbd.sock";
+/// Part of the free space that a new pool takes by default: the rest is for metadata and other users of the file
+/// system.
+const POOL_PERCENT_DEFAULT: u64 = 80;
+/// Smallest pool: a superblock and some room to work.
+const POOL_BYTES_MIN: u64 = 16 << 20;
+/// Longest configuration file.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// How the pool is cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Cache {
+    /// Through the page cache.
+    Writeback,
+    /// Past the page cache (O_DIRECT).
+    Direct,
+}
+
+impl From<Cache> for CacheMode {
+    fn from(cache: Cache) -> Self {
+        match cache {
+            Cache::Writeback => Self::Writeback,
+            Cache::Direct => Self::Direct,
+        }
+    }
+}
+
+/// A data file of the pool.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolFile {
+    /// Absolute, or relative to the data directory.
+    pub path: PathBuf,
+    /// Its size; missing for a block device: all of it.
+    pub size: Option<Size>,
+}
+
+/// Settings as they were given, each perhaps not: the flags of `serve`, and the keys of the file.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Directory of the store; made if it does not exist.
+    #[arg(long, value_name = "DIR", env = "BLOCKD_DATA")]
+    pub data: Option<PathBuf>,
+
+    /// Socket for blockctl. Default: /run/blockd/blockd.sock.
+    #[arg(long, value_name = "PATH", env = "BLOCKD_SOCKET")]
+    pub socket: Option<PathBuf>,
+
+    /// Group whose members may use blockctl. Default: only root and the daemon's own user.
+    #[arg(long, value_name = "GROUP", env = "BLOCKD_SOCKET_GROUP")]
+    pub socket_group: Option<String>,
+
+    /// Socket for NBD clients. Default: /run/blockd/nbd.sock.
+    #[arg(long, value_name = "PATH", env = "BLOCKD_NBD_UNIX")]
+    pub nbd_unix: Option<PathBuf>,
+
+    /// Group that may open the NBD socket, for example libvirt-qemu. Default: only root and the daemon's user.
+    #[arg(long, value_name = "GROUP", env = "BLOCKD_NBD_GROUP")]
+    pub nbd_group: Option<String>,
+
+    /// Address for NBD clients. Refused without insecure_tcp: nothing is encrypted or authenticated yet.
+    #[arg(long, value_name = "ADDR:PORT", env = "BLOCKD_NBD_LISTEN")]
+    pub nbd_listen: Option<SocketAddr>,
+
+    /// Allow NBD over TCP, on a trusted link.
+    #[arg(long, value_name = "BOOL", env = "BLOCKD_INSECURE_TCP", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub insecure_tcp: Option<bool>,
+
+    /// How the pool is cached. Default: writeback.
+    #[arg(long, value_enum, env = "BLOCKD_CACHE")]
+    pub cache: Option<Cache>,
+
+    /// This host's name, for people and peers. Default: the system's.
+    #[arg(long, value_name = "HOST", env = "BLOCKD_NAME")]
+    pub name: Option<String>,
+
+    /// Size of a new pool. Default: 80 % of what is free in the file system.
+    #[arg(long, value_name = "SIZE", env = "BLOCKD_POOL_SIZE")]
+    pub pool_size: Option<Size>,
+
+    /// NBD connections at once. Default: 1000.
+    #[arg(long, value_name = "N", env = "BLOCKD_CONNECTIONS_MAX")]
+    pub connections_max: Option<u32>,
+
+    /// Connections of blockctl and other API clients at once. Default: 64.
+    #[arg(long, value_name = "N", env = "BLOCKD_API_CONNECTIONS_MAX")]
+    pub api_connections_max: Option<u32>,
+
+    /// Log filter, for example "debug" or "blockd=trace". Default: info.
+    #[arg(long, env = "BLOCKD_LOG")]
+    pub log: Option<String>,
+
+    /// Data files of the pool, instead of one in the data directory. Only in the file.
+    #[arg(skip)]
+    pub pool: Vec<PoolFile>,
+}
+
+/// What holds, after defaults and checks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Directory of the store.
+    pub data: PathBuf,
+    /// Socket of the API.
+    pub socket: PathBuf,
+    /// Group whose members may use the API.
+    pub socket_group: Option<String>,
+    /// Socket for NBD clients.
+    pub nbd_unix: PathBuf,
+    /// Group that may open the NBD socket.
+    pub nbd_group: Option<String>,
+    /// Address for NBD clients; only with `insecure_tcp`.
+    pub nbd_listen: Option<SocketAddr>,
+    /// How the pool is cached.
+    pub cache: Cache,
+    /// This host's name.
+    pub name: String,
+    /// Data files of the pool; empty: one in the data directory.
+    pub pool: Vec<PoolFile>,
+    /// Size of a new pool, if one was given.
+    pub pool_size: Option<Size>,
+    /// NBD connections at once.
+    pub connections_max: u32,
+    /// API connections at once.
+    pub api_connections_max: u32,
+    /// Log filter.
+    pub log: String,
+}
+
+/// Why a configuration is refused: place, key and reason.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {reason}")]
+pub struct ConfigError {
+    /// `FILE:LINE: key`, a path, or the name of a flag.
+    pub place: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl ConfigError {
+    fn new(place: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { place: place.into(), reason: reason.into() }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new(
+            exit_code::USAGE,
+            "the configuration is refused",
+            error,
+            "blockd check-config FILE    (blockd serve --help explains every key)",
+        )
+    }
+}
+
+/// Reads and checks a file by itself, as `check-config` does.
+///
+/// # Errors
+/// See [`ConfigError`].
+pub fn check_file(path: &Path) -> Result<Config, ConfigError> {
+    load(Settings::default(), Some(path))
+}
+
+/// Flags and environment over the file over the defaults, checked.
+///
+/// # Errors
+/// See [`ConfigError`].
+pub fn load(given: Settings, file: Option<&Path>) -> Result<Config, ConfigError> {
+    let from_file = file.map(read_file).transpose()?.unwrap_or_default();
+    let locate = |key: &str| match file {
+        Some(path) => format!("{}: {key}", path.display()),
+        None => format!("--{}", key.replace('_', "-")),
+    };
+    finish(given.over(from_file), &locate)
+}
+
+impl Settings {
+    /// These settings, and what they leave open from the others.
+    fn over(self, other: Self) -> Self {
+        Self {
+            data: self.data.or(other.data),
+            socket: self.socket.or(other.socket),
+            socket_group: self.socket_group.or(other.socket_group),
+            nbd_unix: self.nbd_unix.or(other.nbd_unix),
+            nbd_group: self.nbd_group.or(other.nbd_group),
+            nbd_listen: self.nbd_listen.or(other.nbd_listen),
+            insecure_tcp: self.insecure_tcp.or(other.insecure_tcp),
+            cache: self.cache.or(other.cache),
+            name: self.name.or(other.name),
+            pool_size: self.pool_size.or(other.pool_size),
+            connections_max: self.connections_max.or(other.connections_max),
+            api_connections_max: self.api_connections_max.or(other.api_connections_max),
+            log: self.log.or(other.log),
+            pool: if self.pool.is_empty() { other.pool } else { self.pool },
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<Settings, ConfigError> {
+    let unreadable = |error: io::Error| ConfigError::new(path.display().to_string(), error.to_string());
+    if fs::metadata(path).map_err(unreadable)?.len() > FILE_BYTES_MAX {
+        return Err(ConfigError::new(path.display().to_string(), "is no configuration: more than 1 MiB"));
+    }
+    let text = fs::read_to_string(path).map_err(unreadable)?;
+    toml::from_str(&text).map_err(|error| locate_error(path, &text, &error))
+}
+
+/// `FILE:LINE: key`, from where the parser stumbled.
+fn locate_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let at = error.span().map_or(0, |span| span.start.min(text.len()));
+    let before = text.get(..at).unwrap_or_default();
+    let number = before.matches('\n').count() + 1;
+    let line = text.lines().nth(number - 1).unwrap_or_default();
+    let key = line.split(['=', '#']).next().unwrap_or_default().trim();
+    let place = if key.is_empty() { String::new() } else { format!(": {key}") };
+    let reason = error.message().lines().collect::<Vec<_>>().join(", ");
+    ConfigError::new(format!("{}:{number}{place}", path.display()), reason)
+}
+
+fn finish(settings: Settings, locate: &dyn Fn(&str) -> String) -> Result<Config, ConfigError> {
+    let refuse = |key: &str, reason: &str| Err(ConfigError::new(locate(key), reason));
+    let Some(data) = settings.data else { return refuse("data", "is missing: where is the store?") };
+    if settings.nbd_listen.is_some() && settings.insecure_tcp != Some(true) {
+        return refuse("nbd_listen", "needs insecure_tcp = true: nothing is encrypted or authenticated yet");
+    }
+    let name = settings.name.unwrap_or_else(host_name);
+    if !is_valid_name(&name) {
+        return refuse("name", "must be 1 to 255 of A-Z a-z 0-9 . _ -, not beginning with . or -");
+    }
+    check_pool(&settings.pool, settings.pool_size, locate)?;
+    let config = Config {
+        data,
+        socket: settings.socket.unwrap_or_else(|| SOCKET_DEFAULT.into()),
+        socket_group: settings.socket_group,
+        nbd_unix: settings.nbd_unix.unwrap_or_else(|| NBD_UNIX_DEFAULT.into()),
+        nbd_group: settings.nbd_group,
+        nbd_listen: settings.nbd_listen,
+        cache: settings.cache.unwrap_or(Cache::Writeback),
+        name,
+        pool: settings.pool,
+        pool_size: settings.pool_size,
+        connections_max: settings.connections_max.unwrap_or(1000),
+        api_connections_max: settings.api_connections_max.unwrap_or(64),
+        log: settings.log.unwrap_or_else(|| "info".to_owned()),
+    };
+    check_limits(&config, locate)?;
+    check_places(&config)?;
+    Ok(config)
+}
+
+fn check_limits(config: &Config, locate: &dyn Fn(&str) -> String) -> Result<(), ConfigError> {
+    if config.socket == config.nbd_unix {
+        return Err(ConfigError::new(locate("nbd_unix"), "is the same path as socket"));
+    }
+    for (key, value) in
+        [("connections_max", config.connections_max), ("api_connections_max", config.api_connections_max)]
+    {
+        if !(1..=100_000).contains(&value) {
+            return Err(ConfigError::new(locate(key), "must be 1 to 100000"));
+        }
+    }
+    Ok(())
+}
+
+fn check_pool(
+    pool: &[PoolFile],
+    size: Option<Size>,
+    locate: &dyn Fn(&str) -> String,
+) -> Result<(), ConfigError> {
+    if size.is_some() && !pool.is_empty() {
+        return Err(ConfigError::new(
+            locate("pool_size"),
+            "does not go together with pool: sizes stand there",
+        ));
+    }
+    let mut seen = HashSet::new();
+    if let Some(twice) = pool.iter().find(|file| !seen.insert(&file.path)) {
+        let reason = format!("names {} twice", twice.path.display());
+        return Err(ConfigError::new(locate("pool"), reason));
+    }
+    let mut sizes = pool.iter().filter_map(|file| file.size).chain(size);
+    if sizes.any(|size| size.0 < POOL_BYTES_MIN) {
+        return Err(ConfigError::new(locate("pool_size"), "is below 16 MiB"));
+    }
+    Ok(())
+}
+
+/// Refuses links in place of the store: whoever made one could have us write elsewhere.
+fn check_places(config: &Config) -> Result<(), ConfigError> {
+    refuse_symlink(&config.data)?;
+    for name in ["lock", "mark", "pool-0", "meta", "checkpoint", "ballast"] {
+        refuse_symlink(&config.data.join(name))?;
+    }
+    for file in &config.pool {
+        // A block device is often named by a link below /dev/disk, which only root can make.
+        if !file.path.starts_with("/dev") {
+            refuse_symlink(&config.data.join(&file.path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a path that is a symbolic link; what does not exist yet is fine.
+///
+/// # Errors
+/// It is one.
+pub fn refuse_symlink(path: &Path) -> Result<(), ConfigError> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_symlink() => Err(ConfigError::new(
+            path.display().to_string(),
+            "is a symbolic link; name the directory or file itself",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if is_valid_name(name) { name.to_owned() } else { "blockd".to_owned() }
+}
+
+impl Config {
+    /// The pool's files as a new store makes them, with their sizes.
+    ///
+    /// # Errors
+    /// The file system cannot be asked for its free space.
+    pub fn pool_files(&self) -> io::Result<Vec<PoolFile>> {
+        if !self.pool.is_empty() {
+            return Ok(self.pool.clone());
+        }
+        let size = match self.pool_size {
+            Some(size) => size,
+            None => default_pool_size(&self.data)?,
+        };
+        Ok(vec![PoolFile { path: "pool-0".into(), size: Some(size) }])
+    }
+}
+
+/// A part of what is free where the data directory lies, or will lie; whole MiB.
+fn default_pool_size(data: &Path) -> io::Result<Size> {
+    let absolute = std::path::absolute(data)?;
+    let existing = absolute.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let stat = statvfs(existing)?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let bytes = free / 100 * POOL_PERCENT_DEFAULT;
+    Ok(Size((bytes >> 20 << 20).max(POOL_BYTES_MIN)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn check(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("b.toml");
+        fs::write(&file, text).unwrap();
+        check_file(&file).map_err(|error| ConfigError {
+            place: error.place.replace(&format!("{}/", dir.path().display()), ""),
+            reason: error.reason,
+        })
+    }
+
+    fn refusal(text: &str) -> String {
+        check(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_short_file_and_its_defaults() {
+        let config = check("data = '/nonexistent/store'\npool_size = '64GiB'\n").unwrap();
+        assert_eq!(config.socket, Path::new(SOCKET_DEFAULT));
+        assert_eq!(config.cache, Cache::Writeback);
+        let pool = config.pool_files().unwrap();
+        assert_eq!(pool, [PoolFile { path: "pool-0".into(), size: Some(Size(64 << 30)) }]);
+    }
+
+    #[test]
+    fn errors_name_file_line_key_and_reason() {
+        let unknown = refusal("data = '/x'\n\nsokcet = '/y'\n");
+        assert!(unknown.starts_with("b.toml:3: sokcet: unknown field `sokcet`"), "{unknown}");
+        let size = refusal("data = '/x'\npool_size = '8 parsecs'\n");
+        assert!(size.starts_with("b.toml:2: pool_size: \"8 parsecs\" is no size"), "{size}");
+        let twice = refusal("data = '/x'\ndata = '/y'\n");
+        assert!(twice.starts_with("b.toml:2: data: duplicate key"), "{twice}");
+        let pool = refusal("data = '/x'\n[[pool]]\npath = '/y'\nsise = 4\n");
+        assert!(pool.starts_with("b.toml:4: sise: unknown field"), "{pool}");
+        assert_eq!(refusal("cache = 'direct'\n"), "b.toml: data: is missing: where is the store?");
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let tcp = refusal("data = '/x'\nnbd_listen = '127.0.0.1:10809'\n");
+        assert!(tcp.contains("nbd_listen: needs insecure_tcp"), "{tcp}");
+        assert!(check("data = '/x'\nnbd_listen = '127.0.0.1:10809'\ninsecure_tcp = true\n").is_ok());
+        assert!(refusal("data = '/x'\nname = '../x'\n").contains("name: must be"));
+        assert!(refusal("data = '/x'\npool_size = 4096\n").contains("below 16 MiB"));
+        let pool = "[[pool]]\npath = 'a'\nsize = '1G'\n";
+        assert!(refusal(&format!("data = '/x'\n{pool}{pool}")).contains("names a twice"));
+        assert!(refusal(&format!("data = '/x'\npool_size = '1G'\n{pool}")).contains("together"));
+        assert!(refusal("data = '/x'\nconnections_max = 0\n").contains("1 to 100000"));
+    }
+
+    #[test]
+    fn links_in_place_of_the_store_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        fs::create_dir(&real).unwrap();
+        symlink(&real, &link).unwrap();
+        let load_data =
+            |data: &Path| load(Settings { data: Some(data.to_owned()), ..Settings::default() }, None);
+        assert!(load_data(&real).is_ok());
+        assert!(load_data(&link).unwrap_err().reason.contains("symbolic link"));
+        symlink("/etc/passwd", real.join("mark")).unwrap();
+        assert!(load_data(&real).unwrap_err().place.ends_with("real/mark"));
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("b.toml");
+        fs::write(&file, "data = '/from-file'\ncache = 'direct'\n").unwrap();
+        let given = Settings { data: Some("/from-flag".into()), ..Settings::default() };
+        let config = load(given, Some(&file)).unwrap();
+        assert_eq!((config.data.as_path(), config.cache), (Path::new("/from-flag"), Cache::Direct));
+    }
+}
