@@ -23,3 +23,5 @@ pub mod size;
 
 pub mod config;
 pub mod daemon;
+
+pub mod cli;

@@ -1,0 +1,174 @@
+//! `blockctl export …`: how clients reach what is exported.
+
+use std::fmt::Write as _;
+
+use crate::api::types::ExportInfo;
+use crate::exit_code;
+use crate::failure::Failure;
+use crate::size::Size;
+
+use super::args::ExportCommand;
+use super::context::{Context, Trying};
+use super::output;
+
+pub(super) async fn run(context: &Context, command: ExportCommand) -> Result<(), Failure> {
+    match command {
+        ExportCommand::List => list(context).await,
+        ExportCommand::Show { name, libvirt, qemu } => {
+            let export =
+                context.client.export(&name).await.trying(|| format!("cannot show export {name}"))?;
+            match (libvirt, qemu) {
+                (true, _) => output::line(snippet(&export, libvirt_disk)?),
+                (_, true) => output::line(snippet(&export, qemu_arguments)?),
+                _ if context.for_people() => show(&export),
+                _ => output::object(&export),
+            }
+        }
+    }
+}
+
+async fn list(context: &Context) -> Result<(), Failure> {
+    let exports = context.client.exports().await.trying(|| "cannot list exports".to_owned())?;
+    if !context.for_people() {
+        return output::list(context.format, "exports", &exports);
+    }
+    let rows = exports.iter().map(|export| {
+        let access = if export.read_only { "read-only" } else { "writable" };
+        vec![
+            export.name.clone(),
+            Size(export.size).to_string(),
+            access.to_owned(),
+            export.clients.to_string(),
+            export.uri.clone().unwrap_or_else(|| "–".to_owned()),
+        ]
+    });
+    output::table(&["NAME", "SIZE", "ACCESS", "CLIENTS", "URI"], &[1, 3], rows.collect())
+}
+
+fn show(export: &ExportInfo) -> Result<(), Failure> {
+    let dash = || "–".to_owned();
+    output::pairs(&[
+        ("name", export.name.clone()),
+        ("size", format!("{}  ({} bytes)", Size(export.size), export.size)),
+        ("access", if export.read_only { "read-only" } else { "writable" }.to_owned()),
+        ("clients", export.clients.to_string()),
+        ("unix", export.unix.clone().unwrap_or_else(dash)),
+        ("tcp", export.tcp.clone().unwrap_or_else(dash)),
+        ("uri", export.uri.clone().unwrap_or_else(dash)),
+    ])
+}
+
+/// How a client reaches the daemon.
+enum Address<'a> {
+    Unix(&'a str),
+    Tcp { host: &'a str, port: &'a str },
+}
+
+/// Where an export is reached; the socket on the same host first.
+fn address(export: &ExportInfo) -> Option<Address<'_>> {
+    if let Some(path) = &export.unix {
+        return Some(Address::Unix(path));
+    }
+    let (host, port) = export.tcp.as_deref()?.rsplit_once(':')?;
+    Some(Address::Tcp { host: host.trim_matches(['[', ']']), port })
+}
+
+fn snippet(export: &ExportInfo, write: fn(&ExportInfo, &Address<'_>) -> String) -> Result<String, Failure> {
+    let unreachable = || {
+        Failure::new(
+            exit_code::UNREACHABLE,
+            format!("cannot say how to reach {}", export.name),
+            "the daemon knows no address of its NBD sockets",
+            "blockd serve --help    (nbd_unix, nbd_listen)",
+        )
+    };
+    address(export).map(|address| write(export, &address)).ok_or_else(unreachable)
+}
+
+/// A guest pauses instead of seeing errors (`error_policy`), and finds a restarted daemon again (`reconnect`).
+fn libvirt_disk(export: &ExportInfo, address: &Address<'_>) -> String {
+    let host = match address {
+        Address::Unix(path) => format!("<host transport='unix' socket='{}'/>", xml(path)),
+        Address::Tcp { host, port } => format!("<host name='{}' port='{port}'/>", xml(host)),
+    };
+    let read_only = if export.read_only { "\n  <readonly/>" } else { "" };
+    format!(
+        "<disk type='network' device='disk'>
+  <driver name='qemu' type='raw' cache='none' discard='unmap' error_policy='stop' rerror_policy='stop'/>
+  <source protocol='nbd' name='{}'>
+    {host}
+    <reconnect delay='300'/>
+  </source>
+  <target dev='vda' bus='virtio'/>{read_only}
+</disk>",
+        xml(&export.name)
+    )
+}
+
+fn qemu_arguments(export: &ExportInfo, address: &Address<'_>) -> String {
+    let server = match address {
+        Address::Unix(path) => format!("server.type=unix,server.path={}", commas(path)),
+        Address::Tcp { host, port } => format!("server.type=inet,server.host={host},server.port={port}"),
+    };
+    let mut block = format!("driver=nbd,node-name=disk0,{server},export={}", commas(&export.name));
+    if export.read_only {
+        block.push_str(",read-only=on");
+    }
+    block.push_str(",reconnect-delay=300,discard=unmap,cache.direct=on");
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    if write!(text, "-blockdev '{block}' \\\n-device virtio-blk-pci,drive=disk0,werror=stop,rerror=stop")
+        .is_err()
+    {
+        unreachable!("a String takes what is written to it");
+    }
+    text
+}
+
+/// A value in QEMU's option syntax: commas are doubled.
+fn commas(text: &str) -> String {
+    text.replace(',', ",,")
+}
+
+fn xml(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn export(name: &str, read_only: bool, unix: Option<&str>, tcp: Option<&str>) -> ExportInfo {
+        ExportInfo {
+            name: name.to_owned(),
+            size: 1 << 30,
+            read_only,
+            clients: 0,
+            unix: unix.map(str::to_owned),
+            tcp: tcp.map(str::to_owned),
+            uri: None,
+        }
+    }
+
+    #[test]
+    fn libvirt_gets_a_disk_element() {
+        let web = export("web", false, Some("/run/it's/nbd.sock"), None);
+        let text = snippet(&web, libvirt_disk).unwrap();
+        assert!(text.contains("<host transport='unix' socket='/run/it&apos;s/nbd.sock'/>"), "{text}");
+        assert!(text.contains("error_policy='stop' rerror_policy='stop'"), "{text}");
+        assert!(!text.contains("<readonly/>"), "{text}");
+    }
+
+    #[test]
+    fn qemu_gets_arguments() {
+        let web = export("web@a", true, None, Some("[::1]:10809"));
+        let text = snippet(&web, qemu_arguments).unwrap();
+        assert!(text.contains("server.host=::1,server.port=10809,export=web@a,read-only=on"), "{text}");
+        assert!(text.contains("reconnect-delay=300"), "{text}");
+    }
+
+    #[test]
+    fn without_an_address_nothing_is_made_up() {
+        assert_eq!(snippet(&export("web", false, None, None), libvirt_disk).unwrap_err().code, 7);
+    }
+}

@@ -1,0 +1,303 @@
+//! `blockctl snapshot …`, `clone` and `scrub`.
+
+use serde::Serialize;
+
+use crate::api::types::{DiffQuery, Line};
+use crate::control::SnapshotInfo;
+use crate::exit_code;
+use crate::failure::Failure;
+use crate::service::{DiffExtent, ExtentKind, VerifyReport};
+use crate::size::Size;
+
+use super::args::{CloneArgs, Format, SnapshotCommand, Sure};
+use super::context::{Context, Trying};
+use super::progress::Progress;
+use super::volume::{Changed, Plan, in_use};
+use super::{output, time};
+
+/// Extents that a JSON object (not lines) may hold: beyond, only lines make sense.
+const DIFF_EXTENTS_MAX: usize = 1_000_000;
+
+pub(super) async fn run(context: &Context, command: SnapshotCommand) -> Result<(), Failure> {
+    match command {
+        SnapshotCommand::Create { names } => create(context, &names).await,
+        SnapshotCommand::List { volume } => list(context, volume.as_deref()).await,
+        SnapshotCommand::Diff { names } => diff(context, names).await,
+        SnapshotCommand::Rollback { name, sure } => rollback(context, &name, sure).await,
+        SnapshotCommand::Delete { name, plan } => delete(context, &name, plan).await,
+        SnapshotCommand::Hold(args) => {
+            let what = || format!("cannot hold {}", args.name);
+            context.client.hold(&args.name, &args.reason).await.trying(what)?;
+            let sentence = format!("{} is held: {}", args.name, args.reason);
+            Changed::new("held", &args.name).tell(context, &sentence)
+        }
+        SnapshotCommand::Release(args) => {
+            let what = || format!("cannot release {}", args.name);
+            context.client.release(&args.name, &args.reason).await.trying(what)?;
+            let sentence = format!("{} is not held for {} any more", args.name, args.reason);
+            Changed::new("released", &args.name).tell(context, &sentence)
+        }
+        SnapshotCommand::Hash { name } => hash(context, &name).await,
+        SnapshotCommand::Verify { name } => verify(context, &name).await,
+    }
+}
+
+async fn create(context: &Context, names: &[String]) -> Result<(), Failure> {
+    let all = names.join(" ");
+    context.client.create_snapshots(names).await.trying(|| format!("cannot create {all}"))?;
+    let cut = if names.len() > 1 { ", one instant" } else { "" };
+    Changed::new("created", &all).tell(context, &format!("created {all}{cut}"))
+}
+
+async fn list(context: &Context, volume: Option<&str>) -> Result<(), Failure> {
+    let snapshots = context.client.snapshots(volume).await.trying(|| "cannot list snapshots".to_owned())?;
+    if !context.for_people() {
+        return output::list(context.format, "snapshots", &snapshots);
+    }
+    if snapshots.is_empty() {
+        return output::line("no snapshots; make one: blockctl snapshot create NAME@SNAP");
+    }
+    let rows = snapshots.iter().map(row).collect();
+    output::table(&["NAME", "CREATED (UTC)", "SIZE", "CLIENTS", "HOLDS", "CLONES"], &[2, 3], rows)
+}
+
+fn row(snapshot: &SnapshotInfo) -> Vec<String> {
+    let list = |items: &[String]| if items.is_empty() { "–".to_owned() } else { items.join(",") };
+    vec![
+        format!("{}@{}", snapshot.volume, snapshot.name),
+        time::utc(snapshot.created_ms),
+        Size(snapshot.size).to_string(),
+        snapshot.clients.to_string(),
+        list(&snapshot.holds),
+        list(&snapshot.clones),
+    ]
+}
+
+/// What `snapshot diff -o json` prints.
+#[derive(Serialize)]
+struct Diff<'a> {
+    from: Option<&'a str>,
+    to: &'a str,
+    extents: Vec<DiffExtent>,
+    bytes: u64,
+}
+
+async fn diff(context: &Context, mut names: Vec<String>) -> Result<(), Failure> {
+    let to = names.pop().unwrap_or_default();
+    let query = DiffQuery { from: names.pop(), to };
+    let what = || format!("cannot compare {}", query.to);
+    let (mut extents, mut written, mut too_many) = (Vec::new(), Ok(()), false);
+    let end = context.client.diff(&query, |line| {
+        let Line::Extent(extent) = line else { return };
+        match context.format {
+            Format::Json if extents.len() == DIFF_EXTENTS_MAX => too_many = true,
+            Format::Json => extents.push(extent),
+            Format::Jsonl if written.is_ok() => written = output::object(&extent),
+            Format::Table if written.is_ok() => written = output::line(extent_line(extent)),
+            Format::Jsonl | Format::Table => {}
+        }
+    });
+    let end = end.await.trying(what)?;
+    written?;
+    if too_many {
+        let why = format!("there are more than {DIFF_EXTENTS_MAX} extents");
+        return Err(Failure::new(exit_code::FAILED, what(), why, "blockctl snapshot diff … -o jsonl"));
+    }
+    let (count, bytes) = (end.count.unwrap_or(0), end.bytes.unwrap_or(0));
+    match context.format {
+        Format::Json => output::object(&Diff { from: query.from.as_deref(), to: &query.to, extents, bytes }),
+        Format::Jsonl => Ok(()),
+        Format::Table => {
+            super::progress::note(&format!("{} differ in {}", Size(bytes), output::count(count, "extent")))
+        }
+    }
+}
+
+fn extent_line(extent: DiffExtent) -> String {
+    let kind = match extent.kind {
+        ExtentKind::Data => "data",
+        ExtentKind::Zero => "zero",
+    };
+    format!("{:>16} {:>12} {kind}", extent.offset, extent.length)
+}
+
+async fn rollback(context: &Context, name: &str, sure: Sure) -> Result<(), Failure> {
+    let what = || format!("cannot roll back to {name}");
+    let snapshot = context.client.snapshot(name).await.trying(what)?;
+    let volume = context.client.volume(&snapshot.volume).await.trying(what)?;
+    let loss =
+        format!("what was written to {} since {} will be lost", volume.name, time::utc(snapshot.created_ms));
+    if sure.plan {
+        let would = format!("would make {} what {name} holds: {loss}", volume.name);
+        let (obstacles, blocked_code) = (in_use(&volume), exit_code::BUSY);
+        return Plan { action: "rolled_back", name, would, obstacles, blocked_code }.tell(context);
+    }
+    context.confirm(sure, "snapshot rollback", &loss, name)?;
+    context.client.rollback(name).await.trying(what)?;
+    Changed::new("rolled_back", name).tell(context, &format!("{} is what {name} holds", volume.name))
+}
+
+async fn delete(context: &Context, name: &str, plan: bool) -> Result<(), Failure> {
+    let what = || format!("cannot delete {name}");
+    if plan {
+        let snapshot = context.client.snapshot(name).await.trying(what)?;
+        return plan_delete(context, name, &snapshot);
+    }
+    context.client.delete_snapshot(name).await.trying(what)?;
+    Changed::new("deleted", name)
+        .tell(context, &format!("deleted {name}; its space is freed in the background"))
+}
+
+fn plan_delete(context: &Context, name: &str, snapshot: &SnapshotInfo) -> Result<(), Failure> {
+    let mut obstacles = Vec::new();
+    let blocked_code = if snapshot.clients > 0 { exit_code::BUSY } else { exit_code::REFUSED };
+    if snapshot.clients > 0 {
+        obstacles.push(format!("{} connected to its export", output::count(snapshot.clients, "client")));
+    }
+    if !snapshot.holds.is_empty() {
+        obstacles.push(format!("it is held: {}", snapshot.holds.join(", ")));
+    }
+    let would = format!("would delete {name}, made {}", time::utc(snapshot.created_ms));
+    Plan { action: "deleted", name, would, obstacles, blocked_code }.tell(context)
+}
+
+pub(super) async fn clone(context: &Context, args: CloneArgs) -> Result<(), Failure> {
+    let CloneArgs { from, to } = args;
+    context.client.clone_snapshot(&from, &to).await.trying(|| format!("cannot clone {from}"))?;
+    Changed::new("cloned", &to).tell(context, &format!("created {to}, which begins as {from}"))
+}
+
+/// Shows the progress lines of a long-running answer.
+struct Reader<'a> {
+    progress: Progress,
+    verb: &'a str,
+    name: String,
+    written: Result<(), Failure>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(context: &Context, verb: &'a str) -> Self {
+        Self { progress: Progress::new(context.format), verb, name: String::new(), written: Ok(()) }
+    }
+
+    fn line(&mut self, line: &Line) {
+        let Line::Progress(progress) = line else { return };
+        if self.written.is_ok() {
+            self.written = self.show(&progress.name, progress.done, progress.total);
+        }
+    }
+
+    fn show(&mut self, name: &str, done: u64, total: u64) -> Result<(), Failure> {
+        if self.name != name {
+            name.clone_into(&mut self.name);
+            self.progress.phase(format!("{} {name}", self.verb), total)?;
+        }
+        self.progress.done(done)
+    }
+}
+
+/// What `snapshot hash` prints for scripts.
+#[derive(Serialize)]
+struct Hashed<'a> {
+    name: &'a str,
+    hash: &'a str,
+}
+
+async fn hash(context: &Context, name: &str) -> Result<(), Failure> {
+    let mut reader = Reader::new(context, "hashing");
+    let end = context.client.hash(name, |line| reader.line(&line)).await;
+    let end = end.trying(|| format!("cannot hash {name}"))?;
+    let Reader { progress, written, .. } = reader;
+    drop(progress);
+    written?;
+    let hash = end.hash.unwrap_or_default();
+    if context.for_people() {
+        return output::line(format!("{hash}  {name}"));
+    }
+    output::object(&Hashed { name, hash: &hash })
+}
+
+/// What `snapshot verify` and `scrub` print for scripts, a snapshot.
+#[derive(Serialize)]
+struct Verified<'a> {
+    name: &'a str,
+    ok: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+    #[serde(flatten)]
+    report: Option<&'a VerifyReport>,
+}
+
+async fn verify(context: &Context, name: &str) -> Result<(), Failure> {
+    let mut reader = Reader::new(context, "verifying");
+    let end = context.client.verify(name, |line| reader.line(&line)).await;
+    let end = end.trying(|| format!("cannot verify {name}"))?;
+    let Reader { progress, written, .. } = reader;
+    drop(progress);
+    written?;
+    let report = end.report.unwrap_or_default();
+    tell_report(context, name, &report)?;
+    if report.damaged.is_empty() { Ok(()) } else { Err(damaged(name, 1)) }
+}
+
+fn damaged(what: &str, snapshots: u64) -> Failure {
+    Failure::new(
+        exit_code::VERIFICATION_FAILED,
+        format!("{what} is not what was written"),
+        format!("{} failed: the medium changed or lost data", output::count(snapshots, "snapshot")),
+        "dmesg | tail; smartctl -a DEVICE    (then restore from a copy)",
+    )
+}
+
+fn tell_report(context: &Context, name: &str, report: &VerifyReport) -> Result<(), Failure> {
+    if !context.for_people() {
+        let ok = report.damaged.is_empty();
+        return output::object(&Verified { name, ok, error: None, report: Some(report) });
+    }
+    let unhashed = match report.unhashed_bytes {
+        0 => String::new(),
+        bytes => format!(", {} without a hash yet", Size(bytes)),
+    };
+    let verdict = if report.damaged.is_empty() { "ok" } else { "DAMAGED" };
+    output::line(format!("{name}  {verdict}  {} checked{unhashed}", Size(report.checked_bytes)))?;
+    let damaged = report.damaged.iter();
+    damaged
+        .map(|extent| format!("  damaged: {} bytes at {}", extent.length, extent.offset))
+        .try_for_each(output::line)
+}
+
+pub(super) async fn scrub(context: &Context, volume: Option<&str>) -> Result<(), Failure> {
+    let mut reader = Reader::new(context, "scrubbing");
+    let mut found = Vec::new();
+    let end = context.client.scrub(volume, |line| match line {
+        Line::Scrubbed(scrubbed) => found.push(scrubbed),
+        other => reader.line(&other),
+    });
+    let end = end.await.trying(|| "cannot scrub".to_owned())?;
+    let Reader { progress, written, .. } = reader;
+    drop(progress);
+    written?;
+    for scrubbed in &found {
+        match (&scrubbed.report, &scrubbed.error) {
+            (Some(report), _) => tell_report(context, &scrubbed.name, report)?,
+            (None, error) => {
+                let why = error.as_ref().map_or("unknown", |error| error.message.as_str());
+                tell_unread(context, &scrubbed.name, why)?;
+            }
+        }
+    }
+    match end.failed.unwrap_or(0) {
+        0 if context.for_people() => {
+            output::line(format!("{} ok", output::count(end.count.unwrap_or(0), "snapshot")))
+        }
+        0 => Ok(()),
+        failed => Err(damaged("the store", failed)),
+    }
+}
+
+fn tell_unread(context: &Context, name: &str, why: &str) -> Result<(), Failure> {
+    if context.for_people() {
+        return output::line(format!("{name}  UNREADABLE  {why}"));
+    }
+    output::object(&Verified { name, ok: false, error: Some(why), report: None })
+}
