@@ -8,7 +8,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::LayerId;
+use crate::catalog::format::RootRecord;
+use crate::units::{ClusterIndex, LayerId};
 
 /// `VOLUME@SNAPSHOT`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -131,6 +132,15 @@ pub enum Control {
     Unpin {
         /// From `Pinned`.
         pin: u64,
+    },
+    /// Keeps hashes that were computed of closed layers, while these are pinned. Answer: `Done`, when they are durable.
+    KeepHashes {
+        /// From `Pinned`.
+        pin: u64,
+        /// Of clusters.
+        hashes: Vec<(LayerId, ClusterIndex, [u8; 32])>,
+        /// Of whole layers.
+        roots: Vec<(LayerId, RootRecord)>,
     },
 }
 

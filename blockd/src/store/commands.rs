@@ -14,14 +14,14 @@ use nbd_server::export::Io;
 
 use super::commit::Bundle;
 use super::{Store, Token};
-use crate::catalog::format::{Change, LayerRecord, SnapshotRecord, VolumeRecord};
+use crate::catalog::format::{Change, LayerRecord, RootRecord, SnapshotRecord, VolumeRecord};
 use crate::control::{
     Answer, Control, ControlError, ErrorKind, Health, Pinned, SnapshotInfo, SnapshotName, StoreStatus,
     VolumeInfo, is_valid_name,
 };
 use crate::units::{
-    BLOCK_BYTES, CLUSTER_BYTES, LayerId, SIZE_UNIT_BYTES, SnapshotId, VOLUME_BYTES_MAX, VolumeId,
-    cluster_count,
+    BLOCK_BYTES, CLUSTER_BYTES, ClusterIndex, LayerId, SIZE_UNIT_BYTES, SnapshotId, VOLUME_BYTES_MAX,
+    VolumeId, cluster_count,
 };
 
 /// Snapshots that wait for the changes under way to end.
@@ -83,6 +83,7 @@ impl Store {
             Control::ListSnapshots { volume } => return self.list_snapshots(volume).map(Some),
             Control::Status => return Ok(Some(Answer::Status(Box::new(self.status())))),
             Control::Pin { name } => return self.pin(&name).map(Some),
+            Control::KeepHashes { pin, hashes, roots } => self.keep_hashes(token, pin, hashes, roots)?,
             Control::Unpin { pin } => {
                 self.unpin(pin);
                 return Ok(Some(Answer::Done));
@@ -474,6 +475,26 @@ impl Store {
         }
         let pin = self.pins.insert(chain.clone()) as u64;
         Ok(Answer::Pinned(Pinned { pin, chain, size }))
+    }
+
+    fn keep_hashes(
+        &mut self,
+        token: Token,
+        pin: u64,
+        hashes: Vec<(LayerId, ClusterIndex, [u8; 32])>,
+        roots: Vec<(LayerId, RootRecord)>,
+    ) -> Outcome<()> {
+        let pinned = usize::try_from(pin).ok().and_then(|pin| self.pins.get(pin));
+        let is_pinned = |layer: &LayerId| pinned.is_some_and(|chain| chain.contains(layer));
+        let layers = hashes.iter().map(|(layer, ..)| layer).chain(roots.iter().map(|(layer, _)| layer));
+        if !layers.into_iter().all(is_pinned) {
+            return refuse(ErrorKind::BadValue, "hashes of layers that are not pinned".to_owned());
+        }
+        self.check_durable(None)?;
+        let clusters = hashes.into_iter().map(|(layer, at, hash)| Change::Hash(layer, at, Some(hash)));
+        let roots = roots.into_iter().map(|(layer, root)| Change::Root(layer, Some(root)));
+        self.commit_changes(token, Vec::new(), clusters.chain(roots).collect());
+        Ok(())
     }
 
     fn unpin(&mut self, pin: u64) {
