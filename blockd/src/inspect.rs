@@ -39,6 +39,31 @@ pub enum InspectQuery {
     Superblocks,
 }
 
+impl TryFrom<&[&str]> for InspectQuery {
+    type Error = String;
+
+    /// The words of a command line; none: the catalog.
+    fn try_from(words: &[&str]) -> Result<Self, String> {
+        let layer = |text: &str| {
+            let number = text.parse().map_err(|_| format!("{text:?} is not the number of a layer"))?;
+            Ok::<_, String>(Some(LayerId(number)))
+        };
+        Ok(match *words {
+            ["all"] => Self::Everything,
+            [] | ["catalog"] => Self::Catalog,
+            ["maps"] => Self::Maps(None),
+            ["maps", number] => Self::Maps(layer(number)?),
+            ["hashes"] => Self::Hashes(None),
+            ["hashes", number] => Self::Hashes(layer(number)?),
+            ["roots"] => Self::Roots,
+            ["journal"] => Self::Journal,
+            ["mark"] => Self::Mark,
+            ["superblocks"] => Self::Superblocks,
+            _ => return Err(format!("nothing is called {:?}", words.join(" "))),
+        })
+    }
+}
+
 /// Why not all was shown.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {

@@ -23,5 +23,7 @@ pub mod size;
 
 pub mod config;
 pub mod daemon;
+pub mod host;
+pub mod open;
 
 pub mod cli;

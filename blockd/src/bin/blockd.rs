@@ -6,8 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use blockd::config::{self, Config, Settings};
+use blockd::daemon;
 use blockd::exit_code;
 use blockd::failure::Failure;
+use blockd::fsck::{self, FsckOptions};
+use blockd::host::Host;
+use blockd::inspect::{self, InspectError, InspectQuery};
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -74,7 +78,7 @@ struct Fsck {
 struct Inspect {
     /// The data directory.
     dir: PathBuf,
-    /// What to show; without it, an overview.
+    /// What to show: all, catalog, maps [LAYER], hashes [LAYER], roots, journal, mark, superblocks.
     query: Vec<String>,
 }
 
@@ -120,19 +124,51 @@ fn check_config(file: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn not_in_this_build(what: &str) -> Failure {
-    Failure::new(exit_code::FAILED, what, "this build has no store yet", "blockd --version")
-}
-
 async fn serve_store(config: &Config) -> Result<(), Failure> {
-    Err(not_in_this_build(&format!("cannot serve {}", config.data.display())))
+    daemon::serve(config, async |opening| Host::start(opening)).await
 }
 
-fn check_store(fsck: &Fsck) -> Result<(), Failure> {
-    tracing::debug!(json = fsck.json, repair = fsck.repair, "fsck");
-    Err(not_in_this_build(&format!("cannot check {}", fsck.dir.display())))
+fn check_store(options: &Fsck) -> Result<(), Failure> {
+    let shown = options.dir.display();
+    let what = format!("cannot check {shown}");
+    let check = fsck::fsck(&options.dir, FsckOptions { repair: options.repair });
+    let report = check.map_err(|error| offline_failure(&what, &error, &options.dir))?;
+    if options.json {
+        println!("{}", serde_json::json!(report));
+    } else {
+        println!("{report}");
+    }
+    if report.is_clean() {
+        return Ok(());
+    }
+    let why = format!("{} errors", report.errors);
+    let next = format!("blockd fsck {shown} --json; blockd inspect {shown}");
+    Err(Failure::new(exit_code::VERIFICATION_FAILED, format!("{shown} is damaged"), why, next))
 }
 
-fn inspect_store(inspect: &Inspect) -> Result<(), Failure> {
-    Err(not_in_this_build(&format!("cannot show {:?} of {}", inspect.query, inspect.dir.display())))
+fn inspect_store(options: &Inspect) -> Result<(), Failure> {
+    let query = options.query.iter().map(String::as_str).collect::<Vec<_>>();
+    let query: InspectQuery = query[..].try_into().map_err(|error: String| {
+        Failure::new(exit_code::USAGE, "cannot show that", error, "blockd inspect --help")
+    })?;
+    let what = format!("cannot show {}", options.dir.display());
+    let mut out = std::io::stdout().lock();
+    match inspect::inspect(&options.dir, query, &mut out) {
+        // Whoever reads has seen enough.
+        Err(InspectError::Io(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.map_err(|error| offline_failure(&what, &error, &options.dir)),
+    }
+}
+
+fn offline_failure(what: &str, error: &dyn std::error::Error, dir: &Path) -> Failure {
+    let text = error.to_string();
+    let shown = dir.display();
+    let (code, next) = if text.contains("in use") {
+        (exit_code::BUSY, format!("fuser -v {shown}/lock    (stop the daemon first)"))
+    } else if text.contains("not a store") {
+        (exit_code::NOT_FOUND, format!("ls -la {shown}"))
+    } else {
+        (exit_code::VERIFICATION_FAILED, format!("blockd fsck {shown}"))
+    };
+    Failure::new(code, what, text, next)
 }

@@ -91,6 +91,7 @@ pub struct Store {
     /// Milliseconds since 1970 when `now` was 0: for people only, nothing is decided by it.
     epoch_ms: u64,
     stopping: bool,
+    space_low: bool,
     /// Counts changes of what there is to export.
     version: u64,
     next_commit_at: Nanos,
@@ -118,6 +119,7 @@ impl Store {
             now: Nanos::default(),
             epoch_ms,
             stopping: false,
+            space_low: false,
             version: 0,
             next_commit_at: Nanos::default(),
         };
@@ -313,6 +315,11 @@ impl Store {
     /// Nothing is under way, and nothing waits to be committed.
     pub fn quiescent(&self) -> bool {
         self.jobs.is_empty() && !self.commits.busy() && self.extending.is_none()
+    }
+
+    /// The file system has just enough room left for metadata: the pool must not take more of it.
+    pub fn set_space_low(&mut self, low: bool) {
+        self.space_low = low;
     }
 
     /// Milliseconds since 1970, for people.

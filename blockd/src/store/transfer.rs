@@ -775,7 +775,7 @@ impl Store {
 
     /// Has more of the pool's space allocated, if few clusters are left.
     pub(super) fn extend_pool(&mut self, io: &mut Io<'_>) {
-        if self.extending.is_some() || self.pool.full {
+        if self.extending.is_some() || self.pool.full || self.space_low {
             return;
         }
         let Some((file, range)) = self.pool.wants_extension() else { return };

@@ -192,7 +192,7 @@ impl State {
                 let size = self.snapshot(&name)?.size;
                 return Ok(Answer::Pinned(Pinned { pin: 7, chain: vec![LayerId(3), LayerId(1)], size }));
             }
-            Control::Unpin { pin: 7 } => {}
+            Control::Unpin { pin: 7 } | Control::KeepHashes { .. } => {}
             Control::Unpin { .. } => return error(ErrorKind::NotFound, "there is no such pin"),
         }
         Ok(Answer::Done)

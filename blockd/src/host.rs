@@ -1,0 +1,436 @@
+//! The store at work: on its reactor's thread, reached by NBD clients, commands and metadata threads.
+//!
+//! ```text
+//!  blockctl ─ API ─► queue ─┐                         ┌─► disk operations, replies (the reactor)
+//!                           ├─ wake ─► StoreBackend ──┤
+//!  metadata threads ─ done ─┘                         └─► directory of exports, answers
+//! ```
+//!
+//! The directory, which handshakes look into, is brought up to date before an answer is given: who was told that a
+//! volume exists can open it.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use nbd_server::connection::Nanos;
+use nbd_server::disk::{DiskDone, ExportIndex, FileId};
+use nbd_server::export::{Backend, ExportInfo, Io, Request};
+use nbd_server::handshake::{Directory, ExportAddress};
+use nbd_server::reactor::{ReactorSpec, Waker};
+use nbd_server::server::{Server, ServerConfig};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::catalog::load::Loaded;
+use crate::catalog::meta::{MetaOp, MetaPort};
+use crate::catalog::worker::MetaWorker;
+use crate::control::{Answer, Control, ControlError, ErrorKind, SnapshotName};
+use crate::daemon::{self, Opening};
+use crate::exit_code;
+use crate::failure::Failure;
+use crate::lock::DataLock;
+use crate::open::{self, OpenError, OpenStore};
+use crate::service::{DiffExtent, Engine, VerifyReport};
+use crate::store::pool::{Bitmap, Pool, PoolFile};
+use crate::store::{Store, Token};
+
+/// Commands that wait for the reactor; one more is refused.
+const COMMANDS_MAX: usize = 4096;
+/// How often the free space of the file system is looked at.
+const SPACE_INTERVAL: Duration = Duration::from_secs(1);
+
+type Reply = oneshot::Sender<Result<Answer, ControlError>>;
+
+/// What handshakes look into.
+#[derive(Default)]
+struct Exports {
+    by_name: RwLock<BTreeMap<String, (ExportAddress, ExportInfo)>>,
+}
+
+impl Exports {
+    fn publish(&self, store: &Store) {
+        let exports = store.exports().map(|(index, served)| {
+            let info = served.info();
+            (info.name.clone(), (ExportAddress { reactor: 0, index }, info))
+        });
+        *self.by_name.write().unwrap_or_else(PoisonError::into_inner) = exports.collect();
+    }
+}
+
+impl Directory for Exports {
+    fn count(&self) -> usize {
+        self.by_name.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    fn list(&self) -> Vec<ExportInfo> {
+        let exports = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
+        exports.values().map(|(_, info)| info.clone()).collect()
+    }
+
+    fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
+        let name = std::str::from_utf8(name).ok()?;
+        self.by_name.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+}
+
+/// Commands on their way to the reactor.
+#[derive(Default)]
+struct Queue {
+    commands: Mutex<Commands>,
+}
+
+#[derive(Default)]
+struct Commands {
+    waiting: VecDeque<(Control, Reply)>,
+    /// The reactor takes no more.
+    closed: bool,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Commands> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, command: Control, reply: Reply) {
+        let mut commands = self.lock();
+        let refusal = if commands.closed {
+            ControlError::new(ErrorKind::Stopping, "the daemon is stopping")
+        } else if commands.waiting.len() >= COMMANDS_MAX {
+            ControlError::new(ErrorKind::Busy, format!("{COMMANDS_MAX} commands wait already"))
+        } else {
+            return commands.waiting.push_back((command, reply));
+        };
+        drop(commands);
+        send(reply, Err(refusal));
+    }
+
+    fn take(&self) -> VecDeque<(Control, Reply)> {
+        std::mem::take(&mut self.lock().waiting)
+    }
+
+    fn close(&self) {
+        let left = {
+            let mut commands = self.lock();
+            commands.closed = true;
+            std::mem::take(&mut commands.waiting)
+        };
+        for (_, reply) in left {
+            send(reply, Err(ControlError::new(ErrorKind::Stopping, "the daemon is stopping")));
+        }
+    }
+}
+
+/// Whoever asked may have gone: then nobody wants to know.
+fn send(reply: Reply, answer: Result<Answer, ControlError>) {
+    if reply.send(answer).is_err() {
+        tracing::debug!("nobody waits for the answer any more");
+    }
+}
+
+/// The store's way to its worker, which the backend shares.
+struct Port(Rc<RefCell<MetaWorker>>);
+
+impl MetaPort for Port {
+    fn submit(&mut self, tag: u64, op: MetaOp) {
+        self.0.borrow_mut().submit(tag, op);
+    }
+}
+
+struct StoreBackend {
+    store: Store,
+    worker: Rc<RefCell<MetaWorker>>,
+    queue: Arc<Queue>,
+    exports: Arc<Exports>,
+    published: u64,
+    asked: HashMap<Token, Reply>,
+    tokens: u64,
+    space: SpaceWatch,
+}
+
+/// Keeps the pool from taking the room that metadata need.
+struct SpaceWatch {
+    data: std::path::PathBuf,
+    keep_bytes: u64,
+    next: Nanos,
+}
+
+impl SpaceWatch {
+    /// Whether the pool must not grow, if it is time to look again.
+    fn look(&mut self, now: Nanos) -> Option<bool> {
+        if now < self.next {
+            return None;
+        }
+        self.next = now.after(SPACE_INTERVAL);
+        let stat = rustix::fs::statvfs(&self.data).ok()?;
+        Some(stat.f_bavail.saturating_mul(stat.f_frsize) < self.keep_bytes)
+    }
+}
+
+impl StoreBackend {
+    fn take_done(&mut self, io: &mut Io<'_>) {
+        loop {
+            // Bound before the call: the store may submit, which borrows the worker again.
+            let done = self.worker.borrow_mut().take_done();
+            let Some(done) = done else { return };
+            self.store.meta_done(done, io);
+        }
+    }
+
+    fn take_commands(&mut self, io: &mut Io<'_>) {
+        for (command, reply) in self.queue.take() {
+            self.tokens += 1;
+            self.asked.insert(Token(self.tokens), reply);
+            self.store.command(Token(self.tokens), command, io);
+        }
+    }
+
+    fn answer(&mut self) {
+        if self.published != self.store.version() {
+            self.published = self.store.version();
+            self.exports.publish(&self.store);
+        }
+        for (token, answer) in self.store.take_answers() {
+            if let Some(reply) = self.asked.remove(&token) {
+                send(reply, answer);
+            }
+        }
+    }
+}
+
+impl Backend for StoreBackend {
+    fn connected(&mut self, export: ExportIndex, _io: &mut Io<'_>) {
+        self.store.connected(export);
+    }
+
+    fn disconnected(&mut self, export: ExportIndex, _io: &mut Io<'_>) {
+        self.store.disconnected(export);
+    }
+
+    fn start(&mut self, export: ExportIndex, request: Request, io: &mut Io<'_>) {
+        self.store.start(export, request, io);
+    }
+
+    fn disk_done(&mut self, _owner: ExportIndex, done: DiskDone, io: &mut Io<'_>) {
+        self.store.disk_done(done, io);
+    }
+
+    fn woken(&mut self, io: &mut Io<'_>) {
+        self.take_done(io);
+        self.take_commands(io);
+    }
+
+    fn tick(&mut self, now: Nanos, io: &mut Io<'_>) -> Option<Nanos> {
+        if let Some(low) = self.space.look(now) {
+            self.store.set_space_low(low);
+        }
+        let next = self.store.tick(now, io);
+        self.answer();
+        next
+    }
+
+    fn begin_stop(&mut self, io: &mut Io<'_>) {
+        self.queue.close();
+        self.store.begin_stop(io);
+    }
+
+    fn quiescent(&self) -> bool {
+        self.store.quiescent()
+    }
+}
+
+impl Drop for StoreBackend {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+/// The API's way to the store.
+struct Handle {
+    queue: Arc<Queue>,
+    waker: Waker,
+}
+
+impl Engine for Handle {
+    fn submit(&self, command: Control, answer: Reply) {
+        self.queue.push(command, answer);
+        self.waker.wake();
+    }
+
+    fn diff(
+        &self,
+        _from: Option<&SnapshotName>,
+        _to: &SnapshotName,
+        _visit: &mut dyn FnMut(DiffExtent) -> bool,
+    ) -> Result<(), ControlError> {
+        Err(ControlError::new(ErrorKind::Refused, "not in this build"))
+    }
+
+    fn hash(
+        &self,
+        _name: &SnapshotName,
+        _progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<[u8; 32], ControlError> {
+        Err(ControlError::new(ErrorKind::Refused, "not in this build"))
+    }
+
+    fn verify(
+        &self,
+        _name: &SnapshotName,
+        _progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<VerifyReport, ControlError> {
+        Err(ControlError::new(ErrorKind::Refused, "not in this build"))
+    }
+}
+
+/// A store that is served.
+pub struct Host {
+    server: Server,
+    handle: Arc<Handle>,
+    accepting: Vec<JoinHandle<io::Result<()>>>,
+    /// Released last.
+    _lock: DataLock,
+}
+
+impl Host {
+    /// Opens the store and serves its exports.
+    ///
+    /// # Errors
+    /// The store is refused, or the system has no ring for us.
+    pub fn start(opening: Opening<'_>) -> Result<Self, Failure> {
+        let data = &opening.config.data;
+        let store = open::open(opening.config).map_err(|error| refusal(data, &error))?;
+        let (queue, exports) = (Arc::<Queue>::default(), Arc::<Exports>::default());
+        let late = Arc::<OnceLock<Waker>>::default();
+        let (lock, parts) = OpenParts::of(store);
+        let spec = reactor_spec(parts, data.clone(), &queue, &exports, &late)
+            .map_err(|error| cannot_serve(data, &error))?;
+        let config =
+            ServerConfig { connections_max: opening.config.connections_max, ..ServerConfig::default() };
+        let directory: Arc<dyn Directory> = Arc::<Exports>::clone(&exports);
+        let server = Server::start_with(vec![spec], directory, config).map_err(|e| cannot_serve(data, &e))?;
+        let waker = server.wakers().pop().expect("one reactor");
+        let acceptor = server.acceptor();
+        let accept = |listener| {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move { acceptor.serve(listener).await })
+        };
+        let accepting = opening.nbd.into_iter().map(accept).collect();
+        Ok(Self { server, handle: Arc::new(Handle { queue, waker }), accepting, _lock: lock })
+    }
+}
+
+/// What the reactor's thread is given of an open store.
+struct OpenParts {
+    loaded: Loaded,
+    used: Bitmap,
+    files: Vec<nbd_server::reactor::OpenFile>,
+    meta: Arc<crate::catalog::rocks::RocksMeta>,
+    mark: crate::catalog::mark::Mark,
+    reserve_bytes: u64,
+}
+
+impl OpenParts {
+    fn of(store: OpenStore) -> (DataLock, Self) {
+        let OpenStore { lock, loaded, used, meta, mark, files, reserve_bytes, .. } = store;
+        (lock, Self { loaded, used, files, meta, mark, reserve_bytes })
+    }
+}
+
+fn reactor_spec(
+    parts: OpenParts,
+    data: std::path::PathBuf,
+    queue: &Arc<Queue>,
+    exports: &Arc<Exports>,
+    late: &Arc<OnceLock<Waker>>,
+) -> io::Result<ReactorSpec> {
+    let OpenParts { loaded, used, files, meta, mark, reserve_bytes } = parts;
+    let wake_late = Arc::clone(late);
+    let wake = Arc::new(move || {
+        // Nothing is submitted before the reactor has set it.
+        if let Some(waker) = wake_late.get() {
+            waker.wake();
+        }
+    });
+    let worker = MetaWorker::start(meta, mark, wake)?;
+    let (queue, exports, late) = (Arc::clone(queue), Arc::clone(exports), Arc::clone(late));
+    let epoch_ms = crate::events::now_ms();
+    let build = move |ids: &[FileId], _pool: &nbd_server::reactor::buffer::Pool, waker: Waker| {
+        late.get_or_init(|| waker);
+        let worker = Rc::new(RefCell::new(worker));
+        let pool = Pool::new(pool_files(&loaded, ids), used);
+        let store = Store::new(loaded, pool, Box::new(Port(Rc::clone(&worker))), epoch_ms);
+        exports.publish(&store);
+        let keep_bytes = 2 * reserve_bytes + u64::from(crate::store::pool::EXTEND_CLUSTERS) * 65_536;
+        let space = SpaceWatch { data, keep_bytes, next: Nanos::default() };
+        let published = store.version();
+        let asked = HashMap::new();
+        let backend = StoreBackend { store, worker, queue, exports, published, asked, tokens: 0, space };
+        Box::new(backend) as Box<dyn Backend>
+    };
+    Ok(ReactorSpec { files, build: Box::new(build) })
+}
+
+fn pool_files(loaded: &Loaded, ids: &[FileId]) -> Vec<PoolFile> {
+    let files = loaded.files.values().zip(ids);
+    files
+        .map(|(record, &file)| PoolFile {
+            file,
+            first: record.first,
+            clusters: record.clusters,
+            allocated: 1,
+        })
+        .collect()
+}
+
+impl daemon::Backend for Host {
+    fn engine(&self) -> Arc<dyn Engine> {
+        Arc::<Handle>::clone(&self.handle)
+    }
+
+    async fn failed(&mut self) -> io::Error {
+        self.server.failed().await
+    }
+
+    async fn stop(self) -> Result<(), Failure> {
+        for task in &self.accepting {
+            task.abort();
+        }
+        let stats = self.server.stop().await.map_err(|error| {
+            Failure::new(exit_code::FAILED, "the store failed while it stopped", error, "blockd fsck DIR")
+        })?;
+        tracing::info!(connections = stats.connections, requests = stats.requests, "stopped");
+        if stats.abandoned > 0 {
+            let why = format!("{} operations did not end in time", stats.abandoned);
+            return Err(Failure::new(exit_code::FAILED, "not everything was finished", why, "dmesg | tail"));
+        }
+        Ok(())
+    }
+}
+
+fn cannot_serve(data: &std::path::Path, error: &dyn std::fmt::Display) -> Failure {
+    let what = format!("cannot serve {}", data.display());
+    Failure::new(exit_code::FAILED, what, error, "sysctl kernel.io_uring_disabled; ulimit -a")
+}
+
+/// Why a store is refused, and what to do.
+fn refusal(data: &std::path::Path, error: &OpenError) -> Failure {
+    let shown = data.display();
+    let (code, next) = match error {
+        OpenError::Lock(_) => (exit_code::BUSY, format!("fuser -v {shown}/lock")),
+        OpenError::Foreign(..) => {
+            (exit_code::REFUSED, format!("ls -la {shown}    (choose an empty directory)"))
+        }
+        OpenError::Load(_) | OpenError::Pool(..) => {
+            (exit_code::VERIFICATION_FAILED, format!("blockd fsck {shown}"))
+        }
+        OpenError::Io(_, error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            (exit_code::REFUSED, format!("ls -ld {shown}"))
+        }
+        OpenError::Io(..) => (exit_code::FAILED, format!("df -h {shown}; ls -la {shown}")),
+    };
+    Failure::new(code, format!("cannot serve {shown}"), error, next)
+}

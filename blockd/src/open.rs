@@ -1,0 +1,297 @@
+//! Makes a store in a data directory, and opens one that is there.
+//!
+//! **Making** takes several files that only together are a store. The file `creating` is there from before the first
+//! of them until after the last: whatever a crash leaves beside it is removed and made again. Nothing that we did not
+//! make is touched: a directory with other files in it is refused.
+//!
+//! **Opening** looks before it touches: catalog, mark and superblocks are checked with everything open for reading only,
+//! so that a store that is refused stays as it was found.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nbd_server::reactor::OpenFile;
+
+use crate::catalog::format::{Change, FORMAT_VERSION, PoolFileRecord, StoreRecord};
+use crate::catalog::load::{LoadError, Loaded, PoolUse, load, scan_pool_use};
+use crate::catalog::mark::{Mark, MarkError, Slots};
+use crate::catalog::meta::{MetaError, MetaStore};
+use crate::catalog::rocks::{META_DIRECTORY, RESERVE_BYTES, RocksMeta};
+use crate::config::{self, Cache, Config};
+use crate::lock::{DataLock, LockError};
+use crate::store::pool::Bitmap;
+use crate::store::superblock::{SUPERBLOCK_BYTES, Superblock, SuperblockError};
+use crate::units::{CLUSTER_BYTES, LayerId, PoolCluster, SnapshotId, VolumeId};
+
+/// There while a store is being made.
+const CREATING: &str = "creating";
+/// What a data directory may hold besides a store: no obstacle to making one.
+const HARMLESS: [&str; 2] = ["lock", "lost+found"];
+
+/// Why a store cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// See [`LockError`].
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// See [`LoadError`].
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A pool file is missing, or is not what the catalog knows.
+    #[error("pool file {0}: {1}")]
+    Pool(PathBuf, String),
+    /// There is something in the directory, but no store.
+    #[error("{0} is not empty and holds no store: it has {1:?}")]
+    Foreign(PathBuf, String),
+    /// The system said no.
+    #[error("{0}: {1}")]
+    Io(String, #[source] io::Error),
+}
+
+impl From<MetaError> for OpenError {
+    fn from(error: MetaError) -> Self {
+        Self::Load(error.into())
+    }
+}
+
+impl From<MarkError> for OpenError {
+    fn from(error: MarkError) -> Self {
+        Self::Load(error.into())
+    }
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> OpenError {
+    |error| OpenError::Io(what.into(), error)
+}
+
+/// An open store, nothing of it running yet.
+pub struct OpenStore {
+    /// Held until the store is closed.
+    pub lock: DataLock,
+    /// The catalog.
+    pub loaded: Loaded,
+    /// Clusters in use.
+    pub used: Bitmap,
+    /// The metadata.
+    pub meta: Arc<RocksMeta>,
+    /// The mark.
+    pub mark: Mark,
+    /// The pool's files in order, open for reading and writing.
+    pub files: Vec<OpenFile>,
+    /// The same files, open for reading through the page cache.
+    pub readers: Vec<File>,
+    /// Free bytes of the file system that are kept for metadata.
+    pub reserve_bytes: u64,
+}
+
+/// Opens the store of a configuration; makes it first if there is none.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn open(config: &Config) -> Result<OpenStore, OpenError> {
+    let data = &config.data;
+    make_directory(data)?;
+    let lock = DataLock::take(data)?;
+    let reserve_bytes = reserve(data).map_err(failed("free space"))?;
+    if data.join(CREATING).exists() || !data.join(META_DIRECTORY).exists() {
+        create(config, reserve_bytes)?;
+    }
+    look(data)?;
+    let meta = RocksMeta::open(&data.join(META_DIRECTORY), false)?.with_reserve(reserve_bytes);
+    let slots = Slots::read(data)?.newest()?;
+    let loaded = load(&meta, slots.1)?;
+    let mut mark = Mark::open(data, loaded.store.identity)?;
+    // A crash between a batch and its mark: nobody was told of it, but it is durable.
+    mark.advance(loaded.commit)?;
+    let PoolUse { used, .. } = scan_pool_use(&meta, &loaded, &mut |_, _, _| {})?;
+    let files = open_files(data, &loaded, config.cache)?;
+    let readers = loaded.files.values().map(|record| File::open(data.join(&record.path)));
+    let readers = readers.collect::<io::Result<_>>().map_err(failed("pool"))?;
+    let used = Bitmap::from_words(used);
+    Ok(OpenStore { lock, loaded, used, meta: Arc::new(meta), mark, files, readers, reserve_bytes })
+}
+
+/// Everything that could make us refuse, without changing a byte: RocksDB's own recovery does.
+fn look(data: &Path) -> Result<(), OpenError> {
+    let (_, mark) = Slots::read(data)?.newest()?;
+    let meta = RocksMeta::open_read_only(&data.join(META_DIRECTORY))?;
+    let loaded = load(&meta, mark)?;
+    for (index, record) in &loaded.files {
+        let path = data.join(&record.path);
+        let bad = |reason: String| OpenError::Pool(path.clone(), reason);
+        let mut bytes = vec![0; SUPERBLOCK_BYTES];
+        let mut file = File::open(&path).map_err(|error| bad(error.to_string()))?;
+        file.read_exact(&mut bytes).map_err(|error| bad(error.to_string()))?;
+        let expected = Superblock::of(loaded.store.identity, *index, record);
+        expected.check(&bytes).map_err(|error: SuperblockError| bad(error.to_string()))?;
+        let length = file.seek(SeekFrom::End(0)).map_err(|error| bad(error.to_string()))?;
+        if length < u64::from(record.clusters) * CLUSTER_BYTES {
+            return Err(bad(format!("POOL_MISMATCH: {length} bytes, {} clusters", record.clusters)));
+        }
+    }
+    Ok(())
+}
+
+fn make_directory(data: &Path) -> Result<(), OpenError> {
+    if !data.exists() {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(data);
+        made.map_err(failed(data.display().to_string()))?;
+        if let Some(parent) = std::path::absolute(data).ok().as_deref().and_then(Path::parent) {
+            sync_directory(parent)?;
+        }
+    }
+    Ok(())
+}
+
+/// A part of the file system: what RocksDB may need at once, but no more than small file systems can spare.
+fn reserve(data: &Path) -> io::Result<u64> {
+    const PART: u64 = 16;
+    let stat = rustix::fs::statvfs(data)?;
+    let total = stat.f_blocks.saturating_mul(stat.f_frsize);
+    Ok((total / PART).min(RESERVE_BYTES))
+}
+
+fn sync_directory(path: &Path) -> Result<(), OpenError> {
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(failed(path.display().to_string()))
+}
+
+/// A pool file to be made.
+struct NewFile {
+    record: PoolFileRecord,
+    file: File,
+}
+
+fn create(config: &Config, reserve_bytes: u64) -> Result<(), OpenError> {
+    let data = &config.data;
+    let wanted = config.pool_files().map_err(failed("size of the pool"))?;
+    clear(data, &wanted)?;
+    let marker = File::create(data.join(CREATING)).and_then(|file| file.sync_all());
+    marker.map_err(failed(CREATING))?;
+    sync_directory(data)?;
+    let files = create_files(data, &wanted)?;
+    let store = StoreRecord {
+        version: FORMAT_VERSION,
+        identity: new_identity().map_err(failed("random numbers"))?,
+        next_volume: VolumeId(1),
+        next_layer: LayerId(1),
+        next_snapshot: SnapshotId(1),
+        created_ms: crate::events::now_ms(),
+    };
+    for (index, new) in files.iter().enumerate() {
+        write_superblock(&store, index, new)?;
+    }
+    let meta = RocksMeta::open(&data.join(META_DIRECTORY), true)?.with_reserve(reserve_bytes / 2);
+    let identity = store.identity;
+    let mut batch = vec![Change::Store(store), Change::Commit(1)];
+    batch.extend(
+        files.into_iter().enumerate().map(|(index, new)| Change::PoolFile(index_of(index), new.record)),
+    );
+    meta.write(&batch)?;
+    Mark::create(data, identity)?.advance(1)?;
+    sync_directory(data)?;
+    fs::remove_file(data.join(CREATING)).map_err(failed(CREATING))?;
+    sync_directory(data)
+}
+
+fn index_of(index: usize) -> u16 {
+    u16::try_from(index).expect("a configuration file does not hold 2^16 pool files")
+}
+
+/// Removes what an earlier attempt has left; refuses what is not ours.
+fn clear(data: &Path, wanted: &[config::PoolFile]) -> Result<(), OpenError> {
+    let again = data.join(CREATING).exists();
+    let in_directory = |name: &str| wanted.iter().any(|file| file.path == Path::new(name));
+    for entry in fs::read_dir(data).map_err(failed(data.display().to_string()))? {
+        let entry = entry.map_err(failed(data.display().to_string()))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
+        if HARMLESS.contains(&name.as_str()) || is_socket {
+            continue;
+        }
+        let ours = name == "mark" || name == CREATING || name == META_DIRECTORY || in_directory(&name);
+        if !again || !ours {
+            return Err(OpenError::Foreign(data.to_owned(), name));
+        }
+        let path = entry.path();
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(failed(path.display().to_string()))?;
+    }
+    Ok(())
+}
+
+fn create_files(data: &Path, wanted: &[config::PoolFile]) -> Result<Vec<NewFile>, OpenError> {
+    let mut first = 0u32;
+    let mut files = Vec::new();
+    for wanted in wanted {
+        let path = data.join(&wanted.path);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let mut file = options.open(&path).map_err(failed(path.display().to_string()))?;
+        let bytes = size_file(&mut file, wanted).map_err(failed(path.display().to_string()))?;
+        let end = u64::from(first) + bytes / CLUSTER_BYTES;
+        let Ok(end) = u32::try_from(end) else {
+            return Err(OpenError::Pool(path, "a pool has at most 256 TiB".to_owned()));
+        };
+        let record = PoolFileRecord {
+            first: PoolCluster(first),
+            clusters: end - first,
+            path: wanted.path.to_string_lossy().into_owned(),
+        };
+        files.push(NewFile { record, file });
+        first = end;
+    }
+    Ok(files)
+}
+
+/// Gives a new pool file its size, sparse; a block device has its own. Whole clusters, bytes.
+fn size_file(file: &mut File, wanted: &config::PoolFile) -> io::Result<u64> {
+    let device = file.metadata()?.file_type().is_block_device();
+    let length = file.seek(SeekFrom::End(0))?;
+    let bytes = match wanted.size {
+        Some(size) => size.0,
+        None => length,
+    };
+    if !device && length > 0 && length != bytes {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "is there already, with another size"));
+    }
+    let bytes = bytes / CLUSTER_BYTES * CLUSTER_BYTES;
+    if bytes < 2 * CLUSTER_BYTES || (device && bytes > length) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{bytes} bytes are no size for it")));
+    }
+    if !device {
+        file.set_len(bytes)?;
+    }
+    Ok(bytes)
+}
+
+fn write_superblock(store: &StoreRecord, index: usize, new: &NewFile) -> Result<(), OpenError> {
+    let superblock = Superblock::of(store.identity, index_of(index), &new.record);
+    let mut file = &new.file;
+    let written = file
+        .seek(SeekFrom::Start(0))
+        .and_then(|_| file.write_all(&superblock.encode()))
+        .and_then(|()| file.sync_all());
+    written.map_err(failed(new.record.path.clone()))
+}
+
+fn new_identity() -> io::Result<[u8; 16]> {
+    let mut identity = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut identity)?;
+    Ok(identity)
+}
+
+fn open_files(data: &Path, loaded: &Loaded, cache: Cache) -> Result<Vec<OpenFile>, OpenError> {
+    let direct = cache == Cache::Direct;
+    let open = |record: &PoolFileRecord| {
+        let path = data.join(&record.path);
+        let flags = if direct { libc::O_DIRECT } else { 0 };
+        let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path);
+        let file = file.map_err(failed(path.display().to_string()))?;
+        file.try_lock().map_err(|error| OpenError::Pool(path, format!("in use: {error}")))?;
+        Ok(OpenFile { file, direct })
+    };
+    loaded.files.values().map(open).collect()
+}
