@@ -63,17 +63,14 @@ impl Default for Events {
 }
 
 impl Events {
-    /// Tells of something.
+    /// Tells of something, here and in the log.
     pub fn record(&self, kind: &str, subject: impl Into<String>, message: impl Into<String>) {
+        let (subject, message) = (subject.into(), message.into());
+        tracing::info!(kind, subject, message, "event");
         let mut ring = self.lock();
         ring.newest += 1;
-        let event = Event {
-            sequence: ring.newest,
-            time_ms: now_ms(),
-            kind: kind.to_owned(),
-            subject: subject.into(),
-            message: message.into(),
-        };
+        let event =
+            Event { sequence: ring.newest, time_ms: now_ms(), kind: kind.to_owned(), subject, message };
         if ring.kept.len() == EVENTS_KEPT_MAX {
             ring.kept.pop_front();
         }

@@ -136,7 +136,11 @@ async fn status(Extract(state): Context) -> Reply<Status> {
 
 async fn all_volumes(service: &Service) -> Result<Vec<VolumeInfo>, Refusal> {
     match service.call(Control::ListVolumes).await? {
-        Answer::Volumes(volumes) => Ok(volumes),
+        Answer::Volumes(mut volumes) => {
+            // Pages are cut by name.
+            volumes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+            Ok(volumes)
+        }
         other => Err(unexpected(&other)),
     }
 }
@@ -146,7 +150,11 @@ pub(crate) async fn all_snapshots(
     volume: Option<String>,
 ) -> Result<Vec<SnapshotInfo>, Refusal> {
     match service.call(Control::ListSnapshots { volume }).await? {
-        Answer::Snapshots(snapshots) => Ok(snapshots),
+        Answer::Snapshots(mut snapshots) => {
+            // Pages are cut by sequence number.
+            snapshots.sort_unstable_by_key(|snapshot| snapshot.sequence);
+            Ok(snapshots)
+        }
         other => Err(unexpected(&other)),
     }
 }
