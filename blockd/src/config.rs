@@ -191,10 +191,14 @@ pub fn check_file(path: &Path) -> Result<Config, ConfigError> {
 /// # Errors
 /// See [`ConfigError`].
 pub fn load(given: Settings, file: Option<&Path>) -> Result<Config, ConfigError> {
-    let from_file = file.map(read_file).transpose()?.unwrap_or_default();
-    let locate = |key: &str| match file {
-        Some(path) => format!("{}: {key}", path.display()),
-        None => format!("--{}", key.replace('_', "-")),
+    let text = file.map(read_file).transpose()?.unwrap_or_default();
+    let from_file = match file {
+        Some(path) => toml::from_str(&text).map_err(|error| locate_error(path, &text, &error))?,
+        None => Settings::default(),
+    };
+    let locate = |key: &str| match (file, line_of(&text, key)) {
+        (Some(path), Some(line)) => format!("{}:{line}: {key}", path.display()),
+        _ => format!("{key} (--{})", key.replace('_', "-")),
     };
     finish(given.over(from_file), &locate)
 }
@@ -221,13 +225,21 @@ impl Settings {
     }
 }
 
-fn read_file(path: &Path) -> Result<Settings, ConfigError> {
+fn read_file(path: &Path) -> Result<String, ConfigError> {
     let unreadable = |error: io::Error| ConfigError::new(path.display().to_string(), error.to_string());
     if fs::metadata(path).map_err(unreadable)?.len() > FILE_BYTES_MAX {
         return Err(ConfigError::new(path.display().to_string(), "is no configuration: more than 1 MiB"));
     }
-    let text = fs::read_to_string(path).map_err(unreadable)?;
-    toml::from_str(&text).map_err(|error| locate_error(path, &text, &error))
+    fs::read_to_string(path).map_err(unreadable)
+}
+
+/// Where a key stands in the file, if it does; lines count from 1.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let is_key = |line: &str| {
+        let name = line.trim_start().trim_start_matches('[');
+        name.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(['=', ']']))
+    };
+    text.lines().position(is_key).map(|index| index + 1)
 }
 
 /// `FILE:LINE: key`, from where the parser stumbled.
@@ -303,9 +315,11 @@ fn check_pool(
         let reason = format!("names {} twice", twice.path.display());
         return Err(ConfigError::new(locate("pool"), reason));
     }
-    let mut sizes = pool.iter().filter_map(|file| file.size).chain(size);
-    if sizes.any(|size| size.0 < POOL_BYTES_MIN) {
-        return Err(ConfigError::new(locate("pool_size"), "is below 16 MiB"));
+    let is_small = |size: &Size| size.0 < POOL_BYTES_MIN;
+    let small_file = pool.iter().any(|file| file.size.as_ref().is_some_and(is_small));
+    if small_file || size.as_ref().is_some_and(is_small) {
+        let key = if small_file { "pool" } else { "pool_size" };
+        return Err(ConfigError::new(locate(key), "a size is below 16 MiB"));
     }
     Ok(())
 }
@@ -410,18 +424,18 @@ mod tests {
         assert!(twice.starts_with("b.toml:2: data: duplicate key"), "{twice}");
         let pool = refusal("data = '/x'\n[[pool]]\npath = '/y'\nsise = 4\n");
         assert!(pool.starts_with("b.toml:4: sise: unknown field"), "{pool}");
-        assert_eq!(refusal("cache = 'direct'\n"), "b.toml: data: is missing: where is the store?");
+        assert_eq!(refusal("cache = 'direct'\n"), "data (--data): is missing: where is the store?");
     }
 
     #[test]
     fn what_does_not_fit_together_is_refused() {
         let tcp = refusal("data = '/x'\nnbd_listen = '127.0.0.1:10809'\n");
-        assert!(tcp.contains("nbd_listen: needs insecure_tcp"), "{tcp}");
+        assert!(tcp.starts_with("b.toml:2: nbd_listen: needs insecure_tcp"), "{tcp}");
         assert!(check("data = '/x'\nnbd_listen = '127.0.0.1:10809'\ninsecure_tcp = true\n").is_ok());
         assert!(refusal("data = '/x'\nname = '../x'\n").contains("name: must be"));
         assert!(refusal("data = '/x'\npool_size = 4096\n").contains("below 16 MiB"));
         let pool = "[[pool]]\npath = 'a'\nsize = '1G'\n";
-        assert!(refusal(&format!("data = '/x'\n{pool}{pool}")).contains("names a twice"));
+        assert!(refusal(&format!("data = '/x'\n{pool}{pool}")).starts_with("b.toml:2: pool: names a twice"));
         assert!(refusal(&format!("data = '/x'\npool_size = '1G'\n{pool}")).contains("together"));
         assert!(refusal("data = '/x'\nconnections_max = 0\n").contains("1 to 100000"));
     }

@@ -4,6 +4,7 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use blockd::config::{self, Config, Settings};
 use blockd::daemon;
@@ -13,7 +14,11 @@ use blockd::fsck::{self, FsckOptions};
 use blockd::host::Host;
 use blockd::inspect::{self, InspectError, InspectQuery};
 use clap::{Args, Parser, Subcommand};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tracing_subscriber::EnvFilter;
+
+/// How long threads of long-running requests may take to notice that nobody waits for them any more.
+const THREADS_TIME_MAX: Duration = Duration::from_secs(5);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -101,9 +106,14 @@ fn main() -> ExitCode {
 fn run_daemon(serve: Serve) -> Result<(), Failure> {
     let config = config::load(serve.settings, serve.config.as_deref())?;
     start_log(&config.log)?;
+    hide_memory();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let fail = |error| Failure::new(exit_code::FAILED, "cannot start", error, "ulimit -a    (descriptors)");
-    runtime.map_err(fail)?.block_on(serve_store(&config))
+    let runtime = runtime.map_err(fail)?;
+    let result = runtime.block_on(serve_store(&config));
+    // A thread that still reads for a client which has been cut off must not hold the end up.
+    runtime.shutdown_timeout(THREADS_TIME_MAX);
+    result
 }
 
 fn start_log(filter: &str) -> Result<(), Failure> {
@@ -116,6 +126,13 @@ fn start_log(filter: &str) -> Result<(), Failure> {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     Ok(())
+}
+
+/// Guests' data are in our memory: no core dump, no look at it by other processes of the same user.
+fn hide_memory() {
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "core dumps cannot be turned off");
+    }
 }
 
 fn check_config(file: &Path) -> Result<(), Failure> {
