@@ -1,7 +1,5 @@
 //! `blockctl export …`: how clients reach what is exported.
 
-use std::fmt::Write as _;
-
 use crate::api::types::ExportInfo;
 use crate::exit_code;
 use crate::failure::Failure;
@@ -115,14 +113,7 @@ fn qemu_arguments(export: &ExportInfo, address: &Address<'_>) -> String {
         block.push_str(",read-only=on");
     }
     block.push_str(",reconnect-delay=300,discard=unmap,cache.direct=on");
-    let mut text = String::new();
-    // Writing to a String cannot fail.
-    if write!(text, "-blockdev '{block}' \\\n-device virtio-blk-pci,drive=disk0,werror=stop,rerror=stop")
-        .is_err()
-    {
-        unreachable!("a String takes what is written to it");
-    }
-    text
+    format!("-blockdev '{block}' \\\n-device virtio-blk-pci,drive=disk0,werror=stop,rerror=stop")
 }
 
 /// A value in QEMU's option syntax: commas are doubled.
@@ -165,6 +156,16 @@ mod tests {
         let text = snippet(&web, qemu_arguments).unwrap();
         assert!(text.contains("server.host=::1,server.port=10809,export=web@a,read-only=on"), "{text}");
         assert!(text.contains("reconnect-delay=300"), "{text}");
+    }
+
+    #[test]
+    fn the_documentation_shows_what_is_printed() {
+        let web = export("web", false, Some("/run/blockd/nbd.sock"), None);
+        let page = include_str!("../../../docs/operating.md");
+        for write in [libvirt_disk, qemu_arguments] {
+            let text = snippet(&web, write).unwrap();
+            assert!(page.contains(&text), "docs/operating.md lacks:\n{text}");
+        }
     }
 
     #[test]

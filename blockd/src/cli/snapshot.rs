@@ -22,7 +22,7 @@ pub(super) async fn run(context: &Context, command: SnapshotCommand) -> Result<(
     match command {
         SnapshotCommand::Create { names } => create(context, &names).await,
         SnapshotCommand::List { volume } => list(context, volume.as_deref()).await,
-        SnapshotCommand::Diff { names } => diff(context, names).await,
+        SnapshotCommand::Diff { names } => interruptible(diff(context, names)).await,
         SnapshotCommand::Rollback { name, sure } => rollback(context, &name, sure).await,
         SnapshotCommand::Delete { name, plan } => delete(context, &name, plan).await,
         SnapshotCommand::Hold(args) => {
@@ -37,8 +37,8 @@ pub(super) async fn run(context: &Context, command: SnapshotCommand) -> Result<(
             let sentence = format!("{} is not held for {} any more", args.name, args.reason);
             Changed::new("released", &args.name).tell(context, &sentence)
         }
-        SnapshotCommand::Hash { name } => hash(context, &name).await,
-        SnapshotCommand::Verify { name } => verify(context, &name).await,
+        SnapshotCommand::Hash { name } => interruptible(hash(context, &name)).await,
+        SnapshotCommand::Verify { name } => interruptible(verify(context, &name)).await,
     }
 }
 
@@ -267,6 +267,21 @@ fn tell_report(context: &Context, name: &str, report: &VerifyReport) -> Result<(
 }
 
 pub(super) async fn scrub(context: &Context, volume: Option<&str>) -> Result<(), Failure> {
+    interruptible(scrub_all(context, volume)).await
+}
+
+/// Ends something long at Ctrl-C, with its progress taken off the terminal.
+async fn interruptible(long: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::select! {
+        result = long => result,
+        _ = tokio::signal::ctrl_c() => {
+            let why = "Ctrl-C; the daemon stops its work, nothing was changed";
+            Err(Failure::new(exit_code::FAILED, "interrupted", why, "the same command begins anew"))
+        }
+    }
+}
+
+async fn scrub_all(context: &Context, volume: Option<&str>) -> Result<(), Failure> {
     let mut reader = Reader::new(context, "scrubbing");
     let mut found = Vec::new();
     let end = context.client.scrub(volume, |line| match line {

@@ -284,6 +284,32 @@ fn status_check_and_top() {
     assert_eq!((&rates["v"], &rates["reads_per_s"]), (&1.into(), &0.into()));
 }
 
+/// `script` gives the program a terminal; its Ctrl-C becomes a signal there.
+#[test]
+fn top_gives_the_terminal_back() {
+    let daemon = populated();
+    let line = format!("{} --socket {} top", env!("CARGO_BIN_EXE_blockctl"), daemon.socket.display());
+    let mut child = Command::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut stdout, mut shown) = (child.stdout.take().unwrap(), Vec::new());
+    while !String::from_utf8_lossy(&shown).contains("VOLUME") {
+        let mut bytes = [0; 4096];
+        let count = std::io::Read::read(&mut stdout, &mut bytes).unwrap();
+        assert!(count > 0, "{}", String::from_utf8_lossy(&shown));
+        shown.extend_from_slice(&bytes[..count]);
+    }
+    let mut stdin = child.stdin.take().unwrap();
+    std::io::Write::write_all(&mut stdin, b"\x03").unwrap();
+    std::io::Read::read_to_end(&mut stdout, &mut shown).unwrap();
+    let shown = String::from_utf8_lossy(&shown).into_owned();
+    assert!(shown.contains("\x1b[?1049h\x1b[?25l") && shown.ends_with("\x1b[?25h\x1b[?1049l"), "{shown:?}");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
 #[test]
 fn events_are_told_and_followed() {
     let daemon = populated();

@@ -2,10 +2,10 @@
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::engine::TestEngine;
-use crate::harness::Daemon;
+use crate::harness::{Daemon, outcome};
 
 const MIB: u64 = 1 << 20;
 
@@ -95,6 +95,52 @@ fn a_failed_import_leaves_nothing_behind() {
     let (code, _, stderr) = daemon.run(&format!("volume import web {} --format raw", path(&image)));
     assert_eq!(code, 1);
     assert!(stderr.contains("; the half-made volume was removed"), "{stderr}");
+    assert!(daemon.ok("volume list").contains("no volumes"));
+}
+
+/// More than all buffers between the two hold: neither side may wait for the other for ever.
+#[test]
+fn full_disks_go_through_both_ways() {
+    let size = 48 * MIB;
+    let daemon = Daemon::with_disks(TestEngine::default(), &[("web", size), ("web@a", size)]);
+    let mut state = 1u64;
+    let bytes: Vec<u8> = (0..size)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        })
+        .collect();
+    let (image, target) = (daemon.dir.path().join("image"), daemon.dir.path().join("out.img"));
+    std::fs::write(&image, &bytes).unwrap();
+    daemon.ok(&format!("volume import web {}", path(&image)));
+    assert!(std::fs::read(daemon.dir.path().join("web.disk")).unwrap() == bytes);
+    daemon.ok("snapshot create web@a");
+    std::fs::write(daemon.dir.path().join("web@a.disk"), &bytes).unwrap();
+    daemon.ok(&format!("volume export-file web@a {}", path(&target)));
+    assert!(std::fs::read(&target).unwrap() == bytes);
+}
+
+/// The NBD server of this test accepts and says nothing.
+#[test]
+fn an_interrupted_import_leaves_nothing_behind() {
+    let daemon = Daemon::start(TestEngine::default());
+    let silent = std::os::unix::net::UnixListener::bind(daemon.dir.path().join("nbd.sock")).unwrap();
+    let image = daemon.dir.path().join("image");
+    sparse(&image, 8 * MIB);
+    let words = format!("volume import web {} --format raw", path(&image));
+    let child = daemon.command(&words).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let _client = silent.accept().unwrap();
+    assert!(daemon.ok("volume list").contains("web"));
+    let id = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
+    let (code, _, stderr) = outcome(child.wait_with_output().unwrap());
+    assert_eq!(code, 1, "{stderr}");
+    assert!(
+        stderr.contains(
+            "error: import of web was interrupted\nwhy:   Ctrl-C; the half-made volume was removed"
+        ),
+        "{stderr}"
+    );
     assert!(daemon.ok("volume list").contains("no volumes"));
 }
 

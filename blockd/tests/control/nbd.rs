@@ -14,8 +14,11 @@ use tokio::sync::mpsc;
 
 const SIZE: u64 = 1 << 20;
 
+/// A request's answer, made from its cookie.
+type Answer = fn(u64) -> Vec<u8>;
+
 /// Greets and agrees, then answers the first request with these bytes, made from its cookie.
-async fn liar(structured: bool, answer: fn(u64) -> Vec<u8>) -> (TempDir, PathBuf) {
+async fn liar(structured: bool, answer: Answer) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("nbd");
     let listener = UnixListener::bind(&socket).unwrap();
@@ -58,7 +61,7 @@ async fn greet(stream: &mut UnixStream, structured: bool) {
 }
 
 /// Reads 8 KiB at 4096 from a server that answers so.
-async fn read(structured: bool, answer: fn(u64) -> Vec<u8>) -> Result<Vec<Reply>, NbdError> {
+async fn read(structured: bool, answer: Answer) -> Result<Vec<Reply>, NbdError> {
     let (_dir, socket) = liar(structured, answer).await;
     let mut client = NbdClient::connect(&socket, "web").await?;
     assert_eq!(client.size(), SIZE);
@@ -96,7 +99,7 @@ async fn data_and_holes_are_told_apart() {
 
 #[tokio::test]
 async fn a_lying_server_is_not_believed() {
-    let lies: [(&str, fn(u64) -> Vec<u8>); 13] = [
+    let lies: [(&str, Answer); 13] = [
         ("before the range", |cookie| data(cookie, true, 0, 8192)),
         ("past the range", |cookie| data(cookie, true, 8192, 8192)),
         ("an offset that overflows", |cookie| data(cookie, true, u64::MAX - 10, 8192)),
