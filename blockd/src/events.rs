@@ -44,9 +44,17 @@ pub struct EventsPage {
 #[derive(Clone)]
 pub struct Events {
     ring: Arc<Mutex<Ring>>,
-    /// The newest number: followers wait for it to change.
-    newest: Arc<watch::Sender<u64>>,
+    /// Followers wait for it to change.
+    head: Arc<watch::Sender<Head>>,
     started_ms: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Head {
+    /// The newest number.
+    newest: u64,
+    /// Nobody is to wait any more.
+    closed: bool,
 }
 
 #[derive(Default)]
@@ -57,8 +65,8 @@ struct Ring {
 
 impl Default for Events {
     fn default() -> Self {
-        let newest = Arc::new(watch::Sender::new(0));
-        Self { ring: Arc::default(), newest, started_ms: now_ms() }
+        let head = Arc::new(watch::Sender::new(Head::default()));
+        Self { ring: Arc::default(), head, started_ms: now_ms() }
     }
 }
 
@@ -76,7 +84,7 @@ impl Events {
         }
         ring.kept.push_back(event);
         // While the lock is held: numbers reach the followers in order.
-        self.newest.send_replace(ring.newest);
+        self.head.send_modify(|head| head.newest = ring.newest);
     }
 
     /// When the daemon started counting.
@@ -98,11 +106,16 @@ impl Events {
 
     /// As [`Events::after`], but waits for one if there is none yet; an empty page when the time is up.
     pub async fn wait_after(&self, after: u64, time_max: Duration) -> EventsPage {
-        let mut newest = self.newest.subscribe();
-        let changed = newest.wait_for(|&newest| newest != after);
+        let mut head = self.head.subscribe();
+        let changed = head.wait_for(|head| head.newest != after || head.closed);
         match tokio::time::timeout(time_max, changed).await {
             Ok(_) | Err(_) => self.after(after),
         }
+    }
+
+    /// Lets nobody wait any more: the daemon is stopping.
+    pub fn close(&self) {
+        self.head.send_modify(|head| head.closed = true);
     }
 
     fn lock(&self) -> MutexGuard<'_, Ring> {
@@ -152,5 +165,10 @@ mod tests {
         events.record("test", "", "first");
         assert_eq!(waiter.await.unwrap().events.len(), 1);
         assert!(events.wait_after(1, Duration::ZERO).await.events.is_empty());
+        let waiting = events.clone();
+        let waiter = tokio::spawn(async move { waiting.wait_after(1, Duration::from_secs(60)).await });
+        tokio::task::yield_now().await;
+        events.close();
+        assert!(waiter.await.unwrap().events.is_empty());
     }
 }

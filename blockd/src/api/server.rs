@@ -23,6 +23,7 @@ use super::guard::REQUEST_TIME_MAX;
 use super::routes::router;
 use super::stall::StallGuard;
 use super::types::{ErrorAnswer, ErrorBody, Kind};
+use crate::events::Events;
 use crate::service::Service;
 
 /// Connections at once, unless configured otherwise.
@@ -111,10 +112,10 @@ fn make_room(path: &Path) -> Result<(), BindError> {
 }
 
 /// A running API.
-#[derive(Debug)]
 pub struct ApiServer {
     stop: watch::Sender<bool>,
     accepting: JoinSet<()>,
+    events: Events,
 }
 
 /// What every accept loop knows.
@@ -139,6 +140,7 @@ impl ApiServer {
         connections_max: usize,
     ) -> Result<Self, BindError> {
         let (stop, stopped) = watch::channel(false);
+        let events = service.events.clone();
         let shared = Shared {
             router: router(service),
             access: Arc::new(Access::new(group)?),
@@ -151,12 +153,13 @@ impl ApiServer {
             listener.set_nonblocking(true)?;
             accepting.spawn(accept(UnixListener::from_std(listener)?, shared.clone()));
         }
-        Ok(Self { stop, accepting })
+        Ok(Self { stop, accepting, events })
     }
 
     /// Accepts nobody any more, lets requests under way end for up to two seconds, then cuts them off.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
+        self.events.close();
         let ended = async { while self.accepting.join_next().await.is_some() {} };
         if tokio::time::timeout(STOP_TIME_MAX, ended).await.is_err() {
             tracing::info!("requests that were still under way are cut off");

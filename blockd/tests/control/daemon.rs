@@ -7,8 +7,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use blockd::api::client::Client;
 use blockd::config::{Config, Settings, load};
 use blockd::daemon::{Backend, Opening, serve};
 use blockd::failure::Failure;
@@ -73,6 +74,7 @@ async fn it_serves_until_sigterm_and_leaves_no_sockets() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(dir.path());
     let stopped = Arc::default();
+    let mut began = None;
     let ending = async {
         appears(&config.socket).await;
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -81,11 +83,19 @@ async fn it_serves_until_sigterm_and_leaves_no_sockets() {
         command.arg("--socket").arg(&config.socket).args(["export", "list", "-o", "json"]);
         let output = tokio::task::spawn_blocking(move || outcome(command.output().unwrap())).await.unwrap();
         assert_eq!(output.0, 0, "{}", output.2);
+        // A follower of events does not hold the end up.
+        let client = Client::new(&config.socket);
+        let follower = tokio::spawn(async move { client.events(1, Duration::from_secs(50)).await });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        began = Some(Instant::now());
         // Its handler stands since before the sockets did.
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
+        follower.await.unwrap().unwrap();
     };
     let (served, ()) = tokio::join!(serve(&config, open(false, &stopped)), ending);
     served.unwrap();
+    let took = began.unwrap().elapsed();
+    assert!(took < Duration::from_millis(1500), "stopping took {took:?}");
     assert!(stopped.load(Ordering::Acquire));
     assert!(!config.socket.exists() && !config.nbd_unix.exists());
 }
