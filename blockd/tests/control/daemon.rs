@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -117,4 +117,50 @@ async fn another_daemon_on_the_socket_is_left_alone() {
     let failure = serve(&config, open(false, &Arc::default())).await.unwrap_err();
     assert_eq!((failure.code, failure.why.as_str()), (4, "another server listens on it"));
     assert!(config.socket.exists());
+}
+
+/// The other process of the test below; says nothing by itself.
+#[tokio::test]
+#[ignore = "started by handed_over_sockets_are_told_apart_by_name"]
+async fn activated() {
+    let dir = std::env::var_os("BLOCKD_TEST_DIR").unwrap();
+    serve(&config(Path::new(&dir)), open(false, &Arc::default())).await.unwrap();
+}
+
+/// As systemd does it: both sockets handed over, the program started by the first client, its word awaited.
+#[test]
+fn handed_over_sockets_are_told_apart_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (api, nbd, told) = (dir.path().join("api"), dir.path().join("nbd"), dir.path().join("told"));
+    let notified = std::os::unix::net::UnixDatagram::bind(&told).unwrap();
+    notified.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut command = Command::new("systemd-socket-activate");
+    command.arg("-l").arg(&nbd).arg("-l").arg(&api).arg("--fdname=nbd:api");
+    command.arg("-E").arg(format!("NOTIFY_SOCKET={}", told.display()));
+    command.arg("-E").arg(format!("BLOCKD_TEST_DIR={}", dir.path().display()));
+    command.arg(std::env::current_exe().unwrap()).args(["--ignored", "--exact", "daemon::activated"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !api.exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_blockctl"));
+    command.arg("--socket").arg(&api).args(["volume", "create", "web", "--size", "1G"]);
+    let (code, _, stderr) = outcome(command.output().unwrap());
+    assert_eq!(code, 0, "{stderr}");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_blockctl"));
+    command.arg("--socket").arg(&api).args(["export", "show", "web", "-o", "json"]);
+    let (_, stdout, _) = outcome(command.output().unwrap());
+    assert!(stdout.contains(&format!("\"unix\":\"{}\"", nbd.display())), "{stdout}");
+    assert!(!dir.path().join("blockd.sock").exists(), "its own socket was not asked for");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM)
+        .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let mut words = Vec::new();
+    let mut bytes = [0; 256];
+    while words.len() < 2 {
+        let count = notified.recv(&mut bytes).unwrap();
+        words.push(String::from_utf8_lossy(&bytes[..count]).trim().to_owned());
+    }
+    assert_eq!(words, ["READY=1", "STOPPING=1"]);
+    assert!(api.exists(), "systemd's socket is not ours to remove");
 }
