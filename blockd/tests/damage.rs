@@ -14,7 +14,9 @@ use blockd::catalog::load::{LoadError, load, scan_pool_use};
 use blockd::catalog::mark::{Mark, Slots};
 use blockd::catalog::meta::{MetaError, MetaStore};
 use blockd::catalog::rocks::{META_DIRECTORY, RocksMeta};
-use blockd::units::{ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeId};
+use blockd::fsck::{FsckOptions, fsck};
+use blockd::store::superblock::Superblock;
+use blockd::units::{CLUSTER_BYTES, ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeId};
 use fastrand::Rng;
 
 const IDENTITY: [u8; 16] = [3; 16];
@@ -24,6 +26,8 @@ type Records = Vec<(Vec<u8>, Vec<u8>)>;
 /// A data directory with metadata in every place that RocksDB has for them.
 struct Store {
     data: tempfile::TempDir,
+    /// Beside the data directory, so that copies of that need not copy it.
+    _pool: tempfile::TempDir,
     rocks: Option<RocksMeta>,
     mark: Mark,
     rng: Rng,
@@ -34,8 +38,10 @@ impl Store {
         let data = tempfile::tempdir().unwrap();
         let rocks = RocksMeta::open(&data.path().join(META_DIRECTORY), true).unwrap().with_reserve(0);
         let mark = Mark::create(data.path(), IDENTITY).unwrap();
-        let mut store = Self { data, rocks: Some(rocks), mark, rng: Rng::with_seed(seed) };
-        store.commit(first_batch());
+        let pool = tempfile::tempdir().unwrap();
+        let file = pool_file(pool.path());
+        let mut store = Self { data, _pool: pool, rocks: Some(rocks), mark, rng: Rng::with_seed(seed) };
+        store.commit(first_batch(file));
         store
     }
 
@@ -87,7 +93,17 @@ impl Store {
     }
 }
 
-fn first_batch() -> Vec<Change> {
+/// A pool file of a thousand clusters without data.
+fn pool_file(directory: &Path) -> PoolFileRecord {
+    let path = directory.join("pool-0");
+    let record =
+        PoolFileRecord { first: PoolCluster(0), clusters: 1000, path: path.to_str().unwrap().to_owned() };
+    std::fs::write(&path, Superblock::of(IDENTITY, 0, &record).encode()).unwrap();
+    std::fs::File::options().write(true).open(path).unwrap().set_len(1000 * CLUSTER_BYTES).unwrap();
+    record
+}
+
+fn first_batch(file: PoolFileRecord) -> Vec<Change> {
     let store = StoreRecord {
         version: FORMAT_VERSION,
         identity: IDENTITY,
@@ -102,7 +118,7 @@ fn first_batch() -> Vec<Change> {
         Change::Volume(VolumeId(1), Some(volume)),
         Change::Layer(LayerId(1), Some(LayerRecord { parent: None, volume: VolumeId(1) })),
         Change::Layer(LayerId(2), Some(LayerRecord { parent: Some(LayerId(1)), volume: VolumeId(1) })),
-        Change::PoolFile(0, PoolFileRecord { first: PoolCluster(0), clusters: 1000, path: "pool-0".into() }),
+        Change::PoolFile(0, file),
         Change::Root(LayerId(1), Some(RootRecord { size: 1, hash: [1; 32] })),
     ]
 }
@@ -186,12 +202,15 @@ fn files(data: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Applies some damage to a copy of the store, and opens it, for reading and for writing.
+/// Applies some damage to a copy of the store, and opens it, for reading and for writing. fsck must be of recovery's
+/// opinion.
 fn check_damage(store: &Store, expected: &Records, what: &str, damage: impl FnOnce(&Path)) -> bool {
     let scratch = tempfile::tempdir().unwrap();
     copy(store.path(), scratch.path());
     damage(scratch.path());
     let refused = was_refused(recover(scratch.path(), true), expected, &format!("{what}, read only"));
+    let report = fsck(scratch.path(), FsckOptions::default()).unwrap();
+    assert_eq!(report.is_clean(), !refused, "{what}: {report}");
     was_refused(recover(scratch.path(), false), expected, what) || refused
 }
 

@@ -5,6 +5,7 @@ pub mod load;
 pub mod mark;
 pub mod memory;
 pub mod meta;
+pub mod open;
 mod reads;
 pub mod rocks;
 pub mod worker;
