@@ -21,6 +21,9 @@ use fastrand::Rng;
 
 const IDENTITY: [u8; 16] = [3; 16];
 
+/// More than the numbers of clusters that commits name.
+const POOL_CLUSTERS: u32 = 8000;
+
 type Records = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A data directory with metadata in every place that RocksDB has for them.
@@ -60,19 +63,19 @@ impl Store {
         self.mark.advance(commit).unwrap();
     }
 
-    /// Commits that change, delete and range-delete.
+    /// Commits that change, delete and range-delete; enough records for files of several blocks.
     fn commits(&mut self, count: usize) {
         for _ in 0..count {
             let commit = self.mark.commit() + 1;
-            let base = self.rng.u32(1..5) * 100;
+            let base = self.rng.u32(1..60) * 100;
             let map = |at: u32| {
                 let data = Mask(1 << (commit % 16));
                 MapRecord { cluster: Some(PoolCluster(at)), data, ..MapRecord::default() }
             };
-            let mut batch: Vec<_> = (base..base + 20)
+            let mut batch: Vec<_> = (base..base + 80)
                 .map(|at| Change::Map(LayerId(1), ClusterIndex(at), Some(map(at))))
                 .collect();
-            let gone = ClusterIndex(self.rng.u32(100..500));
+            let gone = ClusterIndex(self.rng.u32(100..6000));
             batch.push(Change::Map(LayerId(1), gone, None));
             batch.push(Change::Journal(commit, vec![(LayerId(1), gone)]));
             if commit.is_multiple_of(7) {
@@ -93,13 +96,21 @@ impl Store {
     }
 }
 
-/// A pool file of a thousand clusters without data.
+/// A pool file without data.
 fn pool_file(directory: &Path) -> PoolFileRecord {
     let path = directory.join("pool-0");
-    let record =
-        PoolFileRecord { first: PoolCluster(0), clusters: 1000, path: path.to_str().unwrap().to_owned() };
+    let record = PoolFileRecord {
+        first: PoolCluster(0),
+        clusters: POOL_CLUSTERS,
+        path: path.to_str().unwrap().to_owned(),
+    };
     std::fs::write(&path, Superblock::of(IDENTITY, 0, &record).encode()).unwrap();
-    std::fs::File::options().write(true).open(path).unwrap().set_len(1000 * CLUSTER_BYTES).unwrap();
+    std::fs::File::options()
+        .write(true)
+        .open(path)
+        .unwrap()
+        .set_len(u64::from(POOL_CLUSTERS) * CLUSTER_BYTES)
+        .unwrap();
     record
 }
 

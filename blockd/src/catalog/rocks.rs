@@ -12,6 +12,8 @@ use crate::catalog::format::keys::KeyRange;
 use crate::catalog::format::{Change, RawSink};
 use crate::catalog::meta::{MetaError, MetaStore, Visit};
 
+mod manifest;
+
 /// RocksDB's directory in the data directory.
 pub const META_DIRECTORY: &str = "meta";
 
@@ -53,6 +55,7 @@ impl RocksMeta {
     /// # Errors
     /// `Damaged`; `Io`, also if there are none and `create` is false, or if there are and it is true.
     pub fn open(directory: &Path, create: bool) -> Result<Self, MetaError> {
+        manifest::check(directory)?;
         let mut options = options();
         // Without `create` a lost CURRENT is an error. With it, RocksDB would begin an empty store in its place.
         options.create_if_missing(create);
@@ -67,6 +70,7 @@ impl RocksMeta {
     /// # Errors
     /// `Damaged`; `Io`, also if there are none.
     pub fn open_read_only(directory: &Path) -> Result<Self, MetaError> {
+        manifest::check(directory)?;
         let mut options = options();
         // RocksDB would put its log beside the data even now.
         options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Warn, |_, text: &str| {
