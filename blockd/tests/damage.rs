@@ -24,6 +24,9 @@ const IDENTITY: [u8; 16] = [3; 16];
 /// More than the numbers of clusters that commits name.
 const POOL_CLUSTERS: u32 = 8000;
 
+/// Of RocksDB's logs.
+const LOG_BLOCK_BYTES: usize = 32 << 10;
+
 type Records = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A data directory with metadata in every place that RocksDB has for them.
@@ -304,6 +307,27 @@ fn a_missing_file_loses_nothing_in_silence() {
         let what = format!("{} removed", name(&path));
         let remove = |data: &Path| std::fs::remove_file(data.join(META_DIRECTORY).join(name(&path))).unwrap();
         check_damage(&store, &expected, &what, remove);
+    }
+}
+
+/// The type decides how RocksDB's reader goes on; in the manifest a flip once made it go on for ever.
+#[test]
+fn a_flipped_type_of_a_log_record_loses_nothing_in_silence() {
+    let mut store = Store::create(9);
+    store.commits(60);
+    let expected = everything(store.rocks()).unwrap();
+    store.close();
+    let log = files(store.path()).into_iter().find(|path| name(path).ends_with(".log")).unwrap();
+    let bytes = std::fs::read(&log).unwrap();
+    assert!(bytes.len() > 3 * LOG_BLOCK_BYTES, "{}", bytes.len());
+    // The first record of each block, and what follows it.
+    for block in 0..bytes.len() / LOG_BLOCK_BYTES {
+        let first = block * LOG_BLOCK_BYTES;
+        let second = first + 11 + usize::from(u16::from_le_bytes([bytes[first + 4], bytes[first + 5]]));
+        for bit in [first, second].into_iter().flat_map(|at| (at + 6) * 8..(at + 7) * 8) {
+            let damage = |data: &Path| flip(&data.join(META_DIRECTORY).join(name(&log)), bit as u64);
+            check_damage(&store, &expected, &format!("bit {bit} of the log"), damage);
+        }
     }
 }
 
