@@ -18,7 +18,8 @@ use nbd_server::reactor::OpenFile;
 use crate::catalog::format::{Change, FORMAT_VERSION, PoolFileRecord, StoreRecord};
 use crate::catalog::load::{LoadError, Loaded, PoolUse, load, scan_pool_use};
 use crate::catalog::mark::{Mark, MarkError, Slots};
-use crate::catalog::meta::{MetaError, MetaStore};
+use crate::catalog::meta::MetaError;
+use crate::catalog::open::{self as catalog, Opened};
 use crate::catalog::rocks::{META_DIRECTORY, RESERVE_BYTES, RocksMeta};
 use crate::config::{self, Cache, Config};
 use crate::lock::{DataLock, LockError};
@@ -99,13 +100,8 @@ pub fn open(config: &Config) -> Result<OpenStore, OpenError> {
     if data.join(CREATING).exists() || !data.join(META_DIRECTORY).exists() {
         create(config, reserve_bytes)?;
     }
-    look(data)?;
-    let meta = RocksMeta::open(&data.join(META_DIRECTORY), false)?.with_reserve(reserve_bytes);
-    let slots = Slots::read(data)?.newest()?;
-    let loaded = load(&meta, slots.1)?;
-    let mut mark = Mark::open(data, loaded.store.identity)?;
-    // A crash between a batch and its mark: nobody was told of it, but it is durable.
-    mark.advance(loaded.commit)?;
+    check_files(data)?;
+    let Opened { meta, mark, loaded } = catalog::open(data, reserve_bytes)?;
     let PoolUse { used, .. } = scan_pool_use(&meta, &loaded, &mut |_, _, _| {})?;
     let files = open_files(data, &loaded, config.cache)?;
     let readers = loaded.files.values().map(|record| File::open(data.join(&record.path)));
@@ -114,11 +110,10 @@ pub fn open(config: &Config) -> Result<OpenStore, OpenError> {
     Ok(OpenStore { lock, loaded, used, meta: Arc::new(meta), mark, files, readers, reserve_bytes })
 }
 
-/// Everything that could make us refuse, without changing a byte: RocksDB's own recovery does.
-fn look(data: &Path) -> Result<(), OpenError> {
+/// Whether the pool's files are what the catalog knows, with everything open for reading only.
+fn check_files(data: &Path) -> Result<(), OpenError> {
     let (_, mark) = Slots::read(data)?.newest()?;
-    let meta = RocksMeta::open_read_only(&data.join(META_DIRECTORY))?;
-    let loaded = load(&meta, mark)?;
+    let loaded = load(&RocksMeta::open_read_only(&data.join(META_DIRECTORY))?, mark)?;
     for (index, record) in &loaded.files {
         let path = data.join(&record.path);
         let bad = |reason: String| OpenError::Pool(path.clone(), reason);
@@ -183,14 +178,12 @@ fn create(config: &Config, reserve_bytes: u64) -> Result<(), OpenError> {
     for (index, new) in files.iter().enumerate() {
         write_superblock(&store, index, new)?;
     }
-    let meta = RocksMeta::open(&data.join(META_DIRECTORY), true)?.with_reserve(reserve_bytes / 2);
     let identity = store.identity;
     let mut batch = vec![Change::Store(store), Change::Commit(1)];
     batch.extend(
         files.into_iter().enumerate().map(|(index, new)| Change::PoolFile(index_of(index), new.record)),
     );
-    meta.write(&batch)?;
-    Mark::create(data, identity)?.advance(1)?;
+    catalog::create(data, identity, &batch, reserve_bytes / 2)?;
     sync_directory(data)?;
     fs::remove_file(data.join(CREATING)).map_err(failed(CREATING))?;
     sync_directory(data)

@@ -19,13 +19,18 @@ pub struct Opened {
     pub loaded: Loaded,
 }
 
-/// Makes the metadata of a new store: RocksDB with its first batch, commit 1, then the mark. The mark comes last: it
+/// Makes the metadata of a new store, `reserve_bytes` of whose file system are kept free for them: RocksDB with its first batch, commit 1, then the mark. The mark comes last: it
 /// makes the names of both durable, and a store whose making was cut short has none and is refused.
 ///
 /// # Errors
 /// `Meta`, `Mark`; also if there are any already.
-pub fn create(data: &Path, identity: [u8; 16], first: &[Change]) -> Result<Opened, LoadError> {
-    let meta = RocksMeta::open(&data.join(META_DIRECTORY), true)?;
+pub fn create(
+    data: &Path,
+    identity: [u8; 16],
+    first: &[Change],
+    reserve_bytes: u64,
+) -> Result<Opened, LoadError> {
+    let meta = RocksMeta::open(&data.join(META_DIRECTORY), true)?.with_reserve(reserve_bytes);
     meta.write(first)?;
     let mut mark = Mark::create(data, identity)?;
     mark.advance(1)?;
@@ -42,12 +47,12 @@ pub fn create(data: &Path, identity: [u8; 16], first: &[Change]) -> Result<Opene
 ///
 /// # Errors
 /// The first reason not to serve the store.
-pub fn open(data: &Path) -> Result<Opened, LoadError> {
+pub fn open(data: &Path, reserve_bytes: u64) -> Result<Opened, LoadError> {
     let (identity, mark) = Slots::read(data)?.newest()?;
     let directory = data.join(META_DIRECTORY);
     let seen = load(&RocksMeta::open_read_only(&directory)?, mark)?;
     check_identity(identity, seen.store.identity)?;
-    let meta = RocksMeta::open(&directory, false)?;
+    let meta = RocksMeta::open(&directory, false)?.with_reserve(reserve_bytes);
     let loaded = load(&meta, seen.commit)?;
     let mut mark = Mark::open(data, identity)?;
     // A commit that nobody was told of. It is durable now, if it was not before: recovery has written out what it
@@ -81,8 +86,7 @@ mod tests {
 
     fn store() -> (tempfile::TempDir, Opened) {
         let data = tempfile::tempdir().unwrap();
-        let mut opened = create(data.path(), IDENTITY, &first()).unwrap();
-        opened.meta = opened.meta.with_reserve(0);
+        let opened = create(data.path(), IDENTITY, &first(), 0).unwrap();
         (data, opened)
     }
 
@@ -104,7 +108,7 @@ mod tests {
         let (data, created) = store();
         let loaded = created.loaded.clone();
         drop(created);
-        let opened = open(data.path()).unwrap();
+        let opened = open(data.path(), 0).unwrap();
         assert_eq!((opened.loaded, opened.mark.commit()), (loaded, 1));
     }
 
@@ -113,7 +117,7 @@ mod tests {
         let (data, created) = store();
         created.meta.write(&[Change::Commit(2)]).unwrap();
         drop(created);
-        assert_eq!(open(data.path()).unwrap().mark.commit(), 2);
+        assert_eq!(open(data.path(), 0).unwrap().mark.commit(), 2);
         assert_eq!(Slots::read(data.path()).unwrap().newest(), Ok((IDENTITY, 2)));
     }
 
@@ -132,7 +136,7 @@ mod tests {
         bytes[middle] ^= 1;
         std::fs::write(log, bytes).unwrap();
         let before = files(data.path());
-        let error = open(data.path()).unwrap_err().to_string();
+        let error = open(data.path(), 0).unwrap_err().to_string();
         assert!(error.starts_with("META_ROLLBACK: "), "{error}");
         assert!(files(data.path()) == before);
     }
@@ -144,9 +148,9 @@ mod tests {
         let (other, _) = store();
         std::fs::remove_file(data.path().join("mark")).unwrap();
         Mark::create(data.path(), [1; 16]).unwrap();
-        let error = open(data.path()).unwrap_err().to_string();
+        let error = open(data.path(), 0).unwrap_err().to_string();
         assert!(error.starts_with("MARK_MISMATCH: "), "{error}");
-        assert!(create(other.path(), IDENTITY, &first()).is_err(), "there is a store already");
+        assert!(create(other.path(), IDENTITY, &first(), 0).is_err(), "there is a store already");
     }
 
     #[test]
@@ -154,6 +158,6 @@ mod tests {
         let (data, created) = store();
         drop(created);
         std::fs::remove_file(data.path().join("mark")).unwrap();
-        assert!(open(data.path()).unwrap_err().to_string().starts_with("MARK_DAMAGED: "));
+        assert!(open(data.path(), 0).unwrap_err().to_string().starts_with("MARK_DAMAGED: "));
     }
 }
