@@ -23,6 +23,7 @@ mod qemu_tools;
 mod guests;
 mod host_kernel;
 
+mod crashes;
 mod faults;
 mod full_disk;
 mod refusals;
