@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use fixtures::crash::{
@@ -15,7 +15,9 @@ use fixtures::crash::{
     run_power,
 };
 use fixtures::lossy_fs::{LossyFs, Options};
-use fixtures::process::{ProcessError, wait_until};
+use fixtures::nbd::client::{Client, ClientError};
+use fixtures::nbd::codec::{errno, flag};
+use fixtures::process::{ChildGuard, ProcessError, wait_for_socket, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -23,6 +25,8 @@ use crate::server::CACHES;
 use crate::tools::require;
 
 const MIB: u64 = 1 << 20;
+/// How long a server may take to start.
+const START: Duration = Duration::from_secs(10);
 /// How long a server may take to notice that it has to stop.
 const STOP: Duration = Duration::from_secs(2);
 
@@ -42,10 +46,17 @@ fn kills(target: &dyn Target, plan: &Plan) -> Result<Summary, CrashError> {
     run_kills(target, dir.path(), plan, &mut |_| {})
 }
 
+fn may_cut_power() -> bool {
+    let possible = LossyFs::is_possible();
+    if !possible {
+        eprintln!("SKIPPED: /dev/fuse is missing or may not be opened");
+    }
+    possible
+}
+
 /// Nothing where file systems in user space cannot be mounted, after saying so.
 fn power(target: &dyn Target, plan: &Plan) -> Option<Result<Summary, CrashError>> {
-    if !LossyFs::is_possible() {
-        eprintln!("SKIPPED: /dev/fuse is missing or may not be opened");
+    if !may_cut_power() {
         return None;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -77,6 +88,37 @@ fn our_server_survives_power_cuts() {
             assert!(summary.cuts > 0 && summary.survivors.pages_lost > 0, "{summary:?}");
         }
     }
+}
+
+/// The real fdatasync fails, as Linux lets it fail: the next would succeed and prove nothing.
+#[test]
+fn after_a_failed_sync_nothing_is_called_durable() {
+    if !may_cut_power() {
+        return;
+    }
+    let (mount, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let fs = LossyFs::mount(mount.path(), Options::default()).unwrap();
+    let place = Place { data: mount.path().to_owned(), run: run.path().to_owned() };
+    let target = server("writeback");
+    target.prepare(&place).unwrap();
+    let mut child = ChildGuard::spawn(target.command(&place).stderr(Stdio::null())).unwrap();
+    drop(wait_for_socket(&place.socket(), &mut child, START).unwrap());
+    let mut client = Client::connect(&place.socket(), b"v").unwrap();
+    client.write(0, &[1; 4096]).unwrap();
+    client.flush().unwrap();
+    client.write(0, &[2; 4096]).unwrap();
+    fs.fail_syncs(1);
+    for _ in 0..3 {
+        assert!(matches!(client.flush(), Err(ClientError::Failed(errno::EIO))));
+        assert!(matches!(client.call_write(flag::FUA, 0, &[3; 4096]), Ok(Err(errno::EIO))));
+    }
+    assert_eq!(client.read(0, 4096).unwrap(), [2; 4096], "reads go on");
+    Client::connect(&place.socket(), b"w").unwrap().flush().expect("another file has not failed");
+    fs.freeze();
+    child.kill().unwrap();
+    fs.power_on(1);
+    let image = fs::read(place.data.join("v.img")).unwrap();
+    assert!(image[..4096] == [1; 4096] && image.len() as u64 == 8 * MIB);
 }
 
 #[test]
