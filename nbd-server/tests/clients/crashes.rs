@@ -226,6 +226,8 @@ impl ByHand {
             let volume = name.split_once('@').unwrap().0;
             let (image, copy) = (self.place.data.join(format!("{volume}.img")), cut.join(volume));
             fs::copy(&image, &copy)?;
+            // What is in a snapshot is durable, in the volume, too.
+            self.sync(&image)?;
             for older in files(&self.place.data.join("cuts")) {
                 let older = older.join(volume);
                 if self.flaw == Flaw::OverwritesOlder && older.exists() {
@@ -327,7 +329,8 @@ fn bad_snapshots_are_found_out() {
     let overwrites = flawed(Flaw::OverwritesOlder);
     assert!(overwrites.starts_with('S'), "{overwrites}");
     if let Some(result) = power(&Snapshotting::new(Flaw::NeverSyncs), &snapshot_plan(40, 9)) {
+        // Missing, too short to be served, or with holes: it depends on the cut.
         let rule = broken(result);
-        assert!(rule.starts_with('S') || rule == "D4", "{rule}");
+        assert!(["S1", "S4", "D4", "F1"].contains(&rule), "{rule}");
     }
 }
