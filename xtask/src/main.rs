@@ -8,6 +8,7 @@
 
 mod checks;
 mod compare;
+mod crash;
 mod demo;
 mod deny;
 mod progress;
@@ -70,6 +71,8 @@ enum Door {
         #[arg(long, default_value_t = 100_000)]
         cases: u32,
     },
+    /// Crash blockd again and again under load, and compare every block after each start
+    Crash(crash::Options),
     /// Measure our server and its peers side by side
     Compare {
         /// Arguments for the comparison itself; `--help` shows them
@@ -134,6 +137,7 @@ fn open(door: Door) -> Result<()> {
         Door::Demo { keep } => demo::run(&workspace, keep),
         Door::Test { cases, quick } => checks::test(&workspace, cases, quick),
         Door::Model { cases } => checks::model(&workspace, cases),
+        Door::Crash(options) => crash::run(&workspace, &options),
         Door::Compare { args } => compare::run(&workspace, &args),
         Door::Deny { advisories } => deny::run(&workspace, advisories),
     }

@@ -299,9 +299,10 @@ mod tests {
     #[test]
     fn without_space_the_next_commit_is_tried() {
         let mut fixture = start(vec![Some(MetaError::NoSpace), None]);
-        (1..=2).for_each(|commit| fixture.commit(commit));
+        fixture.commit(1);
         assert!(matches!(fixture.next().result, Err(MetaError::NoSpace)));
         assert_eq!(fixture.mark(), 0);
+        fixture.commit(2);
         assert!(fixture.next().result.is_ok());
     }
 
