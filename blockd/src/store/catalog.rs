@@ -58,16 +58,8 @@ impl Catalog {
         chain
     }
 
-    pub(super) fn children(&self, layer: LayerId) -> Vec<LayerId> {
-        self.layers.iter().filter(|(_, r)| r.parent == Some(layer)).map(|(&id, _)| id).collect()
-    }
-
     pub(super) fn is_head(&self, layer: LayerId) -> Option<VolumeId> {
         self.volumes.iter().find(|(_, record)| record.head == layer).map(|(&id, _)| id)
-    }
-
-    pub(super) fn is_snapshot(&self, layer: LayerId) -> bool {
-        self.snapshots.values().any(|record| record.layer == layer)
     }
 
     pub(super) fn snapshots_of(

@@ -456,7 +456,7 @@ impl Store {
             pending_free_bytes: self.pool.pending_free() * CLUSTER_BYTES,
             commit: self.commits.last(),
             uncommitted: self.dirty_records() as u64,
-            layers_to_reclaim: self.reclaimable().count() as u64,
+            layers_to_reclaim: self.reclaimable().len() as u64,
             volumes: self.catalog.volumes.len() as u64,
             snapshots: self.catalog.snapshots.len() as u64,
             clients: self.exports().map(|(_, disk)| u64::from(disk.clients)).sum(),

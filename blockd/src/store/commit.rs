@@ -23,7 +23,7 @@ use nbd_server::export::{Io, Payload, RequestId};
 use nbd_server::wire::Errno;
 
 use super::served::Subject;
-use super::{DIRTY_RECORDS_MAX, Store, TAG_COMMIT, Token};
+use super::{Store, TAG_COMMIT, Token};
 use crate::catalog::format::Change;
 use crate::catalog::meta::{MetaError, MetaOp};
 use crate::control::{Answer, ControlError, ErrorKind};
@@ -200,7 +200,7 @@ impl Store {
         if self.commits.state != State::Idle || self.commits.meta_failed {
             return;
         }
-        if !self.commits.wanted && self.dirty_records() < DIRTY_RECORDS_MAX {
+        if !self.commits.wanted {
             return;
         }
         self.commits.wanted = false;
@@ -302,6 +302,7 @@ impl Store {
         }
         if !bundles.is_empty() {
             self.load_wanted_maps();
+            self.reclaim_later();
         }
         let mut covered = std::mem::take(&mut self.commits.covered);
         for waiter in covered.drain(..) {

@@ -53,7 +53,7 @@ use transfer::Job;
 
 pub use served::Subject;
 
-/// Changed map records are committed when there are so many, asked for or not.
+/// Changed map records of a volume are committed when there are so many, asked for or not.
 pub const DIRTY_RECORDS_MAX: usize = 16_384;
 /// Writes that would change more records wait when there are so many.
 pub const DIRTY_RECORDS_LIMIT: usize = 1 << 20;
@@ -241,6 +241,7 @@ impl Store {
             }
         };
         self.admit(export, io);
+        self.reclaim_later();
         self.continue_reclaim(io);
     }
 

@@ -17,7 +17,7 @@
 //! layer of a volume in use, the move is a job like a client's, exclusive on its cluster. *k*'s cluster is used again
 //! after the commit and after the reads that were under way, like any other.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nbd_server::disk::{DiskOpKind, ExportIndex};
 use nbd_server::export::{Io, Payload};
@@ -84,8 +84,10 @@ impl Reclaim {
         self.commit_ended = true;
     }
 
+    /// Gives the layer up for now; it is found again.
     pub(super) fn abandon(&mut self) {
         self.active = None;
+        self.wanted = true;
     }
 }
 
@@ -145,14 +147,24 @@ impl Store {
     }
 
     /// Layers that can be merged or dropped, with the child they go into.
-    pub(super) fn reclaimable(&self) -> impl Iterator<Item = (LayerId, Option<LayerId>)> {
-        self.catalog.layers.keys().filter_map(|&layer| {
-            if self.catalog.is_snapshot(layer) || self.catalog.is_head(layer).is_some() {
-                return None;
+    pub(super) fn reclaimable(&self) -> Vec<(LayerId, Option<LayerId>)> {
+        let heads = self.catalog.volumes.values().map(|volume| volume.head);
+        let named = self.catalog.snapshots.values().map(|snapshot| snapshot.layer);
+        let kept: BTreeSet<LayerId> = heads.chain(named).collect();
+        let mut children = BTreeMap::<LayerId, (u32, LayerId)>::new();
+        for (&layer, record) in &self.catalog.layers {
+            if let Some(parent) = record.parent {
+                let entry = children.entry(parent).or_insert((0, layer));
+                entry.0 += 1;
             }
-            let children = self.catalog.children(layer);
-            (children.len() <= 1).then(|| (layer, children.first().copied()))
-        })
+        }
+        let candidates = self.catalog.layers.keys().filter(|layer| !kept.contains(layer));
+        let only = |layer: &LayerId| match children.get(layer) {
+            None => Some((*layer, None)),
+            Some((1, child)) => Some((*layer, Some(*child))),
+            Some(_) => None,
+        };
+        candidates.filter_map(only).collect()
     }
 
     /// Whether nothing forbids to move this layer now.
@@ -186,7 +198,9 @@ impl Store {
         if !self.reclaim.wanted || self.reclaim.moves > 0 {
             return;
         }
-        let found = self.reclaimable().find(|&(layer, child)| self.is_movable(layer, child));
+        // Whatever stands in the way of the others says so when it ends: this is not asked at every turn.
+        self.reclaim.wanted = false;
+        let found = self.reclaimable().into_iter().find(|&(layer, child)| self.is_movable(layer, child));
         let Some((layer, child)) = found else { return };
         self.reclaim.commit_ended = false;
         self.reclaim.active = Some(Active { layer, child, stage: Stage::Scanning });
@@ -211,6 +225,7 @@ impl Store {
             }
             Stage::Ending => {
                 self.reclaim.active = None;
+                self.reclaim_later();
                 self.load_wanted_maps();
                 self.continue_reclaim(io);
             }
@@ -226,6 +241,7 @@ impl Store {
     /// The layer is left as it is, and found again later.
     fn pause_reclaim(&mut self) {
         self.reclaim.active = None;
+        self.reclaim_later();
         self.load_wanted_maps();
     }
 
@@ -233,6 +249,7 @@ impl Store {
         let Some(active) = self.reclaim.active.take() else { return };
         tracing::error!(layer = active.layer.0, error, "a layer cannot be reclaimed: its space stays in use");
         self.reclaim.unreadable.insert(active.layer);
+        self.reclaim_later();
         self.load_wanted_maps();
     }
 

@@ -24,7 +24,7 @@ use smallvec::SmallVec;
 use super::commit::Waiter;
 use super::reclaim::MergeCopy;
 use super::served::{MapState, is_aligned};
-use super::{DIRTY_RECORDS_LIMIT, Store};
+use super::{DIRTY_RECORDS_LIMIT, DIRTY_RECORDS_MAX, Store};
 use crate::map::Entry;
 use crate::units::{BLOCK_BYTES, CLUSTER_BYTES, ClusterIndex, Mask, PoolCluster};
 
@@ -700,8 +700,9 @@ impl Store {
 
     /// A change is on the medium, and in the map: answer, or make it durable first.
     fn end_change(&mut self, key: usize, fua: bool, io: &mut Io<'_>) {
+        let export = self.jobs[key].export;
+        self.commits.wanted |= self.disk(export).dirty.len() >= DIRTY_RECORDS_MAX;
         let job = &mut self.jobs[key];
-        let export = job.export;
         match job.client.filter(|_| fua) {
             Some(id) => {
                 job.client = None;
