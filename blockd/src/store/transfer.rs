@@ -105,11 +105,12 @@ impl Job {
     }
 
     /// Whether this job must not begin while the other one is there. A zeroing that has begun has no operations
-    /// of its own, only parts, which stand for themselves.
+    /// of its own, only parts, which stand for themselves; unless it waits for clusters to reserve, and has all of
+    /// its changes of the map still to make.
     fn excluded_by(&self, other: &Self) -> bool {
         let (mine, others) = (whole_blocks(&self.range), whole_blocks(&other.range));
         let overlap = mine.start < others.end && others.start < mine.end;
-        let idle = other.active && matches!(other.task, Task::Zero { .. });
+        let idle = other.active && other.pending > 0 && matches!(other.task, Task::Zero { .. });
         overlap && (self.exclusive || other.exclusive) && other.changes() && !idle
     }
 
