@@ -330,7 +330,8 @@ impl Store {
     /// Whatever was written since the last good sync is in doubt.
     fn sync_failed(&mut self, io: &mut Io<'_>) {
         for disk in self.served.iter_mut().flatten() {
-            if disk.syncing || disk.unsynced {
+            // The store's own copies are not named yet: they are made again.
+            if (disk.syncing || disk.unsynced) && disk.subject != Subject::OwnWork {
                 tracing::error!(export = disk.name, "a sync failed: FLUSH and FUA fail from now on");
                 disk.failed = true;
             }
@@ -338,7 +339,7 @@ impl Store {
         self.commits.state = State::Idle;
         // Some of the freed clusters belong to records that will never be committed now.
         self.pool.commit_failed();
-        self.reclaim.abandon();
+        self.abandon_reclaim(io);
         self.void_records();
         self.void_bundles();
         for waiter in std::mem::take(&mut self.commits.covered) {
@@ -347,6 +348,8 @@ impl Store {
                 other => self.commits.next.push(other),
             }
         }
+        // What they waited for was abandoned: the next step must not take this commit for its own.
+        self.commits.next.retain(|waiter| !matches!(waiter, Waiter::Reclaim));
         self.fail_waiting(io);
         self.load_wanted_maps();
         self.commits.wanted = true;
@@ -444,7 +447,7 @@ impl Store {
         for bundle in &bundles {
             self.refuse_bundle(bundle);
         }
-        self.reclaim.abandon();
+        self.abandon_reclaim(io);
         self.load_wanted_maps();
         self.feed_starved(io);
     }

@@ -259,7 +259,7 @@ impl Store {
         match (done.tag, done.result) {
             (TAG_COMMIT, result) => self.batch_done(result.map(|_| ()), io),
             (TAG_RECLAIM, Ok(MetaAnswer::Records(records))) => self.reclaim_records(records, io),
-            (TAG_RECLAIM, result) => self.reclaim_failed(&format!("{result:?}")),
+            (TAG_RECLAIM, result) => self.reclaim_unread(&format!("{result:?}"), io),
             (tag, result) => {
                 let export = ExportIndex(u32::try_from(tag - TAG_MAP).expect("an export's index"));
                 let result = match result {

@@ -13,7 +13,8 @@
 //! | a cluster, and blocks of *k* shine through | those blocks are copied into the child's cluster, and *k*'s is freed |
 //!
 //! The records of *k* and *c* change in one batch, which comes after a sync of the copied blocks; so at every crash
-//! point all volumes and snapshots read as before, and no cluster has two owners. Where the child is the open
+//! point all volumes and snapshots read as before, and no cluster has two owners. Copies into a closed layer are
+//! synced before any map shows them: if that sync fails, nobody has seen them, and the step is done again. Where the child is the open
 //! layer of a volume in use, the move is a job like a client's, exclusive on its cluster. *k*'s cluster is used again
 //! after the commit and after the reads that were under way, like any other.
 
@@ -22,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use nbd_server::disk::{DiskOpKind, ExportIndex};
 use nbd_server::export::{Io, Payload};
 use nbd_server::reactor::buffer::Buf;
+use nbd_server::wire::Errno;
 
 use super::commit::{Bundle, Waiter};
 use super::served::MapState;
@@ -48,6 +50,8 @@ enum Stage {
     ScanningChild(Vec<(ClusterIndex, MapRecord)>),
     /// So many records are still being moved.
     Moving(usize),
+    /// Blocks were copied into a closed layer: a commit makes them durable, then the records follow.
+    Syncing,
     /// A commit makes the moves durable.
     Committing,
     /// A commit forgets the layer.
@@ -58,6 +62,8 @@ struct Active {
     layer: LayerId,
     child: Option<LayerId>,
     stage: Stage,
+    /// Moves whose blocks were copied into a closed layer, and whose records wait for them to be durable.
+    copied: Vec<usize>,
 }
 
 /// See the module.
@@ -69,6 +75,8 @@ pub(super) struct Reclaim {
     /// Layers whose data cannot be read: left as they are until the next start.
     unreadable: BTreeSet<LayerId>,
     commit_ended: bool,
+    /// Records are being read, maybe those of a layer that was given up.
+    scanning: bool,
     /// Moves that have not ended, also those of a layer that was given up.
     moves: usize,
 }
@@ -82,12 +90,6 @@ impl Reclaim {
     /// The commit that the next stage waits for has ended.
     pub(super) fn committed(&mut self) {
         self.commit_ended = true;
-    }
-
-    /// Gives the layer up for now; it is found again.
-    pub(super) fn abandon(&mut self) {
-        self.active = None;
-        self.wanted = true;
     }
 }
 
@@ -195,7 +197,7 @@ impl Store {
     }
 
     fn begin_reclaim(&mut self) {
-        if !self.reclaim.wanted || self.reclaim.moves > 0 {
+        if !self.reclaim.wanted || self.reclaim.moves > 0 || self.reclaim.scanning {
             return;
         }
         // Whatever stands in the way of the others says so when it ends: this is not asked at every turn.
@@ -203,11 +205,12 @@ impl Store {
         let found = self.reclaimable().into_iter().find(|&(layer, child)| self.is_movable(layer, child));
         let Some((layer, child)) = found else { return };
         self.reclaim.commit_ended = false;
-        self.reclaim.active = Some(Active { layer, child, stage: Stage::Scanning });
+        self.reclaim.active = Some(Active { layer, child, stage: Stage::Scanning, copied: Vec::new() });
         self.scan(layer, ClusterIndex(0), STEP_RECORDS);
     }
 
     fn scan(&mut self, layer: LayerId, from: ClusterIndex, limit: usize) {
+        self.reclaim.scanning = true;
         self.meta.submit(TAG_RECLAIM, MetaOp::Scan { layer, from, limit });
     }
 
@@ -222,6 +225,12 @@ impl Store {
                 } else {
                     self.pause_reclaim();
                 }
+            }
+            Stage::Syncing => {
+                for key in std::mem::take(&mut active.copied) {
+                    self.apply_merge(key, io);
+                }
+                self.commit_step(Stage::Committing);
             }
             Stage::Ending => {
                 self.reclaim.active = None;
@@ -245,16 +254,32 @@ impl Store {
         self.load_wanted_maps();
     }
 
-    pub(super) fn reclaim_failed(&mut self, error: &str) {
-        let Some(active) = self.reclaim.active.take() else { return };
-        tracing::error!(layer = active.layer.0, error, "a layer cannot be reclaimed: its space stays in use");
-        self.reclaim.unreadable.insert(active.layer);
+    /// The layer is left as it is; moves under way end without effect.
+    pub(super) fn abandon_reclaim(&mut self, io: &mut Io<'_>) -> Option<LayerId> {
+        let active = self.reclaim.active.take()?;
         self.reclaim_later();
+        for key in active.copied {
+            self.drop_merge(key, Ok(Payload::None), io);
+        }
+        Some(active.layer)
+    }
+
+    /// Records of the layer, or of its child, cannot be read.
+    pub(super) fn reclaim_unread(&mut self, error: &str, io: &mut Io<'_>) {
+        self.reclaim.scanning = false;
+        self.reclaim_failed(error, io);
+    }
+
+    fn reclaim_failed(&mut self, error: &str, io: &mut Io<'_>) {
+        let Some(layer) = self.abandon_reclaim(io) else { return };
+        tracing::error!(layer = layer.0, error, "a layer cannot be reclaimed: its space stays in use");
+        self.reclaim.unreadable.insert(layer);
         self.load_wanted_maps();
     }
 
     /// Records of the layer, or of its child, have been read.
     pub(super) fn reclaim_records(&mut self, records: Vec<(ClusterIndex, MapRecord)>, io: &mut Io<'_>) {
+        self.reclaim.scanning = false;
         if !self.still_movable() {
             return self.pause_reclaim();
         }
@@ -276,7 +301,9 @@ impl Store {
                 }
                 self.move_records(moving, &records, io);
             }
-            Stage::Moving(_) | Stage::Committing | Stage::Ending => unreachable!("no scan is under way"),
+            Stage::Moving(_) | Stage::Syncing | Stage::Committing | Stage::Ending => {
+                unreachable!("no scan is under way")
+            }
         }
     }
 
@@ -362,11 +389,26 @@ impl Store {
         merge(&record, child.as_ref())
     }
 
+    /// The layer has been given up since: what the move would do nobody would record.
+    fn is_given_up(&self) -> bool {
+        self.reclaim.active.is_none()
+    }
+
+    /// A move comes to nothing: the records stay as they are.
+    fn drop_merge(&mut self, key: usize, outcome: Result<Payload, Errno>, io: &mut Io<'_>) {
+        self.reclaim.moves -= 1;
+        self.end_job(key, outcome, io);
+    }
+
     /// Nothing else changes the cluster now.
     pub(super) fn begin_merge(&mut self, key: usize, io: &mut Io<'_>) {
+        if self.is_given_up() {
+            return self.drop_merge(key, Ok(Payload::None), io);
+        }
         let merged = self.merged(key);
         if merged.copied.is_empty() {
-            return self.apply_merge(key, io);
+            self.apply_merge(key, io);
+            return self.record_moved();
         }
         let from = self.merge_task(key).record.cluster.expect("data lie somewhere");
         let runs: Vec<_> = merged.copied.runs().collect();
@@ -381,13 +423,15 @@ impl Store {
 
     pub(super) fn merge_parts_ended(&mut self, key: usize, io: &mut Io<'_>) {
         if let Some(error) = self.jobs[key].error() {
-            self.reclaim.moves -= 1;
             let text = format!("{error:?} while blocks were copied");
-            self.reclaim_failed(&text);
-            return self.end_job(key, Err(error), io);
+            self.reclaim_failed(&text, io);
+            return self.drop_merge(key, Err(error), io);
+        }
+        if self.is_given_up() {
+            return self.drop_merge(key, Ok(Payload::None), io);
         }
         if self.merge_task(key).writing {
-            return self.apply_merge(key, io);
+            return self.merge_copied(key, io);
         }
         self.merge_task(key).writing = true;
         let merged = self.merged(key);
@@ -401,6 +445,19 @@ impl Store {
             let kind = DiskOpKind::Write { offset: place.offset, done: 0, buf: buf.expect("it was read") };
             self.submit_part(key, part, place.file, kind, io);
         }
+    }
+
+    /// A volume's open layer is in doubt with the volume if the next sync fails, and shows to nobody else. Blocks of
+    /// closed layers show to many: nothing names the copies before they are durable.
+    fn merge_copied(&mut self, key: usize, io: &mut Io<'_>) {
+        if self.jobs[key].export != OWN_WORK {
+            self.apply_merge(key, io);
+            return self.record_moved();
+        }
+        if let Some(active) = &mut self.reclaim.active {
+            active.copied.push(key);
+        }
+        self.record_moved();
     }
 
     /// The blocks are where they belong: maps and records follow, all in one event, so that they share a commit.
@@ -425,7 +482,6 @@ impl Store {
         }
         self.reclaim.moves -= 1;
         self.end_job(key, Ok(Payload::None), io);
-        self.record_moved();
     }
 
     /// Every map that shows the older layer's cluster shows the merged record's from now on.
@@ -479,10 +535,13 @@ impl Store {
     }
 
     fn record_moved(&mut self) {
-        let Some(Active { stage: Stage::Moving(left), .. }) = &mut self.reclaim.active else { return };
+        let Some(Active { stage: Stage::Moving(left), copied, .. }) = &mut self.reclaim.active else {
+            return;
+        };
         *left -= 1;
         if *left == 0 {
-            self.commit_step(Stage::Committing);
+            let stage = if copied.is_empty() { Stage::Committing } else { Stage::Syncing };
+            self.commit_step(stage);
         }
     }
 

@@ -251,8 +251,8 @@ impl Case {
             93 => self.settle(),
             94 => self.check_snapshot(),
             95 => self.crash(),
-            96 if self.world.rng.u8(..4) == 0 => self.reopen(),
-            97..100 if self.with_faults => self.fault(),
+            96..97 if self.world.rng.u8(..4) == 0 => self.reopen(),
+            96..100 if self.with_faults => self.fault(),
             _ => {}
         }
     }
@@ -262,8 +262,8 @@ impl Case {
             0..4 => self.world.inject(Fault::ReadError),
             4..8 => self.world.inject(Fault::WriteError),
             8..12 => self.world.inject(Fault::Short),
-            12..14 => self.world.inject(Fault::NoSpace),
-            14..16 => self.world.inject(Fault::SyncError),
+            12 => self.world.inject(Fault::NoSpace),
+            13..16 => self.world.inject(Fault::SyncError),
             16 => self.world.meta.inject(MetaFault::Io),
             17 => self.world.meta.inject(MetaFault::NoSpace),
             18 => self.world.meta.inject(MetaFault::ReadIo),
@@ -479,9 +479,9 @@ impl Case {
             4 => self.rename(),
             5..7 => self.delete_volume(),
             7..14 => self.cut(),
-            14..18 => self.delete_snapshot(),
-            18..20 => self.rollback(),
-            20..23 => self.clone_snapshot(),
+            14..20 => self.delete_snapshot(),
+            20 => self.rollback(),
+            21..23 => self.clone_snapshot(),
             _ => self.hold(),
         }
     }
