@@ -5,6 +5,8 @@ pub mod units;
 
 pub mod map;
 
+pub mod hash;
+
 pub mod catalog;
 pub mod control;
 pub mod fsck;
