@@ -17,6 +17,8 @@ pub mod store;
 pub mod events;
 pub mod service;
 
+pub mod snapshot;
+
 pub mod api;
 
 pub mod exit_code;

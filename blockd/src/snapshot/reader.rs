@@ -1,0 +1,135 @@
+//! How closed layers are read outside the reactor: blocking, with files of our own.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+
+use super::records::Sources;
+use crate::catalog::meta::MetaStore;
+use crate::hash::Zeroes;
+use crate::units::{BLOCK_BYTES, CLUSTER_BYTES, Mask, PoolCluster};
+
+/// Bytes of a cluster, as an index.
+pub(super) const CLUSTER: usize = CLUSTER_BYTES as usize;
+
+/// A file of the pool, open for reading.
+#[derive(Debug)]
+pub struct PoolHandle {
+    /// The file; not in direct mode.
+    pub file: File,
+    /// Its superblock's number in the pool.
+    pub first: PoolCluster,
+    /// Clusters, the superblock's included.
+    pub clusters: u32,
+}
+
+/// Reads closed layers. Cheap to clone; clones share what they remember.
+///
+/// Whoever reads has pinned the snapshot: neither its records nor its clusters change meanwhile.
+#[derive(Clone)]
+pub struct ClosedReader {
+    pub(super) meta: Arc<dyn MetaStore>,
+    files: Arc<[PoolHandle]>,
+    pub(super) zeroes: Arc<Zeroes>,
+    /// That hash zeroes at once.
+    pub(super) threads: usize,
+}
+
+impl std::fmt::Debug for ClosedReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClosedReader").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+impl ClosedReader {
+    /// A reader of these metadata and files.
+    pub fn new(meta: Arc<dyn MetaStore>, mut files: Vec<PoolHandle>) -> Self {
+        files.sort_by_key(|file| file.first);
+        let threads = available_parallelism().map_or(1, usize::from);
+        Self { meta, files: files.into(), zeroes: Arc::new(Zeroes::new()), threads }
+    }
+
+    /// Reads clusters into the buffer, 64 KiB each; what shows no data is zero. What came of each.
+    pub(super) fn read(&self, clusters: &[&Sources], buffer: &mut [u8]) -> Vec<io::Result<()>> {
+        match self.read_all(clusters, buffer) {
+            Ok(()) => clusters.iter().map(|_| Ok(())).collect(),
+            // One by one, to see whose fault it is.
+            Err(_) => clusters
+                .iter()
+                .zip(buffer.chunks_mut(CLUSTER))
+                .map(|(&sources, buffer)| self.read_all(&[sources], buffer))
+                .collect(),
+        }
+    }
+
+    fn read_all(&self, clusters: &[&Sources], buffer: &mut [u8]) -> io::Result<()> {
+        let mut segments = Vec::new();
+        for (&sources, at) in clusters.iter().zip((0..).step_by(CLUSTER)) {
+            let shown = sources.iter().fold(Mask::NONE, |mask, source| mask.with(source.shown));
+            if shown != Mask::ALL {
+                buffer[at..at + CLUSTER].fill(0);
+            }
+            self.add_segments(sources, at, &mut segments)?;
+        }
+        for segment in join(segments) {
+            let place = &mut buffer[segment.at..segment.at + segment.length];
+            self.files[segment.file].file.read_exact_at(place, segment.offset)?;
+        }
+        Ok(())
+    }
+
+    fn add_segments(&self, sources: &Sources, at: usize, segments: &mut Vec<Segment>) -> io::Result<()> {
+        for source in sources {
+            let (file, start) = self.locate(source.cluster)?;
+            for run in source.shown.runs() {
+                let offset = start + u64::from(source.place(run.start)) * BLOCK_BYTES;
+                let at = at + run.start as usize * BLOCK_BYTES as usize;
+                let length = run.len() * BLOCK_BYTES as usize;
+                segments.push(Segment { at, file, offset, length });
+            }
+        }
+        Ok(())
+    }
+
+    /// The file of a pool cluster, and where it begins there.
+    fn locate(&self, cluster: PoolCluster) -> io::Result<(usize, u64)> {
+        let missing = || io::Error::other(format!("pool cluster {cluster} lies in no file"));
+        let file = self.files.partition_point(|file| file.first <= cluster).checked_sub(1);
+        let file = file.ok_or_else(missing)?;
+        let inside = cluster.0 - self.files[file].first.0;
+        if inside >= self.files[file].clusters {
+            return Err(missing());
+        }
+        Ok((file, u64::from(inside) * CLUSTER_BYTES))
+    }
+}
+
+/// One read.
+struct Segment {
+    /// Where in the buffer.
+    at: usize,
+    file: usize,
+    offset: u64,
+    length: usize,
+}
+
+/// Makes one read of those that follow each other in the buffer and in the file.
+fn join(mut segments: Vec<Segment>) -> Vec<Segment> {
+    segments.sort_unstable_by_key(|segment| segment.at);
+    let mut joined: Vec<Segment> = Vec::with_capacity(segments.len());
+    for next in segments {
+        match joined.last_mut() {
+            Some(last)
+                if last.file == next.file
+                    && last.at + last.length == next.at
+                    && last.offset + last.length as u64 == next.offset =>
+            {
+                last.length += next.length;
+            }
+            _ => joined.push(next),
+        }
+    }
+    joined
+}
