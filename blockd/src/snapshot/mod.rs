@@ -16,6 +16,7 @@
 mod compute;
 mod contents;
 mod diff;
+mod idle;
 mod reader;
 mod records;
 #[cfg(test)]
@@ -24,6 +25,7 @@ mod verify;
 
 pub use compute::hash;
 pub use diff::diff;
+pub use idle::{Hasher, Sleeps, Waits, run_hasher};
 pub use reader::{ClosedReader, PoolHandle};
 pub use verify::verify;
 

@@ -51,6 +51,11 @@ impl ClosedReader {
         Self { meta, files: files.into(), zeroes: Arc::new(Zeroes::new()), threads }
     }
 
+    /// The same, on one thread only.
+    pub(super) fn on_one_thread(&self) -> Self {
+        Self { threads: 1, ..self.clone() }
+    }
+
     /// Reads clusters into the buffer, 64 KiB each; what shows no data is zero. What came of each.
     pub(super) fn read(&self, clusters: &[&Sources], buffer: &mut [u8]) -> Vec<io::Result<()>> {
         match self.read_all(clusters, buffer) {

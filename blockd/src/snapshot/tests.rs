@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use fastrand::Rng;
@@ -302,6 +303,52 @@ fn what_cannot_be_read_is_damaged_and_the_rest_is_read() {
         }
     }
     assert!(damaged > 0);
+}
+
+/// Counts what it is asked, and ends the hasher when there is no work.
+struct NoWait<'a>(&'a AtomicBool);
+
+impl Waits for NoWait<'_> {
+    fn between_pieces(&self) {}
+
+    fn for_work(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn the_hasher_hashes_every_snapshot() {
+    let world = World::new(11, 8);
+    world.name_all();
+    let stop = AtomicBool::new(false);
+    let submit = |command| world.submit(command);
+    run_hasher(&world.reader(), &submit, &stop, &NoWait(&stop));
+    for (&id, layer) in &world.layers {
+        let root = recorded_root(&*world.meta, LayerId(id), layer.image.len() as u64).unwrap();
+        assert_eq!(root, Some(*blake3::hash(&layer.image).as_bytes()));
+    }
+    assert!(!world.is_pinned());
+}
+
+#[test]
+fn the_hasher_leaves_alone_what_it_cannot_read() {
+    let world = World::new(11, 8);
+    world.name_all();
+    let (stop, submit) = (AtomicBool::new(false), |command| world.submit(command));
+    let blind = ClosedReader::new(world.meta.clone(), Vec::new());
+    let (mut hasher, mut failures) = (Hasher::new(&blind), 0);
+    loop {
+        match hasher.hash_next(&submit, &stop, &NoWait(&stop)) {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => {
+                assert_eq!(error.kind, ErrorKind::Io);
+                failures += 1;
+            }
+        }
+        assert!(!world.is_pinned());
+    }
+    assert!((1..=8).contains(&failures));
 }
 
 #[test]

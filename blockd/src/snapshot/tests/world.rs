@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex};
 use fastrand::Rng;
 use tempfile::TempDir;
 
-use crate::catalog::format::{Change, LayerRecord, MapRecord};
+use crate::catalog::format::{Change, LayerRecord, MapRecord, SnapshotRecord, VolumeRecord};
 use crate::catalog::memory::MemoryMeta;
 use crate::catalog::meta::MetaStore;
 use crate::control::{Answer, Control, ControlError, ErrorKind, Pinned, SnapshotName};
 use crate::snapshot::{ClosedReader, PoolHandle};
 use crate::units::{
-    BLOCK_BYTES, CLUSTER_BYTES, ClusterIndex, LayerId, Mask, PoolCluster, VolumeId, cluster_count,
+    BLOCK_BYTES, CLUSTER_BYTES, ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeId, cluster_count,
 };
 
 /// Where the second pool file begins.
@@ -252,6 +252,24 @@ impl World {
             file.read_exact_at(&mut bytes, offset).unwrap();
             self.write_block(to, block, &bytes);
         }
+    }
+
+    /// Every layer becomes a snapshot of volume `v`, named by its number.
+    pub(super) fn name_all(&self) {
+        let volume = VolumeRecord { name: "v".into(), size: 1 << 40, head: LayerId(9999), created_ms: 0 };
+        let mut batch = vec![Change::Volume(VolumeId(1), Some(volume))];
+        for (&id, layer) in &self.layers {
+            let record = SnapshotRecord {
+                volume: VolumeId(1),
+                name: id.to_string(),
+                layer: LayerId(id),
+                size: layer.image.len() as u64,
+                created_ms: 0,
+                holds: Vec::new(),
+            };
+            batch.push(Change::Snapshot(SnapshotId(id), Some(record)));
+        }
+        self.meta.write(&batch).unwrap();
     }
 
     /// What the reactor does with the commands that we give.
