@@ -13,7 +13,9 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::thread::Thread;
 use std::time::Duration;
 
 use nbd_server::connection::Nanos;
@@ -27,14 +29,16 @@ use tokio::task::JoinHandle;
 
 use crate::catalog::load::Loaded;
 use crate::catalog::meta::{MetaOp, MetaPort};
+use crate::catalog::rocks::RocksMeta;
 use crate::catalog::worker::MetaWorker;
-use crate::control::{Answer, Control, ControlError, ErrorKind, SnapshotName};
+use crate::control::{Answer, Control, ControlError, ErrorKind, Pinned, SnapshotName};
 use crate::daemon::{self, Opening};
 use crate::exit_code;
 use crate::failure::Failure;
 use crate::lock::DataLock;
 use crate::open::{self, OpenError, OpenStore};
 use crate::service::{DiffExtent, Engine, VerifyReport};
+use crate::snapshot::{self, ClosedReader, PoolHandle, Sleeps, with_pin};
 use crate::store::pool::{Bitmap, Pool, PoolFile};
 use crate::store::{Store, Token};
 
@@ -42,6 +46,11 @@ use crate::store::{Store, Token};
 const COMMANDS_MAX: usize = 4096;
 /// How often the free space of the file system is looked at.
 const SPACE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A snapshot whose layers are being merged is waited for: so often, and so long each time.
+const BUSY_TRIES: u32 = 200;
+/// See [`BUSY_TRIES`].
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 type Reply = oneshot::Sender<Result<Answer, ControlError>>;
 
@@ -248,41 +257,109 @@ impl Drop for StoreBackend {
     }
 }
 
-/// The API's way to the store.
+/// The API's way to the store, and the hasher's.
 struct Handle {
     queue: Arc<Queue>,
     waker: Waker,
+    reader: ClosedReader,
+    hasher: OnceLock<Thread>,
+}
+
+impl Handle {
+    /// Hands a command over and waits for its answer, on a thread that may block.
+    fn ask(&self, command: Control) -> Result<Answer, ControlError> {
+        let (sender, receiver) = oneshot::channel();
+        self.submit(command, sender);
+        let gone = |_| ControlError::new(ErrorKind::Stopping, "the daemon is stopping");
+        receiver.blocking_recv().map_err(gone)?
+    }
+
+    /// Runs work on a snapshot whose layers stay as they are meanwhile. While they are being merged it waits.
+    fn pinned<T>(
+        &self,
+        name: &SnapshotName,
+        work: &mut dyn FnMut(&Pinned) -> Result<T, ControlError>,
+    ) -> Result<T, ControlError> {
+        let mut patience = BUSY_TRIES;
+        loop {
+            let mut begun = false;
+            let result = with_pin(&|command| self.ask(command), name, |pin| {
+                begun = true;
+                work(pin)
+            });
+            match result {
+                Err(error) if error.kind == ErrorKind::Busy && !begun && patience > 0 => patience -= 1,
+                result => return result,
+            }
+            std::thread::sleep(BUSY_PAUSE);
+        }
+    }
 }
 
 impl Engine for Handle {
     fn submit(&self, command: Control, answer: Reply) {
+        let new_snapshot = matches!(command, Control::CreateSnapshots { .. });
         self.queue.push(command, answer);
         self.waker.wake();
+        if new_snapshot && let Some(hasher) = self.hasher.get() {
+            hasher.unpark();
+        }
     }
 
     fn diff(
         &self,
-        _from: Option<&SnapshotName>,
-        _to: &SnapshotName,
-        _visit: &mut dyn FnMut(DiffExtent) -> bool,
+        from: Option<&SnapshotName>,
+        to: &SnapshotName,
+        visit: &mut dyn FnMut(DiffExtent) -> bool,
     ) -> Result<(), ControlError> {
-        Err(ControlError::new(ErrorKind::Refused, "not in this build"))
+        self.pinned(to, &mut |to| match from {
+            Some(from) => self.pinned(from, &mut |from| snapshot::diff(&self.reader, Some(from), to, visit)),
+            None => snapshot::diff(&self.reader, None, to, visit),
+        })
     }
 
     fn hash(
         &self,
-        _name: &SnapshotName,
-        _progress: &mut dyn FnMut(u64, u64) -> bool,
+        name: &SnapshotName,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<[u8; 32], ControlError> {
-        Err(ControlError::new(ErrorKind::Refused, "not in this build"))
+        let submit = |command| self.ask(command);
+        self.pinned(name, &mut |pinned| snapshot::hash(&self.reader, pinned, &submit, progress))
     }
 
     fn verify(
         &self,
-        _name: &SnapshotName,
-        _progress: &mut dyn FnMut(u64, u64) -> bool,
+        name: &SnapshotName,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<VerifyReport, ControlError> {
-        Err(ControlError::new(ErrorKind::Refused, "not in this build"))
+        self.pinned(name, &mut |pinned| snapshot::verify(&self.reader, pinned, progress))
+    }
+}
+
+/// The thread that hashes new snapshots while nobody waits for it.
+struct HasherThread {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl HasherThread {
+    fn start(handle: &Arc<Handle>) -> io::Result<Self> {
+        let stop = Arc::<AtomicBool>::default();
+        let (engine, stopping) = (Arc::clone(handle), Arc::clone(&stop));
+        let thread = std::thread::Builder::new().name("hasher".to_owned()).spawn(move || {
+            let submit = |command| engine.ask(command);
+            snapshot::run_hasher(&engine.reader, &submit, &stopping, &Sleeps::default());
+        })?;
+        handle.hasher.get_or_init(|| thread.thread().clone());
+        Ok(Self { stop, thread })
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Release);
+        self.thread.thread().unpark();
+        if self.thread.join().is_err() {
+            tracing::error!("the hasher has panicked");
+        }
     }
 }
 
@@ -290,6 +367,7 @@ impl Engine for Handle {
 pub struct Host {
     server: Server,
     handle: Arc<Handle>,
+    hasher: HasherThread,
     accepting: Vec<JoinHandle<io::Result<()>>>,
     /// Released last.
     _lock: DataLock,
@@ -305,7 +383,7 @@ impl Host {
         let store = open::open(opening.config).map_err(|error| refusal(data, &error))?;
         let (queue, exports) = (Arc::<Queue>::default(), Arc::<Exports>::default());
         let late = Arc::<OnceLock<Waker>>::default();
-        let (lock, parts) = OpenParts::of(store);
+        let (lock, reader, parts) = OpenParts::of(store);
         let spec = reactor_spec(parts, data.clone(), &queue, &exports, &late)
             .map_err(|error| cannot_serve(data, &error))?;
         let config =
@@ -319,7 +397,9 @@ impl Host {
             tokio::spawn(async move { acceptor.serve(listener).await })
         };
         let accepting = opening.nbd.into_iter().map(accept).collect();
-        Ok(Self { server, handle: Arc::new(Handle { queue, waker }), accepting, _lock: lock })
+        let handle = Arc::new(Handle { queue, waker, reader, hasher: OnceLock::new() });
+        let hasher = HasherThread::start(&handle).map_err(|error| cannot_serve(data, &error))?;
+        Ok(Self { server, handle, hasher, accepting, _lock: lock })
     }
 }
 
@@ -328,15 +408,19 @@ struct OpenParts {
     loaded: Loaded,
     used: Bitmap,
     files: Vec<nbd_server::reactor::OpenFile>,
-    meta: Arc<crate::catalog::rocks::RocksMeta>,
+    meta: Arc<RocksMeta>,
     mark: crate::catalog::mark::Mark,
     reserve_bytes: u64,
 }
 
 impl OpenParts {
-    fn of(store: OpenStore) -> (DataLock, Self) {
-        let OpenStore { lock, loaded, used, meta, mark, files, reserve_bytes, .. } = store;
-        (lock, Self { loaded, used, files, meta, mark, reserve_bytes })
+    fn of(store: OpenStore) -> (DataLock, ClosedReader, Self) {
+        let OpenStore { lock, loaded, used, meta, mark, files, readers, reserve_bytes } = store;
+        let handles = readers.into_iter().zip(loaded.files.values());
+        let handles =
+            handles.map(|(file, record)| PoolHandle { file, first: record.first, clusters: record.clusters });
+        let reader = ClosedReader::new(Arc::<RocksMeta>::clone(&meta), handles.collect());
+        (lock, reader, Self { loaded, used, files, meta, mark, reserve_bytes })
     }
 }
 
@@ -398,6 +482,12 @@ impl daemon::Backend for Host {
     async fn stop(self) -> Result<(), Failure> {
         for task in &self.accepting {
             task.abort();
+        }
+        // Its commands get answers as long as the reactor runs.
+        let hasher = self.hasher;
+        let ended = tokio::task::spawn_blocking(move || hasher.end()).await;
+        if let Err(error) = ended {
+            tracing::error!(%error, "the hasher has not ended");
         }
         let stats = self.server.stop().await.map_err(|error| {
             Failure::new(exit_code::FAILED, "the store failed while it stopped", error, "blockd fsck DIR")
