@@ -3,7 +3,9 @@
 //! asked before anything is read for it.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,6 +23,8 @@ use tokio::time::timeout;
 pub const REQUEST_BYTES_MAX: u32 = 1 << 20;
 /// Requests in flight.
 const IN_FLIGHT_MAX: usize = 16;
+/// Longest path that a socket address holds.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// How long the whole handshake may take.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long the server may be silent while requests are in flight; a flush of much data on a slow disk is silent long.
@@ -115,13 +119,29 @@ pub struct NbdClient {
     cookie: u64,
 }
 
+/// Connects to a Unix socket whatever the length of its path.
+///
+/// The daemon tells its socket's absolute path, also where it was given a short relative one. What exceeds a socket
+/// address goes through the directory's descriptor, whose name is always short.
+async fn connect_unix(socket: &Path) -> io::Result<UnixStream> {
+    if socket.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
+        return UnixStream::connect(socket).await;
+    }
+    let (Some(directory), Some(name)) = (socket.parent(), socket.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let directory = File::open(directory)?;
+    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string());
+    UnixStream::connect(short.join(name)).await
+}
+
 impl NbdClient {
     /// Connects to an export.
     ///
     /// # Errors
     /// See [`NbdError`], here and below.
     pub async fn connect(socket: &Path, export: &str) -> Result<Self> {
-        let stream = UnixStream::connect(socket).await?;
+        let stream = connect_unix(socket).await?;
         let (reader, writer) = stream.into_split();
         let mut client = Self {
             reader: BufReader::with_capacity(64 << 10, reader),
