@@ -50,9 +50,9 @@ enum Door {
         #[arg(long = "for", value_enum, default_value = "test")]
         purpose: SetupFor,
     },
-    /// Boot a Linux guest from a disk that our server serves, let it write, and check every byte from outside
+    /// Tell blockd's story with real guests: import, snapshot, clone, a kill -9, rollback, all checked from outside
     Demo {
-        /// Keep the disk's image afterwards (logs are always kept)
+        /// Keep store and image afterwards (logs are always kept)
         #[arg(long)]
         keep: bool,
     },

@@ -41,11 +41,17 @@ impl Workspace {
         metadata(&mut self.cargo(&[]), &["--filter-platform", host])
     }
 
-    /// Builds our server as users get it and returns the program.
+    /// Builds `nbd-server` as users get it and returns the program.
     pub(crate) fn build_server(&self) -> Result<PathBuf> {
         let build = ["build", "--quiet", "--release", "-p", "nbd-server", "--bin", "nbd-server"];
         process::run_visibly(&mut self.cargo(&build))?;
         Ok(self.target.join("release/nbd-server"))
+    }
+
+    /// Builds `blockd` and `blockctl` as users get them and returns where they are.
+    pub(crate) fn build_blockd(&self) -> Result<PathBuf> {
+        process::run_visibly(&mut self.cargo(&["build", "--quiet", "--release", "-p", "blockd", "--bins"]))?;
+        Ok(self.target.join("release"))
     }
 
     /// Where a tool of cargo is: `PATH`, or where [`deny`](crate::deny) puts it.

@@ -1,133 +1,168 @@
-//! What the guest printed, read; and the table at the demo's end.
+//! What the acts measured, and the table at the demo's end.
 
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use super::guests::Finished;
+use super::story::written_mib;
+use super::words::Sums;
 
-const MIB: f64 = (1 << 20) as f64;
-
-/// What the guest measured and saw.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct GuestWords {
-    pub(crate) write: Transfer,
-    pub(crate) read: Transfer,
-    pub(crate) disk: DiskRequests,
-    pub(crate) sums: Vec<FileSum>,
+/// A disk image that became a volume.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Import {
+    /// Bytes of the disk.
+    pub(super) size: u64,
+    /// Bytes that the pool holds of it.
+    pub(super) used: u64,
+    pub(super) took: Duration,
 }
 
-/// Bytes moved in a time.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Transfer {
-    pub(crate) bytes: u64,
-    pub(crate) seconds: f64,
+/// A snapshot of a disk that was being written to.
+#[derive(Debug)]
+pub(super) struct Cut {
+    /// The round that the guest was writing.
+    pub(super) round: u32,
+    /// What was durable before.
+    pub(super) files: Sums,
+    pub(super) took: Duration,
 }
 
-/// Requests that the guest's disk completed since boot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct DiskRequests {
-    pub(crate) reads: u64,
-    pub(crate) writes: u64,
-    pub(crate) flushes: u64,
+/// A clone, and the guest that ran on it beside the first.
+#[derive(Debug)]
+pub(super) struct Beside {
+    /// Making the clone.
+    pub(super) took: Duration,
+    pub(super) boot: Duration,
+    /// Rounds that the first guest began meanwhile.
+    pub(super) meanwhile: u32,
+    pub(super) guest: Finished,
 }
 
-/// A file in the guest and the checksum that the guest saw.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct FileSum {
-    pub(crate) path: String,
-    pub(crate) md5: String,
+/// A killed daemon.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outage {
+    /// From the kill until the next daemon answered.
+    pub(super) away: Duration,
+    /// The longest small durable write in the guest that ended after the kill.
+    pub(super) pause: Duration,
+    /// The median of those before.
+    pub(super) usual: Duration,
 }
 
-/// What the server used from its start to just before its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ServerUse {
-    pub(crate) cpu: Duration,
-    pub(crate) memory_peak_kib: u64,
+/// Bytes of the pool in use.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Space {
+    pub(super) empty: u64,
+    /// Before the first deletion.
+    pub(super) most: u64,
+    pub(super) after: u64,
+    /// From the first deletion until everything was free.
+    pub(super) took: Duration,
 }
 
 /// All that the demo found.
 #[derive(Debug)]
-pub(crate) struct Report {
-    pub(crate) accel: &'static str,
-    pub(crate) boot: Duration,
-    pub(crate) guest: GuestWords,
-    pub(crate) server: ServerUse,
-    pub(crate) stop: Duration,
+pub(super) struct Report {
+    pub(super) accel: &'static str,
+    pub(super) import: Import,
+    pub(super) boot: Duration,
+    pub(super) cut: Cut,
+    pub(super) beside: Beside,
+    pub(super) outage: Outage,
+    pub(super) written: Finished,
+    pub(super) rollback: Duration,
+    pub(super) space: Space,
 }
 
-impl GuestWords {
-    /// Finds the lines of `guest.sh` on the console.
-    pub(crate) fn parse(console: &str) -> Result<Self> {
-        Ok(Self {
-            write: Transfer::parse(line(console, "DEMO-WRITE")?)?,
-            read: Transfer::parse(line(console, "DEMO-READ")?)?,
-            disk: DiskRequests::parse(line(console, "DEMO-DISK")?)?,
-            sums: console.lines().filter_map(FileSum::parse).collect(),
-        })
+/// Bytes, for people.
+pub(super) fn bytes(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    match bytes {
+        0..0x10_0000 => format!("{} KiB", bytes.div_ceil(1024)),
+        0x10_0000..0x4000_0000 => format!("{mib:.1} MiB"),
+        _ => format!("{:.1} GiB", mib / 1024.0),
     }
 }
 
-impl Transfer {
-    fn parse(text: &str) -> Result<Self> {
-        let field = |key: &str| {
-            let value = text.split_whitespace().find_map(|word| word.strip_prefix(key));
-            value.with_context(|| format!("the guest printed no {key} in {text:?}"))
-        };
-        let (from, to): (f64, f64) = (field("from=")?.parse()?, field("to=")?.parse()?);
-        // The guest's clock shows hundredths: a shorter transfer counts as one.
-        Ok(Self { bytes: field("bytes=")?.parse()?, seconds: (to - from).max(0.01) })
-    }
+/// A short time, for people.
+pub(super) fn millis(time: Duration) -> String {
+    format!("{:.0} ms", time.as_secs_f64() * 1000.0)
 }
 
-impl DiskRequests {
-    /// From the numbers of `/sys/block/*/stat`: reads are the first, writes the fifth, flushes the sixteenth.
-    fn parse(text: &str) -> Result<Self> {
-        let numbers: Vec<&str> = text.split_whitespace().collect();
-        let number = |at: usize| -> Result<u64> {
-            let text =
-                numbers.get(at).with_context(|| format!("the guest printed {} numbers", numbers.len()))?;
-            Ok(text.parse()?)
-        };
-        Ok(Self { reads: number(0)?, writes: number(4)?, flushes: number(15)? })
-    }
-}
-
-impl FileSum {
-    fn parse(line: &str) -> Option<Self> {
-        let (md5, path) = line.trim().strip_prefix("DEMO-SUM ")?.split_once(' ')?;
-        Some(Self { path: path.to_owned(), md5: md5.to_owned() })
-    }
-}
-
-/// What follows `marker` on its line.
-fn line<'a>(console: &'a str, marker: &str) -> Result<&'a str> {
-    let found = console.lines().find_map(|line| line.trim().strip_prefix(marker));
-    found.with_context(|| format!("the guest never printed {marker}"))
-}
-
-impl fmt::Display for Transfer {
+impl fmt::Display for Outage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = self.bytes as f64 / MIB;
-        write!(f, "{mib:.0} MiB in {:.2} s: {:.0} MiB/s", self.seconds, mib / self.seconds)
+        let (away, pause, usual) = (millis(self.away), millis(self.pause), millis(self.usual));
+        write!(f, "blockd away {away}, the guest's longest small write {pause} (usually {usual})")
+    }
+}
+
+impl fmt::Display for Import {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of a {} disk in {}", bytes(self.used), bytes(self.size), millis(self.took))
+    }
+}
+
+impl fmt::Display for Space {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (empty, most, after) = (bytes(self.empty), bytes(self.most), bytes(self.after));
+        write!(f, "{most} in use, {after} after deleting ({}), {empty} at the start", millis(self.took))
+    }
+}
+
+impl Report {
+    /// Names and values, in the order of the story.
+    fn rows(&self) -> [(&'static str, String); 12] {
+        [
+            ("import", self.import.to_string()),
+            ("power-on to script", self.boots()),
+            (
+                "snapshot",
+                format!("{}, while the guest wrote round {}", millis(self.cut.took), self.cut.round),
+            ),
+            ("clone", millis(self.beside.took)),
+            ("guest on the clone", self.found()),
+            ("the first meanwhile", format!("wrote on, {} more rounds begun", self.beside.meanwhile)),
+            ("kill -9 of blockd", format!("the next one answered after {}", millis(self.outage.away))),
+            ("as the guest saw it", self.seen()),
+            ("checked from outside", self.checked()),
+            ("rollback", self.rolled_back()),
+            ("space", self.space.to_string()),
+            ("blockd fsck", "clean".to_owned()),
+        ]
+    }
+
+    fn boots(&self) -> String {
+        let (first, second) = (self.boot.as_secs_f64(), self.beside.boot.as_secs_f64());
+        format!("{first:.1} s ({}); the second guest {second:.1} s", self.accel)
+    }
+
+    fn found(&self) -> String {
+        let (found, files) = (self.beside.guest.verified, self.cut.files.len());
+        format!("found {found} of {files} files that were durable at the snapshot")
+    }
+
+    fn seen(&self) -> String {
+        let Outage { pause, usual, .. } = self.outage;
+        format!("a small durable write took {}, usually {}; no error", millis(pause), millis(usual))
+    }
+
+    fn checked(&self) -> String {
+        let (written, clone) = (&self.written, self.cut.files.len() + self.beside.guest.sums.len());
+        let (files, mib) = (written.sums.len(), written_mib(written));
+        format!(
+            "e2fsck clean; {files} files ({mib} MiB written), {clone} on the clone, as the guests saw them"
+        )
+    }
+
+    fn rolled_back(&self) -> String {
+        let files = self.cut.files.len();
+        format!("{}; the snapshot byte for byte, {files} files of then, none of later", millis(self.rollback))
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (guest, disk, server) = (&self.guest, &self.guest.disk, &self.server);
-        let mut row = |name: &str, value: String| writeln!(f, "  {name:<24}{value}");
-        row("accelerator", self.accel.to_owned())?;
-        row("power-on to script", format!("{:.1} s", self.boot.as_secs_f64()))?;
-        row("guest wrote, with sync", guest.write.to_string())?;
-        row("guest read back", guest.read.to_string())?;
-        let requests = format!("{} reads, {} writes, {} flushes", disk.reads, disk.writes, disk.flushes);
-        row("guest's disk requests", requests)?;
-        let memory = server.memory_peak_kib / 1024;
-        row("server used", format!("{:.2} s CPU, {memory} MiB at most", server.cpu.as_secs_f64()))?;
-        row("server stopped", format!("exit 0, {:.2} s after SIGTERM", self.stop.as_secs_f64()))?;
-        row("e2fsck -fn", "clean".to_owned())?;
-        let files = guest.sums.len();
-        row("checksums from outside", format!("{files} of {files} files as the guest saw them"))
+        self.rows().iter().try_for_each(|(name, value)| writeln!(f, "  {name:<22}{value}"))
     }
 }
 
@@ -135,22 +170,15 @@ impl fmt::Display for Report {
 mod tests {
     use super::*;
 
-    const CONSOLE: &str = "GUEST-READY up=1\nDEMO-WRITE bytes=2097152 from=0.95 to=1.45\n\
-        DEMO-READ bytes=2097152 from=2.00 to=2.00\nDEMO-SUM abc /data/file-1\nDEMO-SUM def /data/file-2\n\
-        DEMO-DISK      10 0 0 0 20 0 0 0 0 0 0 0 0 0 0 3 0\nGUEST-DONE rc=0\n";
-
     #[test]
-    fn the_guests_words_are_read() {
-        let words = GuestWords::parse(CONSOLE).unwrap();
-        assert_eq!(words.write.to_string(), "2 MiB in 0.50 s: 4 MiB/s");
-        assert_eq!(words.read.seconds, 0.01, "never a division by zero");
-        assert_eq!(words.disk, DiskRequests { reads: 10, writes: 20, flushes: 3 });
-        assert_eq!(words.sums[1], FileSum { path: "/data/file-2".into(), md5: "def".into() });
-    }
-
-    #[test]
-    fn a_missing_line_is_named() {
-        let error = GuestWords::parse("GUEST-DONE rc=0\n").unwrap_err().to_string();
-        assert_eq!(error, "the guest never printed DEMO-WRITE");
+    fn numbers_are_for_people() {
+        assert_eq!(bytes(65536), "64 KiB");
+        assert_eq!((bytes(1 << 30).as_str(), bytes(3 << 19).as_str()), ("1.0 GiB", "1.5 MiB"));
+        let ms = Duration::from_millis;
+        let outage = Outage { away: ms(80), pause: ms(1020), usual: ms(30) };
+        assert_eq!(
+            outage.to_string(),
+            "blockd away 80 ms, the guest's longest small write 1020 ms (usually 30 ms)"
+        );
     }
 }
