@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::Thread;
 use std::time::Duration;
 
-use nbd_server::connection::Nanos;
+use nbd_server::connection::{Limits, Nanos};
 use nbd_server::disk::{DiskDone, ExportIndex, FileId};
 use nbd_server::export::{Backend, ExportInfo, Io, Request};
 use nbd_server::handshake::{Directory, ExportAddress};
@@ -386,8 +386,10 @@ impl Host {
         let (lock, reader, parts) = OpenParts::of(store);
         let spec = reactor_spec(parts, data.clone(), &queue, &exports, &late)
             .map_err(|error| cannot_serve(data, &error))?;
-        let config =
-            ServerConfig { connections_max: opening.config.connections_max, ..ServerConfig::default() };
+        // QEMU waits for the next daemon when a connection ends, but hands ESHUTDOWN on as an error of the disk.
+        let limits = Limits { refuse_at_stop: false, ..Limits::default() };
+        let connections_max = opening.config.connections_max;
+        let config = ServerConfig { connections_max, limits, ..ServerConfig::default() };
         let directory: Arc<dyn Directory> = Arc::<Exports>::clone(&exports);
         let server = Server::start_with(vec![spec], directory, config).map_err(|e| cannot_serve(data, &e))?;
         let waker = server.wakers().pop().expect("one reactor");

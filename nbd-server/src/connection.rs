@@ -63,6 +63,10 @@ pub struct Limits {
     pub send_ahead_bytes: usize,
     /// How long half a request may wait for its rest, or a reply for being read.
     pub stall: std::time::Duration,
+    /// When the server stops: answer requests that still arrive with ESHUTDOWN. Otherwise they are not read any more,
+    /// and their client finds the connection closed: for clients that then wait for the next server, and would take
+    /// the error for the disk's.
+    pub refuse_at_stop: bool,
 }
 
 impl Default for Limits {
@@ -73,6 +77,7 @@ impl Default for Limits {
             receive_bytes: 128 << 10,
             send_ahead_bytes: 2 << 20,
             stall: std::time::Duration::from_secs(30),
+            refuse_at_stop: true,
         }
     }
 }
@@ -357,6 +362,9 @@ impl Connection {
     }
 
     fn step_header(&mut self, pool: &Pool) -> Step {
+        if self.stopping && !self.limits.refuse_at_stop {
+            return Step::Stop;
+        }
         let Some(bytes) = self.unparsed().first_chunk::<REQUEST_HEADER_BYTES>() else { return Step::Stop };
         let Some(header) = RequestHeader::parse(bytes) else {
             return self.give_up(CloseReason::BadRequestMagic);
@@ -736,7 +744,7 @@ impl Connection {
         }
     }
 
-    /// The server stops: requests that arrive from now on are answered ESHUTDOWN.
+    /// The server stops: requests that arrive from now on are answered ESHUTDOWN, or not read any more.
     pub fn begin_stop(&mut self) {
         self.stopping = true;
     }
