@@ -180,7 +180,14 @@ impl Store {
             && !child.is_some_and(unsettled)
             && !self.pins.iter().any(|(_, chain)| chain.contains(&layer))
             && !self.served.iter().flatten().any(loading)
-            && !child.and_then(|child| self.catalog.is_head(child)).is_some_and(|v| self.volume_failed(v))
+            && !child.is_some_and(|child| self.shows_in_failed_volume(child))
+    }
+
+    /// Whether a volume that has failed shows a layer: what is known of it is ahead of its records then.
+    fn shows_in_failed_volume(&self, layer: LayerId) -> bool {
+        let volumes = self.catalog.volumes.iter();
+        let mut failed = volumes.filter(|(volume, _)| self.volume_failed(**volume));
+        failed.any(|(_, record)| self.catalog.chain(record.head).contains(&layer))
     }
 
     /// Begins or goes on with the background work, as far as it can.
