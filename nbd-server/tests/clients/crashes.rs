@@ -259,10 +259,10 @@ impl Snapshots for ByHand {
         self.sync(file.parent().unwrap())
     }
 
-    fn hash(&self, name: &str) -> anyhow::Result<String> {
+    fn hash(&self, name: &str) -> anyhow::Result<Option<String>> {
         let mut hasher = DefaultHasher::new();
         fs::read(self.file(name))?.hash(&mut hasher);
-        Ok(hasher.finish().to_string())
+        Ok(Some(hasher.finish().to_string()))
     }
 }
 
