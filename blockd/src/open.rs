@@ -7,11 +7,12 @@
 //! **Opening** looks before it touches: catalog, mark and superblocks are checked with everything open for reading only,
 //! so that a store that is refused stays as it was found.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nbd_server::reactor::OpenFile;
 
@@ -31,6 +32,9 @@ use crate::units::{CLUSTER_BYTES, LayerId, PoolCluster, SnapshotId, VolumeId};
 const CREATING: &str = "creating";
 /// What a data directory may hold besides a store: no obstacle to making one.
 const HARMLESS: [&str; 2] = ["lock", "lost+found"];
+/// How long the ring of a daemon that has just been killed may hold the pool's files, and how often we look.
+const POOL_LOCK_TIME_MAX: Duration = Duration::from_secs(10);
+const POOL_LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why a store cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -276,6 +280,13 @@ fn new_identity() -> io::Result<[u8; 16]> {
     Ok(identity)
 }
 
+/// Opens the pool's files, alone, with all that was ever written to them durable.
+///
+/// **Alone.** The kernel takes the ring of a killed daemon down some time after the process, and with it its writes in
+/// flight and its locks on these files: until then they are not ours to write.
+///
+/// **Durable.** What a killed daemon wrote and did not sync is in the page cache, and we serve it. A client that was
+/// answered before the kill and asks us for a FLUSH must have it durable, and we would find nothing to sync for it.
 fn open_files(data: &Path, loaded: &Loaded, cache: Cache) -> Result<Vec<OpenFile>, OpenError> {
     let direct = cache == Cache::Direct;
     let open = |record: &PoolFileRecord| {
@@ -283,8 +294,21 @@ fn open_files(data: &Path, loaded: &Loaded, cache: Cache) -> Result<Vec<OpenFile
         let flags = if direct { libc::O_DIRECT } else { 0 };
         let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path);
         let file = file.map_err(failed(path.display().to_string()))?;
-        file.try_lock().map_err(|error| OpenError::Pool(path, format!("in use: {error}")))?;
+        lock_pool_file(&file).map_err(|error| OpenError::Pool(path.clone(), format!("in use: {error}")))?;
+        file.sync_data().map_err(failed(path.display().to_string()))?;
         Ok(OpenFile { file, direct })
     };
     loaded.files.values().map(open).collect()
+}
+
+fn lock_pool_file(file: &File) -> Result<(), TryLockError> {
+    let deadline = Instant::now() + POOL_LOCK_TIME_MAX;
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(POOL_LOCK_PAUSE);
+            }
+            result => return result,
+        }
+    }
 }
