@@ -452,10 +452,7 @@ impl Store {
         let (export, range) = (job.export, *at..*at + buf.len() as u64);
         let found = self.find_targets(export, &range);
         self.extend_pool(io);
-        let Ok(found) = found else {
-            self.starved.push_back(key);
-            return;
-        };
+        let Ok(found) = found else { return self.starve(key) };
         let mut runs = SmallVec::<[Run; 4]>::new();
         for (target, (_, blocks)) in found.iter().zip(clusters(&range)) {
             let (end, first) = (16 - blocks.0.leading_zeros(), blocks.0.trailing_zeros());
@@ -528,8 +525,7 @@ impl Store {
         let middle = range.start.next_multiple_of(BLOCK_BYTES)..end / BLOCK_BYTES * BLOCK_BYTES;
         if middle.start < middle.end && !self.zero_blocks(export, &middle, keep) {
             self.extend_pool(io);
-            self.starved.push_back(key);
-            return;
+            return self.starve(key);
         }
         self.jobs[key].pending += 1;
         for edge in edges(&(range.start..end)) {
@@ -740,10 +736,20 @@ impl Store {
         }
     }
 
+    /// A job waits for clusters. It touches none meanwhile: what was freed waits for all operations that began before,
+    /// and would wait for this one, which waits for it.
+    fn starve(&mut self, key: usize) {
+        if let Some(era) = self.jobs[key].era.take() {
+            self.pool.operation_ended(era);
+        }
+        self.starved.push_back(key);
+    }
+
     /// Jobs that wait for clusters go on, or fail when there will be none.
     pub(super) fn feed_starved(&mut self, io: &mut Io<'_>) {
         while let Some(key) = self.starved.pop_front() {
             let others = self.starved.len();
+            self.jobs[key].era = Some(self.pool.operation_began());
             if matches!(self.jobs[key].task, Task::Zero { .. }) {
                 self.begin_zero(key, io);
             } else {
