@@ -121,9 +121,14 @@ fn check_files(data: &Path) -> Result<(), OpenError> {
     for (index, record) in &loaded.files {
         let path = data.join(&record.path);
         let bad = |reason: String| OpenError::Pool(path.clone(), reason);
+        // A medium that cannot be read is another matter than a file that is not there, or not whole.
+        let unread = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => bad(format!("POOL_MISMATCH: {error}")),
+            _ => bad(error.to_string()),
+        };
         let mut bytes = vec![0; SUPERBLOCK_BYTES];
-        let mut file = File::open(&path).map_err(|error| bad(error.to_string()))?;
-        file.read_exact(&mut bytes).map_err(|error| bad(error.to_string()))?;
+        let mut file = File::open(&path).map_err(unread)?;
+        file.read_exact(&mut bytes).map_err(unread)?;
         let expected = Superblock::of(loaded.store.identity, *index, record);
         expected.check(&bytes).map_err(|error: SuperblockError| bad(error.to_string()))?;
         let length = file.seek(SeekFrom::End(0)).map_err(|error| bad(error.to_string()))?;

@@ -53,7 +53,8 @@ impl RocksMeta {
     /// store that is refused stays as it was found.
     ///
     /// # Errors
-    /// `Damaged`; `Io`, also if there are none and `create` is false, or if there are and it is true.
+    /// `Damaged`, also if there are none, or some are missing, and `create` is false; `Io`, also if there are and it is
+    /// true.
     pub fn open(directory: &Path, create: bool) -> Result<Self, MetaError> {
         manifest::check(directory)?;
         let mut options = options();
@@ -62,13 +63,13 @@ impl RocksMeta {
         options.set_error_if_exists(create);
         options.set_keep_log_file_num(INFO_LOGS_MAX);
         options.set_max_log_file_size(INFO_LOG_BYTES_MAX);
-        Ok(Self::of(DB::open(&options, directory).map_err(meta_error)?, directory))
+        Ok(Self::of(DB::open(&options, directory).map_err(open_error)?, directory))
     }
 
     /// Opens the metadata without writing a byte: RocksDB replays its log in memory. Every write is refused.
     ///
     /// # Errors
-    /// `Damaged`; `Io`, also if there are none.
+    /// `Damaged`, also if there are none; `Io`.
     pub fn open_read_only(directory: &Path) -> Result<Self, MetaError> {
         manifest::check(directory)?;
         let mut options = options();
@@ -76,7 +77,7 @@ impl RocksMeta {
         options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Warn, |_, text: &str| {
             tracing::debug!(target: "rocksdb", "{}", text.trim_end());
         }));
-        let db = DB::open_for_read_only(&options, directory, false).map_err(meta_error)?;
+        let db = DB::open_for_read_only(&options, directory, false).map_err(open_error)?;
         Ok(Self::of(db, directory))
     }
 
@@ -172,6 +173,12 @@ fn meta_error(error: Error) -> MetaError {
         // Its "no space" too: see `check_room`.
         _ => MetaError::Io(format!("RocksDB: {error}")),
     }
+}
+
+/// RocksDB calls a file that it misses an I/O error; to us its files are one, and damaged without it.
+fn open_error(error: Error) -> MetaError {
+    let misses = error.kind() == ErrorKind::IOError && error.as_ref().contains("No such file");
+    if misses { MetaError::Damaged(format!("RocksDB: {error}")) } else { meta_error(error) }
 }
 
 /// A batch in RocksDB's form.
