@@ -393,7 +393,8 @@ impl Store {
         let mut sound = Vec::new();
         for bundle in bundles {
             if bundle.volumes.iter().any(|&volume| self.volume_failed(volume)) {
-                self.refuse_bundle(&bundle);
+                let text = "a sync of the pool failed: restart the daemon, which checks the store";
+                self.refuse_bundle(&bundle, &ControlError::new(ErrorKind::Io, text));
             } else {
                 sound.push(bundle);
             }
@@ -403,7 +404,7 @@ impl Store {
 
     /// What it would have published stays unseen, so nothing will be read that it would have completed. Its volumes
     /// are ahead of what is durable, a cut's layers for one: nothing of theirs can be committed any more.
-    fn refuse_bundle(&mut self, bundle: &Bundle) {
+    fn refuse_bundle(&mut self, bundle: &Bundle, error: &ControlError) {
         for disk in self.served.iter_mut().flatten() {
             if let Subject::Volume(volume) = disk.subject {
                 disk.failed |= bundle.volumes.contains(&volume);
@@ -411,8 +412,7 @@ impl Store {
         }
         self.commits.settle(bundle);
         if let Some(token) = bundle.token {
-            let text = "a sync of the pool failed: restart the daemon, which checks the store";
-            self.answer(token, Err(ControlError::new(ErrorKind::Io, text)));
+            self.answer(token, Err(error.clone()));
         }
     }
 
@@ -444,8 +444,17 @@ impl Store {
         self.commits.next.clear();
         let mut bundles = std::mem::take(&mut self.commits.covered_bundles);
         bundles.append(&mut self.commits.next_bundles);
+        let refusal = match error {
+            MetaError::NoSpace => {
+                (ErrorKind::NoSpace, "the file system is full: make room, then restart the daemon")
+            }
+            _ => (
+                ErrorKind::Io,
+                "the metadata could not be written: restart the daemon, which checks the store",
+            ),
+        };
         for bundle in &bundles {
-            self.refuse_bundle(bundle);
+            self.refuse_bundle(bundle, &ControlError::new(refusal.0, refusal.1));
         }
         self.abandon_reclaim(io);
         self.load_wanted_maps();

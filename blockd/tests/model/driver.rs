@@ -596,7 +596,7 @@ impl Case {
         trace!(self, "{asked:?} {answer:?}");
         if let Err(error) = &answer {
             self.excuse_command(&asked, error);
-            if error.kind == ErrorKind::Io {
+            if matches!(error.kind, ErrorKind::Io | ErrorKind::NoSpace) {
                 self.doubtful.push(asked);
             }
             return;
@@ -607,7 +607,7 @@ impl Case {
 
     fn excuse_command(&mut self, asked: &Asked, error: &ControlError) {
         match error.kind {
-            ErrorKind::Io => {
+            ErrorKind::Io | ErrorKind::NoSpace => {
                 self.seen.count("batch failed");
                 assert!(self.faults_hit() > 0, "a command fails without cause: {error}");
             }
