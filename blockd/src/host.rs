@@ -168,14 +168,14 @@ struct SpaceWatch {
 }
 
 impl SpaceWatch {
-    /// Whether the pool must not grow, if it is time to look again.
-    fn look(&mut self, now: Nanos) -> Option<bool> {
+    /// Bytes that the pool may grow by, if it is time to look again.
+    fn look(&mut self, now: Nanos) -> Option<u64> {
         if now < self.next {
             return None;
         }
         self.next = now.after(SPACE_INTERVAL);
         let stat = rustix::fs::statvfs(&self.data).ok()?;
-        Some(stat.f_bavail.saturating_mul(stat.f_frsize) < self.keep_bytes)
+        Some(stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(self.keep_bytes))
     }
 }
 
@@ -233,12 +233,13 @@ impl Backend for StoreBackend {
     }
 
     fn tick(&mut self, now: Nanos, io: &mut Io<'_>) -> Option<Nanos> {
-        if let Some(low) = self.space.look(now) {
-            self.store.set_space_low(low);
+        if let Some(bytes) = self.space.look(now) {
+            self.store.set_room(bytes);
         }
         let next = self.store.tick(now, io);
         self.answer();
-        next
+        // Without room the next write would be refused on the strength of an old look.
+        if self.store.has_room() { next } else { next.map(|next| next.min(self.space.next)) }
     }
 
     fn begin_stop(&mut self, io: &mut Io<'_>) {
@@ -412,17 +413,18 @@ struct OpenParts {
     files: Vec<nbd_server::reactor::OpenFile>,
     meta: Arc<RocksMeta>,
     mark: crate::catalog::mark::Mark,
+    ballast: crate::catalog::ballast::Ballast,
     reserve_bytes: u64,
 }
 
 impl OpenParts {
     fn of(store: OpenStore) -> (DataLock, ClosedReader, Self) {
-        let OpenStore { lock, loaded, used, meta, mark, files, readers, reserve_bytes } = store;
+        let OpenStore { lock, loaded, used, meta, mark, ballast, files, readers, reserve_bytes } = store;
         let handles = readers.into_iter().zip(loaded.files.values());
         let handles =
             handles.map(|(file, record)| PoolHandle { file, first: record.first, clusters: record.clusters });
         let reader = ClosedReader::new(Arc::<RocksMeta>::clone(&meta), handles.collect());
-        (lock, reader, Self { loaded, used, files, meta, mark, reserve_bytes })
+        (lock, reader, Self { loaded, used, files, meta, mark, ballast, reserve_bytes })
     }
 }
 
@@ -433,7 +435,7 @@ fn reactor_spec(
     exports: &Arc<Exports>,
     late: &Arc<OnceLock<Waker>>,
 ) -> io::Result<ReactorSpec> {
-    let OpenParts { loaded, used, files, meta, mark, reserve_bytes } = parts;
+    let OpenParts { loaded, used, files, meta, mark, ballast, reserve_bytes } = parts;
     let wake_late = Arc::clone(late);
     let wake = Arc::new(move || {
         // Nothing is submitted before the reactor has set it.
@@ -441,7 +443,7 @@ fn reactor_spec(
             waker.wake();
         }
     });
-    let worker = MetaWorker::start(meta, mark, wake)?;
+    let worker = MetaWorker::start(meta, mark, ballast, wake)?;
     let (queue, exports, late) = (Arc::clone(queue), Arc::clone(exports), Arc::clone(late));
     let epoch_ms = crate::events::now_ms();
     let build = move |ids: &[FileId], _pool: &nbd_server::reactor::buffer::Pool, waker: Waker| {
@@ -450,7 +452,7 @@ fn reactor_spec(
         let pool = Pool::new(pool_files(&loaded, ids), used);
         let store = Store::new(loaded, pool, Box::new(Port(Rc::clone(&worker))), epoch_ms);
         exports.publish(&store);
-        let keep_bytes = 2 * reserve_bytes + u64::from(crate::store::pool::EXTEND_CLUSTERS) * 65_536;
+        let keep_bytes = 2 * reserve_bytes;
         let space = SpaceWatch { data, keep_bytes, next: Nanos::default() };
         let published = store.version();
         let asked = HashMap::new();

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use nbd_server::reactor::OpenFile;
 
+use crate::catalog::ballast::{BALLAST_FILE, Ballast};
 use crate::catalog::format::{Change, FORMAT_VERSION, PoolFileRecord, StoreRecord};
 use crate::catalog::load::{LoadError, Loaded, PoolUse, load, scan_pool_use};
 use crate::catalog::mark::{Mark, MarkError, Slots};
@@ -84,6 +85,8 @@ pub struct OpenStore {
     pub meta: Arc<RocksMeta>,
     /// The mark.
     pub mark: Mark,
+    /// Space that commits may have on a full file system.
+    pub ballast: Ballast,
     /// The pool's files in order, open for reading and writing.
     pub files: Vec<OpenFile>,
     /// The same files, open for reading through the page cache.
@@ -105,13 +108,16 @@ pub fn open(config: &Config) -> Result<OpenStore, OpenError> {
         create(config, reserve_bytes)?;
     }
     check_files(data)?;
-    let Opened { meta, mark, loaded } = catalog::open(data, reserve_bytes)?;
+    Ballast::make_room(data, reserve_bytes);
+    // Half of it: the ballast, which is a whole one, must be worth a commit where nothing else is free.
+    let Opened { meta, mark, loaded } = catalog::open(data, reserve_bytes / 2)?;
     let PoolUse { used, .. } = scan_pool_use(&meta, &loaded, &mut |_, _, _| {})?;
     let files = open_files(data, &loaded, config.cache)?;
     let readers = loaded.files.values().map(|record| File::open(data.join(&record.path)));
     let readers = readers.collect::<io::Result<_>>().map_err(failed("pool"))?;
     let used = Bitmap::from_words(used);
-    Ok(OpenStore { lock, loaded, used, meta: Arc::new(meta), mark, files, readers, reserve_bytes })
+    let ballast = Ballast::hold(data, reserve_bytes);
+    Ok(OpenStore { lock, loaded, used, meta: Arc::new(meta), mark, ballast, files, readers, reserve_bytes })
 }
 
 /// Whether the pool's files are what the catalog knows, with everything open for reading only.
@@ -213,7 +219,7 @@ fn clear(data: &Path, wanted: &[config::PoolFile]) -> Result<(), OpenError> {
         if HARMLESS.contains(&name.as_str()) || is_socket {
             continue;
         }
-        let ours = name == "mark" || name == CREATING || name == META_DIRECTORY || in_directory(&name);
+        let ours = ["mark", CREATING, META_DIRECTORY, BALLAST_FILE].contains(&&*name) || in_directory(&name);
         if !again || !ours {
             return Err(OpenError::Foreign(data.to_owned(), name));
         }

@@ -1,5 +1,6 @@
 //! What the store knows about its volumes, and where that is kept.
 
+pub mod ballast;
 pub mod format;
 pub mod load;
 pub mod mark;

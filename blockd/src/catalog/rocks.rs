@@ -26,8 +26,9 @@ const BACKGROUND_JOBS_MAX: i32 = 2;
 const INFO_LOGS_MAX: usize = 2;
 const INFO_LOG_BYTES_MAX: usize = 1 << 20;
 
-/// Free bytes of the file system below which no batch is taken: what a flush of a full memtable, the next log and
-/// the manifest may need at once. RocksDB that runs full itself is broken until it is opened anew.
+/// Bytes of the file system that are kept for metadata: what a flush of a full memtable, the next log and the manifest
+/// may need at once. With less free, no batch is taken: RocksDB that runs full itself is broken until it is opened anew.
+/// On a small file system the store keeps less; see [`ballast`](crate::catalog::ballast) for how it is shared out.
 pub const RESERVE_BYTES: u64 = 96 << 20;
 
 /// The metadata store of a data directory.

@@ -9,13 +9,18 @@
 //!
 //! A read that is submitted after a commit completed sees it: the batch was in the store before its completion was
 //! queued.
+//!
+//! **Without room** a commit gives the [`Ballast`] up and goes on. If that is not enough, it waits for room, for a time
+//! that ends: whoever asked for a FLUSH waits rather than fails.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
+use crate::catalog::ballast::Ballast;
 use crate::catalog::mark::Mark;
 use crate::catalog::meta::{Batch, MetaAnswer, MetaDone, MetaError, MetaOp, MetaPort, MetaStore};
 use crate::catalog::reads;
@@ -23,6 +28,12 @@ use crate::map;
 
 /// Operations that wait for one thread; one more fails. The engine has one commit under way and a few reads.
 pub const QUEUE_OPS_MAX: usize = 1024;
+
+/// How long a commit waits for room, and how often it looks.
+const ROOM_TIME_MAX: Duration = Duration::from_secs(30);
+const ROOM_PAUSE: Duration = Duration::from_secs(1);
+/// How often a ballast that was given up is tried again.
+const BALLAST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Called on the worker's threads after a completion was queued; must not block.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
@@ -32,7 +43,32 @@ pub struct MetaWorker {
     commits: Option<SyncSender<(u64, MetaOp)>>,
     reads: Option<SyncSender<(u64, MetaOp)>>,
     done: Arc<Done>,
+    ending: Arc<Ending>,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// Whether the worker is to end: then nothing is waited for any more.
+#[derive(Default)]
+struct Ending {
+    ends: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Ending {
+    fn begin(&self) {
+        *self.ends.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits so long, unless the end comes first; tells whether it has.
+    fn wait(&self, time: Duration) -> bool {
+        let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        let (ends, _) = self
+            .changed
+            .wait_timeout_while(ends, time, |ends| !*ends)
+            .unwrap_or_else(PoisonError::into_inner);
+        *ends
+    }
 }
 
 impl std::fmt::Debug for MetaWorker {
@@ -59,7 +95,7 @@ impl MetaWorker {
     ///
     /// # Errors
     /// The system has no thread for us.
-    pub fn start(store: Arc<dyn MetaStore>, mark: Mark, waker: Waker) -> io::Result<Self> {
+    pub fn start(store: Arc<dyn MetaStore>, mark: Mark, ballast: Ballast, waker: Waker) -> io::Result<Self> {
         let done = Arc::new(Done { queue: Mutex::default(), waker });
         let (commits, commit_ops) = sync_channel(QUEUE_OPS_MAX);
         let (reads, read_ops) = sync_channel(QUEUE_OPS_MAX);
@@ -67,9 +103,12 @@ impl MetaWorker {
             commits: Some(commits),
             reads: Some(reads),
             done: Arc::clone(&done),
+            ending: Arc::default(),
             threads: Vec::with_capacity(2),
         };
-        let committer = Committer { store: Arc::clone(&store), mark, failed: None };
+        let ending = Arc::clone(&worker.ending);
+        let committer =
+            Committer { store: Arc::clone(&store), mark, ballast, ending, failed: None, restore_at: None };
         let committed = Arc::clone(&done);
         worker.spawn("meta-commit", move || committer.run(&commit_ops, &committed))?;
         worker.spawn("meta-read", move || run_reads(&*store, &read_ops, &done))?;
@@ -93,6 +132,7 @@ impl MetaWorker {
     }
 
     fn join(&mut self) {
+        self.ending.begin();
         // Without senders the threads' loops end.
         self.commits = None;
         self.reads = None;
@@ -125,8 +165,12 @@ impl MetaPort for MetaWorker {
 struct Committer {
     store: Arc<dyn MetaStore>,
     mark: Mark,
+    ballast: Ballast,
+    ending: Arc<Ending>,
     /// Why no commit is taken any more.
     failed: Option<MetaError>,
+    /// Not before then is the ballast tried again.
+    restore_at: Option<Instant>,
 }
 
 impl Committer {
@@ -136,7 +180,19 @@ impl Committer {
                 MetaOp::Commit { commit, batch } => self.commit(commit, &batch),
                 MetaOp::LoadMap { .. } | MetaOp::Scan { .. } => unreachable!("reads have their own thread"),
             };
+            let room = result.is_ok();
             done.push(tag, result.map(|()| MetaAnswer::Committed));
+            if room && !self.ballast.is_held() {
+                self.restore_ballast();
+            }
+        }
+    }
+
+    /// At most once a while: where it cannot be, it is not tried with every commit.
+    fn restore_ballast(&mut self) {
+        if self.restore_at.is_none_or(|at| Instant::now() >= at) {
+            self.ballast.restore();
+            self.restore_at = Some(Instant::now() + BALLAST_PAUSE);
         }
     }
 
@@ -156,8 +212,30 @@ impl Committer {
     }
 
     fn write(&mut self, commit: u64, batch: &Batch) -> Result<(), MetaError> {
-        self.store.write(batch)?;
+        self.write_with_room(batch)?;
         self.mark.advance(commit).map_err(|error| MetaError::Io(error.to_string()))
+    }
+
+    /// Of a batch that was refused without room nothing was seen, so it may be tried again.
+    fn write_with_room(&mut self, batch: &Batch) -> Result<(), MetaError> {
+        let began = Instant::now();
+        loop {
+            match self.store.write(batch) {
+                Err(MetaError::NoSpace) => {}
+                result => return result,
+            }
+            if self.ballast.give_up() {
+                self.restore_at = Some(Instant::now() + BALLAST_PAUSE);
+                continue;
+            }
+            if began.elapsed() >= ROOM_TIME_MAX {
+                return Err(MetaError::NoSpace);
+            }
+            tracing::warn!("the file system is full: a commit waits for room");
+            if self.ending.wait(ROOM_PAUSE) {
+                return self.store.write(batch);
+            }
+        }
     }
 }
 
@@ -231,7 +309,9 @@ mod tests {
         let store = Arc::new(Faulty { errors: Mutex::new(errors.into()), ..Faulty::default() });
         let (wake, woken) = mpsc::channel();
         let waker: Waker = Arc::new(move || wake.send(()).unwrap());
-        let worker = MetaWorker::start(Arc::clone(&store) as Arc<dyn MetaStore>, mark, waker).unwrap();
+        let ballast = Ballast::hold(data.path(), 1 << 16);
+        let worker =
+            MetaWorker::start(Arc::clone(&store) as Arc<dyn MetaStore>, mark, ballast, waker).unwrap();
         Fixture { data, store, worker, woken }
     }
 
@@ -297,13 +377,35 @@ mod tests {
     }
 
     #[test]
-    fn without_space_the_next_commit_is_tried() {
+    fn without_room_the_ballast_goes_and_the_commit_succeeds() {
         let mut fixture = start(vec![Some(MetaError::NoSpace), None]);
+        let ballast = fixture.data.path().join("ballast");
+        assert!(ballast.exists());
         fixture.commit(1);
-        assert!(matches!(fixture.next().result, Err(MetaError::NoSpace)));
-        assert_eq!(fixture.mark(), 0);
-        fixture.commit(2);
         assert!(fixture.next().result.is_ok());
+        assert!(!ballast.exists(), "given up, and not at once taken back");
+        assert_eq!(fixture.mark(), 1);
+    }
+
+    #[test]
+    fn a_commit_waits_for_room() {
+        let mut fixture = start(vec![Some(MetaError::NoSpace); 3]);
+        let began = Instant::now();
+        (1..=2).for_each(|commit| fixture.commit(commit));
+        assert!(fixture.next().result.is_ok() && fixture.next().result.is_ok());
+        assert!(began.elapsed() >= ROOM_PAUSE);
+        assert_eq!((fixture.mark(), fixture.store.memory.commit()), (2, 2));
+    }
+
+    #[test]
+    fn the_end_waits_for_no_room() {
+        let mut fixture = start(vec![Some(MetaError::NoSpace); 1000]);
+        fixture.commit(1);
+        let began = Instant::now();
+        let done = fixture.worker.stop();
+        assert!(matches!(done[..], [MetaDone { result: Err(MetaError::NoSpace), .. }]), "{done:?}");
+        assert!(began.elapsed() < ROOM_TIME_MAX / 2);
+        assert_eq!(Slots::read(fixture.data.path()).unwrap().newest().unwrap().1, 0);
     }
 
     #[test]
@@ -324,7 +426,8 @@ mod tests {
         drop(Mark::create(data.path(), IDENTITY).unwrap());
         let mark = Mark::read_only_for_tests(data.path(), IDENTITY);
         let store = Arc::new(MemoryMeta::new());
-        let mut worker = MetaWorker::start(store, mark, Arc::new(|| ())).unwrap();
+        let ballast = Ballast::hold(data.path(), 0);
+        let mut worker = MetaWorker::start(store, mark, ballast, Arc::new(|| ())).unwrap();
         for commit in 1..=2 {
             worker.submit(commit, MetaOp::Commit { commit, batch: vec![Change::Commit(commit)] });
         }

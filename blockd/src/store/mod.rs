@@ -79,7 +79,7 @@ pub struct Store {
     jobs: Slab<Job>,
     /// Jobs that wait for free clusters, in order of arrival.
     starved: VecDeque<usize>,
-    extending: Option<(usize, u32)>,
+    extending: Option<pool::Extension>,
     commits: Commits,
     reclaim: Reclaim,
     pins: Slab<Vec<LayerId>>,
@@ -91,7 +91,8 @@ pub struct Store {
     /// Milliseconds since 1970 when `now` was 0: for people only, nothing is decided by it.
     epoch_ms: u64,
     stopping: bool,
-    space_low: bool,
+    /// Bytes that the pool may grow by until somebody looks again.
+    room: u64,
     /// Counts changes of what there is to export.
     version: u64,
     next_commit_at: Nanos,
@@ -119,7 +120,7 @@ impl Store {
             now: Nanos::default(),
             epoch_ms,
             stopping: false,
-            space_low: false,
+            room: u64::MAX,
             version: 0,
             next_commit_at: Nanos::default(),
         };
@@ -318,9 +319,16 @@ impl Store {
         self.jobs.is_empty() && !self.commits.busy() && self.extending.is_none()
     }
 
-    /// The file system has just enough room left for metadata: the pool must not take more of it.
-    pub fn set_space_low(&mut self, low: bool) {
-        self.space_low = low;
+    /// So many bytes of the file system may become the pool's; the rest is for metadata. What is being allocated just
+    /// now may have been counted as free.
+    pub fn set_room(&mut self, bytes: u64) {
+        let under_way = self.extending.as_ref().map_or(0, |extension| extension.bytes());
+        self.room = bytes.saturating_sub(under_way);
+    }
+
+    /// The pool may grow.
+    pub fn has_room(&self) -> bool {
+        self.room >= u64::from(pool::EXTEND_CLUSTERS_MIN) * crate::units::CLUSTER_BYTES
     }
 
     /// Milliseconds since 1970, for people.

@@ -20,6 +20,24 @@ use crate::units::{CLUSTER_BYTES, PoolCluster};
 
 /// How far the limit moves at a time, clusters: 64 MiB.
 pub const EXTEND_CLUSTERS: u32 = 1024;
+/// It does not move by less, if the file does not end there: 1 MiB.
+pub const EXTEND_CLUSTERS_MIN: u32 = 16;
+
+/// A part of a file whose space is being allocated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extension {
+    /// Index in the pool's list of files.
+    pub file: usize,
+    /// Clusters of the file.
+    pub clusters: Range<u32>,
+}
+
+impl Extension {
+    /// How many.
+    pub fn bytes(&self) -> u64 {
+        self.clusters.len() as u64 * CLUSTER_BYTES
+    }
+}
 
 /// One file of the pool.
 #[derive(Clone, Copy, Debug)]
@@ -297,14 +315,18 @@ impl Pool {
         }
     }
 
-    /// What to allocate next so that clusters can be taken, if there is need: the file and its clusters.
-    pub fn wants_extension(&self) -> Option<(usize, Range<u32>)> {
+    /// What to allocate next so that clusters can be taken, if there is need, and room for so many bytes.
+    pub fn wants_extension(&self, room: u64) -> Option<Extension> {
         if self.free >= u64::from(EXTEND_CLUSTERS) / 2 {
             return None;
         }
         let file = (0..self.files.len()).find(|&file| self.limits[file] < self.files[file].clusters)?;
-        let from = self.limits[file];
-        Some((file, from..self.files[file].clusters.min(from + EXTEND_CLUSTERS)))
+        let (from, end) = (self.limits[file], self.files[file].clusters);
+        let most = u32::try_from(room / CLUSTER_BYTES).unwrap_or(u32::MAX).min(EXTEND_CLUSTERS);
+        let clusters = from..end.min(from + most);
+        let enough =
+            clusters.len() as u32 >= EXTEND_CLUSTERS_MIN || (clusters.end == end && !clusters.is_empty());
+        enough.then_some(Extension { file, clusters })
     }
 
     /// Space was allocated: clusters up to `end` of that file can be taken.
@@ -370,7 +392,10 @@ mod tests {
         let mut taken: Vec<u32> = std::iter::from_fn(|| pool.take()).map(|cluster| cluster.0).collect();
         taken.sort_unstable();
         assert_eq!(taken, [1, 2, 101]);
-        assert_eq!(pool.wants_extension(), Some((0, 3..100)));
+        assert_eq!(pool.wants_extension(u64::MAX), Some(Extension { file: 0, clusters: 3..100 }));
+        let little = Extension { file: 0, clusters: 3..23 };
+        assert_eq!(pool.wants_extension(20 * CLUSTER_BYTES + 1), Some(little));
+        assert_eq!(pool.wants_extension(15 * CLUSTER_BYTES), None);
         pool.extended(0, 100);
         assert_eq!(pool.take(), Some(PoolCluster(3)));
         assert_eq!(pool.place(PoolCluster(101), 2), Place { file: 1, offset: 65_536 + 8192 });

@@ -22,6 +22,7 @@ use nbd_server::wire::Errno;
 use smallvec::SmallVec;
 
 use super::commit::Waiter;
+use super::pool::Extension;
 use super::reclaim::MergeCopy;
 use super::served::{MapState, is_aligned};
 use super::{DIRTY_RECORDS_LIMIT, DIRTY_RECORDS_MAX, Store};
@@ -783,22 +784,22 @@ impl Store {
 
     /// Has more of the pool's space allocated, if few clusters are left.
     pub(super) fn extend_pool(&mut self, io: &mut Io<'_>) {
-        if self.extending.is_some() || self.pool.full || self.space_low {
+        if self.extending.is_some() || self.pool.full {
             return;
         }
-        let Some((file, range)) = self.pool.wants_extension() else { return };
-        self.extending = Some((file, range.end));
-        let offset = u64::from(range.start) * CLUSTER_BYTES;
-        let length = u64::from(range.end - range.start) * CLUSTER_BYTES;
+        let Some(extension) = self.pool.wants_extension(self.room) else { return };
+        let (offset, length) = (u64::from(extension.clusters.start) * CLUSTER_BYTES, extension.bytes());
         let kind = DiskOpKind::Zero { offset, length, mode: ZeroMode::KeepAllocated };
-        io.submit(DiskOp { tag: TAG_EXTEND, file: self.pool.files()[file].file, kind });
+        io.submit(DiskOp { tag: TAG_EXTEND, file: self.pool.files()[extension.file].file, kind });
+        self.room -= length;
+        self.extending = Some(extension);
     }
 
     pub(super) fn extended(&mut self, result: Result<usize, Errno>, _io: &mut Io<'_>) {
-        let Some((file, end)) = self.extending.take() else { return };
+        let Some(Extension { file, clusters }) = self.extending.take() else { return };
         match result {
             // Without a way to allocate ahead the space comes with the writes.
-            Ok(_) | Err(Errno::NotSup) => self.pool.extended(file, end),
+            Ok(_) | Err(Errno::NotSup) => self.pool.extended(file, clusters.end),
             Err(error) => {
                 tracing::warn!(?error, "the pool cannot grow further");
                 self.pool.full = true;
