@@ -27,6 +27,10 @@ use crate::catalog::format::{MapRecord, decode_map};
 use crate::catalog::meta::{MetaError, MetaStore};
 use crate::units::{ClusterIndex, LayerId, Mask, PoolCluster};
 
+mod pages;
+
+pub(crate) use pages::PageFault;
+
 /// Entries of a page: half a gibibyte of the volume in 64 KiB of memory.
 const PAGE_ENTRIES: usize = 8192;
 /// A cut sweeps one in so many entries; must be well below the number of generations.
@@ -254,7 +258,10 @@ impl FlatMap {
 
     /// What there is of a cluster.
     pub fn get(&self, cluster: ClusterIndex) -> Entry {
-        let raw = self.raw(cluster);
+        self.entry(self.raw(cluster))
+    }
+
+    fn entry(&self, raw: Packed64) -> Entry {
         let open = raw.generation() == self.generation;
         let single = Some(PoolCluster(raw.number()));
         match raw.kind() {
@@ -317,7 +324,7 @@ impl FlatMap {
     /// The eight bytes for an entry, in the place of `old` ones, whose row in the side table is used or freed.
     fn encode(&mut self, old: Packed64, entry: Entry) -> Packed64 {
         let row = (old.kind() == KIND_SIDE).then(|| old.number() as usize);
-        let small = self.encode_small(&entry);
+        let small = encode_small(&entry, self.generation);
         match (small, row) {
             (Some(small), row) => {
                 if let Some(row) = row {
@@ -339,22 +346,6 @@ impl FlatMap {
                 let row = u32::try_from(row).expect("no more rows than clusters");
                 Packed64::new(KIND_SIDE, generation, Mask::NONE, row)
             }
-        }
-    }
-
-    fn encode_small(&self, entry: &Entry) -> Option<Packed64> {
-        match (entry.head, &entry.older[..]) {
-            (None, []) => Some(Packed64::HOLE),
-            (None, [Source { cluster, shown, packed: None }]) => {
-                Some(Packed64::new(KIND_SINGLE, NO_GENERATION, *shown, cluster.0))
-            }
-            (Some(HeadPart { cluster: Some(cluster), data, zero: Mask::NONE }), []) => {
-                Some(Packed64::new(KIND_SINGLE, self.generation, data, cluster.0))
-            }
-            (Some(HeadPart { cluster: None, data: Mask::NONE, zero }), []) => {
-                Some(Packed64::new(KIND_ZEROED, self.generation, zero, 0))
-            }
-            _ => None,
         }
     }
 
@@ -421,6 +412,23 @@ impl FlatMap {
             }
             None
         })
+    }
+}
+
+/// The eight bytes for an entry without a row in the side table, if it needs none.
+fn encode_small(entry: &Entry, generation: u8) -> Option<Packed64> {
+    match (entry.head, &entry.older[..]) {
+        (None, []) => Some(Packed64::HOLE),
+        (None, [Source { cluster, shown, packed: None }]) => {
+            Some(Packed64::new(KIND_SINGLE, NO_GENERATION, *shown, cluster.0))
+        }
+        (Some(HeadPart { cluster: Some(cluster), data, zero: Mask::NONE }), []) => {
+            Some(Packed64::new(KIND_SINGLE, generation, data, cluster.0))
+        }
+        (Some(HeadPart { cluster: None, data: Mask::NONE, zero }), []) => {
+            Some(Packed64::new(KIND_ZEROED, generation, zero, 0))
+        }
+        _ => None,
     }
 }
 
