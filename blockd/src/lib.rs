@@ -8,6 +8,7 @@ pub mod map;
 pub mod hash;
 
 pub mod catalog;
+pub mod checkpoint;
 pub mod control;
 pub mod fsck;
 pub mod inspect;
