@@ -151,6 +151,12 @@ pub struct Saved<'a> {
 }
 
 impl Saved<'_> {
+    /// How long it will be, about.
+    pub fn bytes_about(&self) -> u64 {
+        let maps = self.maps.iter().map(|(_, _, map)| map.memory_bytes() as u64);
+        maps.sum::<u64>() + 8 * (self.in_use.used.len() + self.in_use.packed.len()) as u64
+    }
+
     /// Writes the checkpoint, page by page.
     ///
     /// # Errors

@@ -31,6 +31,7 @@ use crate::catalog::load::Loaded;
 use crate::catalog::meta::{MetaOp, MetaPort};
 use crate::catalog::rocks::RocksMeta;
 use crate::catalog::worker::MetaWorker;
+use crate::checkpoint::{self, SavedMap};
 use crate::control::{Answer, Control, ControlError, ErrorKind, Pinned, SnapshotName};
 use crate::daemon::{self, Opening};
 use crate::exit_code;
@@ -177,6 +178,12 @@ impl SpaceWatch {
         let stat = rustix::fs::statvfs(&self.data).ok()?;
         Some(stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(self.keep_bytes))
     }
+
+    /// Whether what metadata need is still there after so many bytes are taken.
+    fn has_room_for(&self, bytes: u64) -> io::Result<bool> {
+        let stat = rustix::fs::statvfs(&self.data)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize) >= self.keep_bytes.saturating_add(bytes))
+    }
 }
 
 impl StoreBackend {
@@ -252,9 +259,28 @@ impl Backend for StoreBackend {
     }
 }
 
+impl StoreBackend {
+    /// Only once the reactor has ended: it takes as long as a disk takes for the maps, 128 MiB per TiB mapped.
+    fn save_checkpoint(&self) {
+        let Some(saved) = self.store.checkpoint() else {
+            return tracing::warn!("not everything was finished: no checkpoint is written");
+        };
+        // The next start opens RocksDB before it removes the checkpoint.
+        let room = self
+            .space
+            .has_room_for(saved.bytes_about())
+            .and_then(|room| if room { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) });
+        if let Err(error) = room.and_then(|()| checkpoint::file::save(&self.space.data, &saved)) {
+            tracing::warn!(%error, "no checkpoint could be written: the next start reads all map records");
+        }
+    }
+}
+
+/// The reactor has ended: nothing happens to the store any more.
 impl Drop for StoreBackend {
     fn drop(&mut self) {
         self.queue.close();
+        self.save_checkpoint();
     }
 }
 
@@ -410,6 +436,7 @@ impl Host {
 struct OpenParts {
     loaded: Loaded,
     used: Bitmap,
+    maps: Vec<SavedMap>,
     files: Vec<nbd_server::reactor::OpenFile>,
     meta: Arc<RocksMeta>,
     mark: crate::catalog::mark::Mark,
@@ -419,12 +446,12 @@ struct OpenParts {
 
 impl OpenParts {
     fn of(store: OpenStore) -> (DataLock, ClosedReader, Self) {
-        let OpenStore { lock, loaded, used, meta, mark, ballast, files, readers, reserve_bytes } = store;
+        let OpenStore { lock, loaded, used, maps, meta, mark, ballast, files, readers, reserve_bytes } = store;
         let handles = readers.into_iter().zip(loaded.files.values());
         let handles =
             handles.map(|(file, record)| PoolHandle { file, first: record.first, clusters: record.clusters });
         let reader = ClosedReader::new(Arc::<RocksMeta>::clone(&meta), handles.collect());
-        (lock, reader, Self { loaded, used, files, meta, mark, ballast, reserve_bytes })
+        (lock, reader, Self { loaded, used, maps, files, meta, mark, ballast, reserve_bytes })
     }
 }
 
@@ -435,7 +462,7 @@ fn reactor_spec(
     exports: &Arc<Exports>,
     late: &Arc<OnceLock<Waker>>,
 ) -> io::Result<ReactorSpec> {
-    let OpenParts { loaded, used, files, meta, mark, ballast, reserve_bytes } = parts;
+    let OpenParts { loaded, used, maps, files, meta, mark, ballast, reserve_bytes } = parts;
     let wake_late = Arc::clone(late);
     let wake = Arc::new(move || {
         // Nothing is submitted before the reactor has set it.
@@ -450,7 +477,8 @@ fn reactor_spec(
         late.get_or_init(|| waker);
         let worker = Rc::new(RefCell::new(worker));
         let pool = Pool::new(pool_files(&loaded, ids), used);
-        let store = Store::new(loaded, pool, Box::new(Port(Rc::clone(&worker))), epoch_ms);
+        let mut store = Store::new(loaded, pool, Box::new(Port(Rc::clone(&worker))), epoch_ms);
+        store.adopt_maps(maps);
         exports.publish(&store);
         let keep_bytes = 2 * reserve_bytes;
         let space = SpaceWatch { data, keep_bytes, next: Nanos::default() };

@@ -23,6 +23,8 @@ use crate::catalog::mark::{Mark, MarkError, Slots};
 use crate::catalog::meta::MetaError;
 use crate::catalog::open::{self as catalog, Opened};
 use crate::catalog::rocks::{META_DIRECTORY, RESERVE_BYTES, RocksMeta};
+use crate::checkpoint::file::{self as checkpoint, CheckpointError};
+use crate::checkpoint::{Checkpoint, SavedMap};
 use crate::config::{self, Cache, Config};
 use crate::lock::{DataLock, LockError};
 use crate::store::pool::Bitmap;
@@ -81,6 +83,8 @@ pub struct OpenStore {
     pub loaded: Loaded,
     /// Clusters in use.
     pub used: Bitmap,
+    /// Maps of volumes, as the last stop left them; the others are read when they are asked for.
+    pub maps: Vec<SavedMap>,
     /// The metadata.
     pub meta: Arc<RocksMeta>,
     /// The mark.
@@ -111,13 +115,34 @@ pub fn open(config: &Config) -> Result<OpenStore, OpenError> {
     Ballast::make_room(data, reserve_bytes);
     // Half of it: the ballast, which is a whole one, must be worth a commit where nothing else is free.
     let Opened { meta, mark, loaded } = catalog::open(data, reserve_bytes / 2)?;
-    let PoolUse { used, .. } = scan_pool_use(&meta, &loaded, &mut |_, _, _| {})?;
+    let Checkpoint { in_use, maps } = read_checkpoint(data, &meta, &loaded)?;
     let files = open_files(data, &loaded, config.cache)?;
     let readers = loaded.files.values().map(|record| File::open(data.join(&record.path)));
     let readers = readers.collect::<io::Result<_>>().map_err(failed("pool"))?;
-    let used = Bitmap::from_words(used);
+    // Commits follow that it does not know.
+    checkpoint::remove(data).map_err(failed(checkpoint::CHECKPOINT_FILE))?;
+    let used = Bitmap::from_words(in_use.used);
     let ballast = Ballast::hold(data, reserve_bytes);
-    Ok(OpenStore { lock, loaded, used, meta: Arc::new(meta), mark, ballast, files, readers, reserve_bytes })
+    let meta = Arc::new(meta);
+    Ok(OpenStore { lock, loaded, used, maps, meta, mark, ballast, files, readers, reserve_bytes })
+}
+
+/// Allocator and maps as the last stop left them, or else what all map records say of the allocator.
+fn read_checkpoint(data: &Path, meta: &RocksMeta, loaded: &Loaded) -> Result<Checkpoint, OpenError> {
+    match checkpoint::read(data, loaded) {
+        Ok(checkpoint) => {
+            tracing::info!(
+                commit = loaded.commit,
+                maps = checkpoint.maps.len(),
+                "started from the checkpoint"
+            );
+            return Ok(checkpoint);
+        }
+        Err(CheckpointError::Missing) => tracing::info!("no checkpoint: all map records are read"),
+        Err(error) => tracing::warn!(%error, "the checkpoint is not used: all map records are read"),
+    }
+    let in_use: PoolUse = scan_pool_use(meta, loaded, &mut |_, _, _| {})?;
+    Ok(Checkpoint { in_use, maps: Vec::new() })
 }
 
 /// Whether the pool's files are what the catalog knows, with everything open for reading only.

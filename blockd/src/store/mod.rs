@@ -40,9 +40,10 @@ use slab::Slab;
 use crate::catalog::format::StoreRecord;
 use crate::catalog::load::Loaded;
 use crate::catalog::meta::{MetaAnswer, MetaDone, MetaOp, MetaPort};
+use crate::checkpoint::{Saved, SavedMap};
 use crate::control::{Answer, ControlError, Counters, Health};
 use crate::map::FlatMap;
-use crate::units::LayerId;
+use crate::units::{LayerId, VolumeId};
 
 use catalog::Catalog;
 use commit::Commits;
@@ -317,6 +318,36 @@ impl Store {
     /// Nothing is under way, and nothing waits to be committed.
     pub fn quiescent(&self) -> bool {
         self.jobs.is_empty() && !self.commits.busy() && self.extending.is_none()
+    }
+
+    /// What the next start need not learn from the records: allocator and volumes' maps. `None` while anything is
+    /// under way or waits to be committed, and after a failure: then the records do not say the same.
+    pub fn checkpoint(&self) -> Option<Saved<'_>> {
+        let failed = self.commits.meta_failed || self.served.iter().flatten().any(|disk| disk.failed);
+        if failed || !self.quiescent() || self.has_uncommitted() {
+            return None;
+        }
+        let map = |(&volume, &export): (&VolumeId, &ExportIndex)| {
+            let disk = self.disk(export);
+            disk.loaded().map(|map| (volume, disk.top, map))
+        };
+        Some(Saved {
+            identity: self.catalog.store.identity,
+            commit: self.commits.last(),
+            pool_clusters: self.pool.files().iter().map(|file| file.clusters).sum(),
+            in_use: self.pool.in_use(),
+            maps: self.catalog.volume_exports.iter().filter_map(map).collect(),
+        })
+    }
+
+    /// Takes the maps of a checkpoint of the state that the store was loaded from. Comes before any event.
+    pub fn adopt_maps(&mut self, maps: Vec<SavedMap>) {
+        for SavedMap { volume, head, map } in maps {
+            let Some(&export) = self.catalog.volume_exports.get(&volume) else { continue };
+            let disk = self.disk_mut(export);
+            debug_assert_eq!(disk.top, head, "a map of another state");
+            disk.map = MapState::Loaded(map);
+        }
     }
 
     /// So many bytes of the file system may become the pool's; the rest is for metadata. What is being allocated just

@@ -11,11 +11,12 @@
 //! space that was allocated but never written costs a journal entry), and a full file system is noticed when
 //! the limit cannot move, not when a write that was accepted cannot be written back.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
 use nbd_server::disk::FileId;
 
+use crate::catalog::load::PoolUse;
 use crate::units::{CLUSTER_BYTES, PoolCluster};
 
 /// How far the limit moves at a time, clusters: 64 MiB.
@@ -204,6 +205,14 @@ impl Pool {
     pub fn pending_free(&self) -> u64 {
         let quarantined: usize = self.quarantine.iter().map(|group| group.clusters.len()).sum();
         (self.freed.len() + self.freeing.len() + quarantined) as u64
+    }
+
+    /// What records name once everything that was changed is committed: in use, and not waiting to be free.
+    pub fn in_use(&self) -> PoolUse {
+        let mut used = self.used.clone();
+        let quarantined = self.quarantine.iter().flat_map(|group| &group.clusters);
+        self.freed.iter().chain(&self.freeing).chain(quarantined).for_each(|cluster| used.clear(cluster.0));
+        PoolUse { used: used.words, packed: HashMap::new() }
     }
 
     /// Clusters that can be taken at once.

@@ -33,7 +33,11 @@ impl Seen {
     }
 
     fn count(&mut self, what: &'static str) {
-        *self.counts.entry(what).or_default() += 1;
+        self.count_many(what, 1);
+    }
+
+    fn count_many(&mut self, what: &'static str, times: u64) {
+        *self.counts.entry(what).or_default() += times;
     }
 
     pub(crate) fn assert_everything_happened(&self) {
@@ -63,6 +67,8 @@ impl Seen {
             "snapshot checked",
             "unaligned",
             "all space back",
+            "checkpoint used",
+            "checkpoint out of date",
         ] {
             assert!(self.counts.get(what).is_some_and(|&count| count > 0), "never happened: {what}");
         }
@@ -847,5 +853,7 @@ impl Case {
         let (loaded, _) = load(&self.world.meta.snapshot());
         assert!(loaded.layers.is_empty(), "layers are left: {:?}", loaded.layers);
         self.seen.count("all space back");
+        self.seen.count_many("checkpoint used", self.world.checkpoints_used);
+        self.seen.count_many("checkpoint out of date", self.world.checkpoints_refused);
     }
 }

@@ -4,6 +4,7 @@ use blockd::catalog::format::{Change, FORMAT_VERSION, PoolFileRecord, StoreRecor
 use blockd::catalog::load::{Loaded, PoolUse, scan_pool_use};
 use blockd::catalog::memory::{MemoryMeta, SimMetaPort};
 use blockd::catalog::meta::MetaStore;
+use blockd::checkpoint::{Checkpoint, SavedMap, Unusable};
 use blockd::control::{Answer, Control, ControlError};
 use blockd::store::pool::{Bitmap, Pool, PoolFile};
 use blockd::store::{Store, Subject, Token};
@@ -27,6 +28,10 @@ pub(crate) struct World {
     replies: Vec<Reply>,
     now: Nanos,
     tokens: u64,
+    /// Checkpoints of the store's past, newest last.
+    checkpoints: Vec<Vec<u8>>,
+    pub(crate) checkpoints_used: u64,
+    pub(crate) checkpoints_refused: u64,
 }
 
 /// Runs a call on the store that takes an `Io`.
@@ -67,6 +72,34 @@ pub(crate) fn load(meta: &MemoryMeta) -> (Loaded, Bitmap) {
     (loaded, Bitmap::from_words(used))
 }
 
+/// The checkpoint, if it is of this state. Then it must say what the records say; damaged it must say nothing.
+fn check_checkpoint(bytes: &[u8], meta: &MemoryMeta, rng: &mut Rng) -> Result<Checkpoint, Unusable> {
+    let loaded = blockd::catalog::load::load(meta, meta.mark()).expect("a sound catalog");
+    let checkpoint = Checkpoint::decode(bytes, &loaded)?;
+    let scanned = scan_pool_use(meta, &loaded, &mut |_, _, _| {}).expect("sound maps");
+    assert_eq!(checkpoint.in_use, scanned, "the checkpoint's allocator is another");
+    for SavedMap { volume, head, map } in &checkpoint.maps {
+        let parent = |layer: &LayerId| loaded.layers[layer].parent;
+        let chain: Vec<LayerId> = std::iter::successors(Some(*head), parent).collect();
+        let scanned = blockd::map::load(meta, &chain, map.clusters()).expect("sound maps");
+        let (visible, owned) = (map.visible_blocks(), map.head_clusters());
+        assert_eq!((visible, owned), (scanned.visible_blocks(), scanned.head_clusters()), "volume {volume}");
+        assert_eq!(
+            map.first_difference(&scanned),
+            None,
+            "the checkpoint's map of volume {volume} is another"
+        );
+    }
+    let mut damaged = bytes.to_vec();
+    if rng.bool() {
+        damaged[rng.usize(..bytes.len())] ^= 1 << rng.u8(..8);
+    } else {
+        damaged.truncate(rng.usize(..bytes.len()));
+    }
+    Checkpoint::decode(&damaged, &loaded).expect_err("a damaged checkpoint was believed");
+    Ok(checkpoint)
+}
+
 fn open(meta: &MemoryMeta) -> (Store, SimMetaPort) {
     let (loaded, used) = load(meta);
     let mut first = 0;
@@ -94,15 +127,45 @@ impl World {
             replies: Vec::new(),
             now: Nanos(0),
             tokens: 0,
+            checkpoints: Vec::new(),
+            checkpoints_used: 0,
+            checkpoints_refused: 0,
         }
     }
 
     /// The power goes, and comes back.
     pub(crate) fn power_cut(&mut self) {
+        self.keep_checkpoint();
         self.disk.power_cut();
         let meta = self.meta.power_cut(&mut self.rng);
         (self.store, self.meta) = open(&meta);
         self.replies.clear();
+        self.use_checkpoint(&meta);
+    }
+
+    /// As a stop would write it; only when the store is at rest does it give one.
+    fn keep_checkpoint(&mut self) {
+        let Some(saved) = self.store.checkpoint() else { return };
+        let mut bytes = Vec::new();
+        saved.write(&mut bytes).expect("memory");
+        self.checkpoints.push(bytes);
+    }
+
+    /// What a start takes from a checkpoint, which may be an old one: a backup was put back, say.
+    fn use_checkpoint(&mut self, meta: &MemoryMeta) {
+        for bytes in self.checkpoints.iter().rev().take(4) {
+            match check_checkpoint(bytes, meta, &mut self.rng) {
+                Ok(checkpoint) => {
+                    self.checkpoints_used += 1;
+                    self.store.adopt_maps(checkpoint.maps);
+                }
+                Err(Unusable::OutOfDate { found, expected }) => {
+                    assert!(found < expected, "a checkpoint is ahead of its store");
+                    self.checkpoints_refused += 1;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     pub(crate) fn command(&mut self, command: Control) -> Token {
