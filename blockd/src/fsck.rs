@@ -12,6 +12,7 @@ use crate::catalog::meta::MetaStore;
 use crate::catalog::rocks::{META_DIRECTORY, RocksMeta};
 use crate::lock::{DataLock, LockError};
 
+mod checkpoint;
 mod files;
 mod maps;
 mod repair;
@@ -141,8 +142,9 @@ fn check_records(
     report: &mut FsckReport,
 ) -> Result<maps::Leaked, LoadError> {
     report.count(loaded);
-    let (leaked, ends) = maps::check(store, loaded, report)?;
+    let maps::Checked { leaked, ends, in_use } = maps::check(store, loaded, report)?;
     maps::check_hashes(store, loaded, report)?;
     files::check(data, loaded, &ends, report);
+    checkpoint::check(data, store, loaded, &in_use, report);
     Ok(leaked)
 }

@@ -13,6 +13,7 @@ use crate::catalog::format::{MapRecord, Record};
 use crate::catalog::mark::{MarkError, Slot, Slots};
 use crate::catalog::meta::{MetaError, MetaStore};
 use crate::catalog::rocks::{META_DIRECTORY, RocksMeta};
+use crate::checkpoint::file::{CheckpointError, read_header};
 use crate::fsck;
 use crate::lock::{DataLock, LockError};
 use crate::store::superblock::Superblock;
@@ -37,6 +38,8 @@ pub enum InspectQuery {
     Mark,
     /// The pool files' superblocks.
     Superblocks,
+    /// The checkpoint's header.
+    Checkpoint,
 }
 
 impl TryFrom<&[&str]> for InspectQuery {
@@ -59,6 +62,7 @@ impl TryFrom<&[&str]> for InspectQuery {
             ["journal"] => Self::Journal,
             ["mark"] => Self::Mark,
             ["superblocks"] => Self::Superblocks,
+            ["checkpoint"] => Self::Checkpoint,
             _ => return Err(format!("nothing is called {:?}", words.join(" "))),
         })
     }
@@ -97,6 +101,7 @@ pub fn inspect(data: &Path, what: InspectQuery, out: &mut dyn Write) -> Result<(
         InspectQuery::Superblocks => {
             return superblocks(data, &RocksMeta::open_read_only(&directory)?, out);
         }
+        InspectQuery::Checkpoint => return checkpoint(data, out),
         InspectQuery::Everything => keys::every_range(),
         InspectQuery::Catalog => keys::catalog_range(),
         InspectQuery::Maps(layer) => layer.map_or_else(keys::maps_range, keys::map_range),
@@ -232,6 +237,27 @@ fn mark(data: &Path, out: &mut dyn Write) -> Result<(), InspectError> {
     Ok(())
 }
 
+fn checkpoint(data: &Path, out: &mut dyn Write) -> Result<(), InspectError> {
+    let mut object = json!({ "record": "checkpoint" });
+    match read_header(data) {
+        Ok((header, length)) => {
+            object["state"] = "present".into();
+            object["identity"] = hex(&header.identity).into();
+            object["commit"] = header.commit.into();
+            object["pool_clusters"] = header.pool_clusters.into();
+            object["maps"] = header.maps.into();
+            object["length"] = length.into();
+        }
+        Err(CheckpointError::Missing) => object["state"] = "missing".into(),
+        Err(error) => {
+            object["state"] = "unusable".into();
+            object["error"] = error.to_string().into();
+        }
+    }
+    writeln!(out, "{object}")?;
+    Ok(())
+}
+
 fn superblocks(data: &Path, store: &dyn MetaStore, out: &mut dyn Write) -> Result<(), InspectError> {
     let range = keys::catalog_range();
     let mut files = Vec::new();
@@ -330,6 +356,10 @@ mod tests {
             (&superblocks[0]["clusters"], &superblocks[0]["length"]),
             (&json!(100), &json!(6_553_600))
         );
+        let checkpoint = || shown(data.path(), InspectQuery::Checkpoint).remove(0);
+        assert_eq!(checkpoint()["state"], "missing");
+        std::fs::write(data.path().join("checkpoint"), b"no checkpoint").unwrap();
+        assert_eq!(checkpoint()["state"], "unusable");
         std::fs::remove_file(data.path().join("pool-0")).unwrap();
         assert!(shown(data.path(), InspectQuery::Superblocks)[0]["error"].is_string());
     }

@@ -83,7 +83,7 @@ struct Fsck {
 struct Inspect {
     /// The data directory.
     dir: PathBuf,
-    /// What to show: all, catalog, maps [LAYER], hashes [LAYER], roots, journal, mark, superblocks.
+    /// What to show: all, catalog, maps [LAYER], hashes [LAYER], roots, journal, mark, superblocks, checkpoint.
     query: Vec<String>,
 }
 

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use super::report::{FsckReport, Problem, Severity, beyond_repair};
 use crate::catalog::format::keys::{hashes_range, maps_range};
 use crate::catalog::format::{MapRecord, Record, decode_map};
-use crate::catalog::load::{LoadError, Loaded, MapFault, PoolCheck};
+use crate::catalog::load::{LoadError, Loaded, MapFault, PoolCheck, PoolUse};
 use crate::catalog::meta::MetaStore;
 use crate::units::{BLOCK_BYTES, CLUSTER_BLOCKS, CLUSTER_BYTES, ClusterIndex, LayerId, PoolCluster};
 
@@ -19,12 +19,19 @@ pub(super) type Ends = BTreeMap<u16, u64>;
 /// Clusters of which every owner is named; more are only counted.
 const CONTESTED_MAX: usize = 1000;
 
+/// What the map records say together.
+pub(super) struct Checked {
+    pub(super) leaked: Leaked,
+    pub(super) ends: Ends,
+    pub(super) in_use: PoolUse,
+}
+
 /// Checks all map records.
 pub(super) fn check(
     store: &dyn MetaStore,
     loaded: &Loaded,
     report: &mut FsckReport,
-) -> Result<(Leaked, Ends), LoadError> {
+) -> Result<Checked, LoadError> {
     let mut check = PoolCheck::new(loaded);
     let mut stream =
         Stream { loaded, report, leaked: Leaked::new(), ends: Ends::new(), contested: BTreeSet::new() };
@@ -43,11 +50,12 @@ pub(super) fn check(
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    stream.report.counts.used_clusters = check.finish().used_clusters();
+    let in_use = check.finish();
+    stream.report.counts.used_clusters = in_use.used_clusters();
     stream.report_leaks();
     let Stream { leaked, ends, contested, .. } = stream;
     name_owners(store, &contested, report)?;
-    Ok((leaked, ends))
+    Ok(Checked { leaked, ends, in_use })
 }
 
 struct Stream<'a> {

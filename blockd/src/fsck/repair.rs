@@ -1,4 +1,4 @@
-//! The two repairs that there are.
+//! The few repairs that there are.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -8,6 +8,7 @@ use super::{Found, FsckReport, LoadError, META_DIRECTORY, Mark, MetaStore, Rocks
 use crate::catalog::format::keys::map_range;
 use crate::catalog::format::{Change, decode_map};
 use crate::catalog::meta::{Batch, MetaError};
+use crate::checkpoint::file as checkpoint;
 use crate::units::LayerId;
 
 /// Records deleted by one commit: a batch is held in memory.
@@ -15,6 +16,10 @@ const DELETIONS_MAX: usize = 4096;
 
 /// Repairs what can be, and says so in the report.
 pub(super) fn repair(data: &Path, found: &Found, report: &mut FsckReport) -> Result<(), LoadError> {
+    if report.checkpoint_differs {
+        checkpoint::remove(data).map_err(|error| MetaError::Io(error.to_string()))?;
+        report.repaired.push("the checkpoint was removed".into());
+    }
     let (commit, identity) = (found.loaded.commit, found.loaded.store.identity);
     // A layer of which the record was lost looks as if it did not exist: its map records are all that is left of
     // it. And where commits are missing, any write would bury what may still be found.

@@ -70,6 +70,8 @@ pub struct FsckReport {
     pub notes: u64,
     /// Layers that nothing refers to: the daemon merges or drops them in the background. No problem.
     pub layers_to_reclaim: Vec<u32>,
+    /// The checkpoint is one that a start would use, and says other things than the records.
+    pub checkpoint_differs: bool,
     /// What was repaired; the problems are still listed.
     pub repaired: Vec<String>,
 }

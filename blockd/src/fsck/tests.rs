@@ -4,7 +4,10 @@ use super::*;
 use crate::catalog::format::{
     Change, FORMAT_VERSION, LayerRecord, MapRecord, PoolFileRecord, StoreRecord, VolumeRecord,
 };
+use crate::catalog::load::PoolUse;
 use crate::catalog::mark::MARK_FILE;
+use crate::checkpoint::Saved;
+use crate::map::FlatMap;
 use crate::store::superblock::Superblock;
 use crate::units::{ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeId};
 
@@ -236,4 +239,44 @@ fn more_problems_than_are_described_are_counted() {
     let report = check(store(&bad).path());
     assert_eq!((report.problems.len(), report.errors), (PROBLEMS_MAX, 2990));
     assert!(report.to_string().contains("and 1990 more"));
+}
+
+/// Writes a checkpoint of the sound store, with these pool clusters in use besides its superblock.
+fn write_checkpoint(data: &Path, commit: u64, used: [u32; 2], head: &FlatMap) {
+    let bits = used.iter().fold(1, |bits, cluster| bits | 1 << cluster);
+    let in_use = PoolUse { used: vec![bits, 0], ..PoolUse::default() };
+    let maps = vec![(VolumeId(1), LayerId(2), head)];
+    let saved = Saved { identity: IDENTITY, commit, pool_clusters: 100, in_use, maps };
+    crate::checkpoint::file::save(data, &saved).unwrap();
+}
+
+fn head_map(data: &Path) -> FlatMap {
+    let rocks = RocksMeta::open_read_only(&data.join(META_DIRECTORY)).unwrap();
+    crate::map::load(&rocks, &[LayerId(2), LayerId(1)], (1 << 30) / 65536).unwrap()
+}
+
+#[test]
+fn a_checkpoint_that_would_be_used_must_say_what_the_records_say() {
+    let data = store(&[]);
+    let head = head_map(data.path());
+    write_checkpoint(data.path(), 1, [1, 2], &head);
+    assert!(check(data.path()).problems.is_empty());
+    write_checkpoint(data.path(), 1, [1, 3], &head);
+    let problem = assert_only(data.path(), "on 2 clusters of the pool, pool cluster 2 the first of them");
+    assert!(problem.repairable && problem.what.starts_with("CHECKPOINT_DIFFERS: "));
+    let other = FlatMap::new(head.clusters());
+    write_checkpoint(data.path(), 1, [1, 2], &other);
+    assert_only(data.path(), "on volume 1, first at its cluster 0");
+    let report = fsck(data.path(), FsckOptions { repair: true }).unwrap();
+    assert_eq!(report.repaired, ["the checkpoint was removed"]);
+    assert!(check(data.path()).problems.is_empty());
+}
+
+#[test]
+fn a_checkpoint_that_will_not_be_used_is_a_note() {
+    let data = store(&[]);
+    write_checkpoint(data.path(), 7, [1, 3], &head_map(data.path()));
+    let report = check(data.path());
+    assert!(report.is_clean());
+    assert!(report.problems[0].what.ends_with("it is of commit 7, the store is at 1"), "{report}");
 }
