@@ -1,0 +1,133 @@
+//! How long a store with much in it takes to start: a measurement, run by hand.
+//!
+//! `STARTUP_GIB=1024 cargo test --release -p blockd --test startup -- --ignored --nocapture`. The metadata are made
+//! directly, no data are written: one volume whose clusters are mapped in order, and a tenth of them once more in
+//! its head, over a snapshot.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "in a test binary a panic is how a helper fails, too")]
+
+use std::path::Path;
+use std::time::Instant;
+
+use blockd::catalog::format::{Change, LayerRecord, MapRecord, SnapshotRecord, VolumeRecord};
+use blockd::catalog::load::scan_pool_use;
+use blockd::catalog::meta::MetaStore;
+use blockd::checkpoint::Saved;
+use blockd::checkpoint::file::save;
+use blockd::config::{self, Config, Settings};
+use blockd::map;
+use blockd::open::{OpenStore, open};
+use blockd::size::Size;
+use blockd::units::{CLUSTER_BYTES, ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeId};
+
+const GIB_CLUSTERS: u32 = 16_384;
+const BATCH_RECORDS: usize = 16_384;
+const VOLUME: VolumeId = VolumeId(1);
+const CLOSED: LayerId = LayerId(1);
+const HEAD: LayerId = LayerId(2);
+
+fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = work();
+    println!("{what}: {} ms, {} MiB resident", start.elapsed().as_millis(), resident_kib() >> 10);
+    result
+}
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn clusters() -> u32 {
+    let gib: u32 = std::env::var("STARTUP_GIB").map_or(16, |text| text.parse().unwrap());
+    gib * GIB_CLUSTERS
+}
+
+fn config(data: &Path) -> Config {
+    let size = (u64::from(clusters()) * 12 / 10 + 100) * CLUSTER_BYTES;
+    let settings =
+        Settings { data: Some(data.to_owned()), pool_size: Some(Size(size)), ..Settings::default() };
+    config::load(settings, None).unwrap()
+}
+
+/// Writes changes in batches, as a daemon would.
+struct Writer<'a> {
+    store: &'a OpenStore,
+    commit: u64,
+    batch: Vec<Change>,
+}
+
+impl Writer<'_> {
+    fn push(&mut self, change: Change) {
+        self.batch.push(change);
+        if self.batch.len() == BATCH_RECORDS {
+            self.write();
+        }
+    }
+
+    fn write(&mut self) {
+        self.commit += 1;
+        self.batch.push(Change::Commit(self.commit));
+        self.store.meta.write(&self.batch).unwrap();
+        self.batch.clear();
+    }
+}
+
+fn catalog(store: &OpenStore) -> Vec<Change> {
+    let mut record = store.loaded.store.clone();
+    (record.next_volume, record.next_layer, record.next_snapshot) = (VolumeId(2), LayerId(3), SnapshotId(2));
+    let size = u64::from(clusters()) * CLUSTER_BYTES;
+    let volume = VolumeRecord { name: "v".to_owned(), size, head: HEAD, created_ms: 0 };
+    let name = "s".to_owned();
+    let snapshot =
+        SnapshotRecord { volume: VOLUME, name, layer: CLOSED, size, created_ms: 0, holds: Vec::new() };
+    vec![
+        Change::Store(record),
+        Change::Layer(CLOSED, Some(LayerRecord { parent: None, volume: VOLUME })),
+        Change::Layer(HEAD, Some(LayerRecord { parent: Some(CLOSED), volume: VOLUME })),
+        Change::Volume(VOLUME, Some(volume)),
+        Change::Snapshot(SnapshotId(1), Some(snapshot)),
+    ]
+}
+
+fn fill(store: &OpenStore) {
+    let mut writer = Writer { store, commit: store.loaded.commit, batch: catalog(store) };
+    let mut pool = 1;
+    for (layer, step, data) in [(CLOSED, 1, Mask::ALL), (HEAD, 10, Mask(0x00f0))] {
+        for cluster in (0..clusters()).step_by(step) {
+            let record = MapRecord { cluster: Some(PoolCluster(pool)), data, ..MapRecord::default() };
+            writer.push(Change::Map(layer, ClusterIndex(cluster), Some(record)));
+            pool += 1;
+        }
+    }
+    writer.write();
+}
+
+#[test]
+#[ignore = "a measurement, by hand"]
+fn start_of_a_full_store() {
+    let data = tempfile::tempdir_in(std::env::var("STARTUP_DIR").unwrap_or("/var/tmp".to_owned())).unwrap();
+    let config = config(data.path());
+    let store = timed("make", || open(&config).unwrap());
+    timed("fill", || fill(&store));
+    drop(store);
+    let store = timed("start without checkpoint", || open(&config).unwrap());
+    assert!(store.maps.is_empty());
+    let map = timed("its map", || map::load(&*store.meta, &[HEAD, CLOSED], u64::from(clusters())).unwrap());
+    println!("map: {} MiB, {} rows aside", map.memory_bytes() >> 20, map.side_rows());
+    let in_use = timed("the scan for the allocator alone", || {
+        scan_pool_use(&*store.meta, &store.loaded, &mut |_, _, _| {}).unwrap()
+    });
+    let saved = Saved {
+        identity: store.loaded.store.identity,
+        commit: store.loaded.commit,
+        pool_clusters: u32::try_from(store.loaded.pool_clusters()).unwrap(),
+        in_use,
+        maps: vec![(VOLUME, HEAD, &map)],
+    };
+    timed("write of the checkpoint", || save(data.path(), &saved).unwrap());
+    drop((store, map));
+    let store = timed("start from the checkpoint, map included", || open(&config).unwrap());
+    assert_eq!(store.maps.len(), 1);
+}
