@@ -6,7 +6,9 @@
 //!
 //! **It is a cache.** It is believed only as a whole: every byte under a checksum, of this store, and of this store's
 //! last commit. Two states of one store with the same commit number cannot both have been durable, so "the same
-//! commit" means "the same records". Whatever else is found is not used, and nothing is lost by that but time.
+//! commit" means "the same records". (Whoever puts together files of two backups, after a store was put back to one of
+//! them and went on, can make that untrue: fsck finds it.) Whatever else is found is not used, and nothing is lost by
+//! that but time.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
