@@ -446,7 +446,8 @@ struct OpenParts {
 
 impl OpenParts {
     fn of(store: OpenStore) -> (DataLock, ClosedReader, Self) {
-        let OpenStore { lock, loaded, used, maps, meta, mark, ballast, files, readers, reserve_bytes } = store;
+        let OpenStore { lock, loaded, used, maps, meta, mark, ballast, files, readers, reserve_bytes } =
+            store;
         let handles = readers.into_iter().zip(loaded.files.values());
         let handles =
             handles.map(|(file, record)| PoolHandle { file, first: record.first, clusters: record.clusters });

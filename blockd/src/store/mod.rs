@@ -353,7 +353,7 @@ impl Store {
     /// So many bytes of the file system may become the pool's; the rest is for metadata. What is being allocated just
     /// now may have been counted as free.
     pub fn set_room(&mut self, bytes: u64) {
-        let under_way = self.extending.as_ref().map_or(0, |extension| extension.bytes());
+        let under_way = self.extending.as_ref().map_or(0, pool::Extension::bytes);
         self.room = bytes.saturating_sub(under_way);
     }
 
