@@ -2,7 +2,7 @@
 //! map record. Drawn byte by byte in docs/on-disk-format.md, "checkpoint".
 //!
 //! What lives here: bytes from a stopped store ([`Saved::write`]) and back ([`Checkpoint::decode`]), without files. Where
-//! the bytes are kept is in [`file`].
+//! the bytes are kept is in [`mod@file`].
 //!
 //! **It is a cache.** It is believed only as a whole: every byte under a checksum, of this store, and of this store's
 //! last commit. Two states of one store with the same commit number cannot both have been durable, so "the same

@@ -40,14 +40,14 @@ pub(crate) fn test(workspace: &Workspace, cases: Option<u32>, quick: bool) -> Re
     )
 }
 
-/// The model test alone, in release.
+/// The model tests alone, of the server and of the store, in release.
 pub(crate) fn model(workspace: &Workspace, cases: u32) -> Result<()> {
     let progress = Progress::start();
     prepare(workspace, Purpose::Build, &progress)?;
-    let mut model = runner(workspace, &["--release", "-p", "nbd-server", "--test", "model"]);
+    let mut model = runner(workspace, &["--release", "-p", "nbd-server", "-p", "blockd", "--test", "model"]);
     check(
         &progress,
-        &format!("model test, {cases} cases"),
+        &format!("model tests, {cases} cases each"),
         model.env(CASES_VARIABLE, cases.to_string()).env("NEXTEST_PROFILE", "long"),
     )
 }
