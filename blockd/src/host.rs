@@ -27,7 +27,7 @@ use nbd_server::server::{Server, ServerConfig};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::catalog::load::Loaded;
+use crate::catalog::load::{Loaded, PoolUse};
 use crate::catalog::meta::{MetaOp, MetaPort};
 use crate::catalog::rocks::RocksMeta;
 use crate::catalog::worker::MetaWorker;
@@ -40,7 +40,7 @@ use crate::lock::DataLock;
 use crate::open::{self, OpenError, OpenStore};
 use crate::service::{DiffExtent, Engine, VerifyReport};
 use crate::snapshot::{self, ClosedReader, PoolHandle, Sleeps, with_pin};
-use crate::store::pool::{Bitmap, Pool, PoolFile};
+use crate::store::pool::{Pool, PoolFile};
 use crate::store::{Store, Token};
 
 /// Commands that wait for the reactor; one more is refused.
@@ -435,7 +435,7 @@ impl Host {
 /// What the reactor's thread is given of an open store.
 struct OpenParts {
     loaded: Loaded,
-    used: Bitmap,
+    in_use: PoolUse,
     maps: Vec<SavedMap>,
     files: Vec<nbd_server::reactor::OpenFile>,
     meta: Arc<RocksMeta>,
@@ -446,13 +446,13 @@ struct OpenParts {
 
 impl OpenParts {
     fn of(store: OpenStore) -> (DataLock, ClosedReader, Self) {
-        let OpenStore { lock, loaded, used, maps, meta, mark, ballast, files, readers, reserve_bytes } =
+        let OpenStore { lock, loaded, in_use, maps, meta, mark, ballast, files, readers, reserve_bytes } =
             store;
         let handles = readers.into_iter().zip(loaded.files.values());
         let handles =
             handles.map(|(file, record)| PoolHandle { file, first: record.first, clusters: record.clusters });
         let reader = ClosedReader::new(Arc::<RocksMeta>::clone(&meta), handles.collect());
-        (lock, reader, Self { loaded, used, maps, files, meta, mark, ballast, reserve_bytes })
+        (lock, reader, Self { loaded, in_use, maps, files, meta, mark, ballast, reserve_bytes })
     }
 }
 
@@ -463,7 +463,7 @@ fn reactor_spec(
     exports: &Arc<Exports>,
     late: &Arc<OnceLock<Waker>>,
 ) -> io::Result<ReactorSpec> {
-    let OpenParts { loaded, used, maps, files, meta, mark, ballast, reserve_bytes } = parts;
+    let OpenParts { loaded, in_use, maps, files, meta, mark, ballast, reserve_bytes } = parts;
     let wake_late = Arc::clone(late);
     let wake = Arc::new(move || {
         // Nothing is submitted before the reactor has set it.
@@ -477,7 +477,7 @@ fn reactor_spec(
     let build = move |ids: &[FileId], _pool: &nbd_server::reactor::buffer::Pool, waker: Waker| {
         late.get_or_init(|| waker);
         let worker = Rc::new(RefCell::new(worker));
-        let pool = Pool::new(pool_files(&loaded, ids), used);
+        let pool = Pool::new(pool_files(&loaded, ids), in_use);
         let mut store = Store::new(loaded, pool, Box::new(Port(Rc::clone(&worker))), epoch_ms);
         store.adopt_maps(maps);
         exports.publish(&store);

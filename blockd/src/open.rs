@@ -27,7 +27,6 @@ use crate::checkpoint::file::{self as checkpoint, CheckpointError};
 use crate::checkpoint::{Checkpoint, SavedMap};
 use crate::config::{self, Cache, Config};
 use crate::lock::{DataLock, LockError};
-use crate::store::pool::Bitmap;
 use crate::store::superblock::{SUPERBLOCK_BYTES, Superblock, SuperblockError};
 use crate::units::{CLUSTER_BYTES, LayerId, PoolCluster, SnapshotId, VolumeId};
 
@@ -81,8 +80,8 @@ pub struct OpenStore {
     pub lock: DataLock,
     /// The catalog.
     pub loaded: Loaded,
-    /// Clusters in use.
-    pub used: Bitmap,
+    /// What of the pool is in use.
+    pub in_use: PoolUse,
     /// Maps of volumes, as the last stop left them; the others are read when they are asked for.
     pub maps: Vec<SavedMap>,
     /// The metadata.
@@ -121,10 +120,9 @@ pub fn open(config: &Config) -> Result<OpenStore, OpenError> {
     let readers = readers.collect::<io::Result<_>>().map_err(failed("pool"))?;
     // Commits follow that it does not know.
     checkpoint::remove(data).map_err(failed(checkpoint::CHECKPOINT_FILE))?;
-    let used = Bitmap::from_words(in_use.used);
     let ballast = Ballast::hold(data, reserve_bytes);
     let meta = Arc::new(meta);
-    Ok(OpenStore { lock, loaded, used, maps, meta, mark, ballast, files, readers, reserve_bytes })
+    Ok(OpenStore { lock, loaded, in_use, maps, meta, mark, ballast, files, readers, reserve_bytes })
 }
 
 /// Allocator and maps as the last stop left them, or else what all map records say of the allocator.

@@ -99,6 +99,14 @@ pub struct MapRecord {
     pub packed: Option<u8>,
 }
 
+impl MapRecord {
+    /// Its blocks of the pool cluster, if it is packed and need not have all of it.
+    pub fn packed_blocks(&self) -> Option<Mask> {
+        let start = u32::from(self.packed?);
+        Some(Mask::of(start..start + self.data.count()))
+    }
+}
+
 /// Key `31`: the hash of a closed layer's whole content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RootRecord {

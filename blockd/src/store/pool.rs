@@ -10,14 +10,19 @@
 //! of need. So freed clusters, which were written before, are used again before new ones (a first write into
 //! space that was allocated but never written costs a journal entry), and a full file system is noticed when
 //! the limit cannot move, not when a write that was accepted cannot be written back.
+//!
+//! **Packed clusters** are shared by records, of which each has some of the blocks. A record's blocks are freed as a
+//! cluster is, in as many steps; the cluster is free when none of its blocks is in use. Single blocks are not used
+//! again.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
 use nbd_server::disk::FileId;
 
+use crate::catalog::format::MapRecord;
 use crate::catalog::load::PoolUse;
-use crate::units::{CLUSTER_BYTES, PoolCluster};
+use crate::units::{CLUSTER_BLOCKS, CLUSTER_BYTES, Mask, PoolCluster};
 
 /// How far the limit moves at a time, clusters: 64 MiB.
 pub const EXTEND_CLUSTERS: u32 = 1024;
@@ -75,11 +80,6 @@ pub struct Bitmap {
 }
 
 impl Bitmap {
-    /// `clusters` clusters, none in use.
-    pub fn new(clusters: u32) -> Self {
-        Self { words: vec![0; clusters.div_ceil(64) as usize] }
-    }
-
     /// The clusters of a word each 64, lowest bit first.
     pub fn from_words(words: Vec<u64>) -> Self {
         Self { words }
@@ -122,27 +122,47 @@ impl Bitmap {
     }
 }
 
+/// What a record has of the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Where.
+    pub cluster: PoolCluster,
+    /// Of a packed cluster: which blocks.
+    pub blocks: Option<Mask>,
+}
+
+impl Part {
+    /// What this record has, if anything.
+    pub fn of(record: &MapRecord) -> Option<Self> {
+        Some(Self { cluster: record.cluster?, blocks: record.packed_blocks() })
+    }
+}
+
 /// Clusters that wait until every operation has ended that began before they were freed.
 struct Quarantined {
     /// The last era in which such an operation can have begun.
     era: u64,
-    clusters: Vec<PoolCluster>,
+    clusters: Vec<Part>,
 }
 
 /// See the module.
 pub struct Pool {
     files: Vec<PoolFile>,
     used: Bitmap,
+    /// The blocks in use of clusters with packed records.
+    packed: HashMap<PoolCluster, Mask>,
     /// By file: clusters at its beginning that may be taken.
     limits: Vec<u32>,
+    /// Clusters in use, superblocks included.
+    used_count: u64,
     /// Free clusters below the limits.
     free: u64,
     /// Where the last one was taken.
     next: u32,
     /// Freed since the last commit began.
-    freed: Vec<PoolCluster>,
+    freed: Vec<Part>,
     /// Freed in the commit under way.
-    freeing: Vec<PoolCluster>,
+    freeing: Vec<Part>,
     quarantine: VecDeque<Quarantined>,
     /// Operations in flight by the era in which they began, oldest era first.
     eras: VecDeque<u32>,
@@ -153,8 +173,10 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of these files, `used` marking what records name; superblocks are marked here.
-    pub fn new(files: Vec<PoolFile>, mut used: Bitmap) -> Self {
+    /// A pool of these files and of what records name in them; superblocks are marked here.
+    pub fn new(files: Vec<PoolFile>, in_use: PoolUse) -> Self {
+        let PoolUse { used, packed } = in_use;
+        let mut used = Bitmap::from_words(used);
         let mut limits = Vec::new();
         let mut next = 0;
         for file in &files {
@@ -167,7 +189,9 @@ impl Pool {
         let mut pool = Self {
             files,
             used,
+            packed,
             limits,
+            used_count: 0,
             free: 0,
             next,
             freed: Vec::new(),
@@ -177,6 +201,7 @@ impl Pool {
             oldest_era: 0,
             full: false,
         };
+        pool.used_count = pool.used.count();
         pool.free = (0..pool.files.len()).map(|file| pool.free_in(file, 0..pool.limits[file])).sum();
         pool
     }
@@ -198,21 +223,34 @@ impl Pool {
 
     /// Clusters in use or waiting to be free, superblocks left out.
     pub fn used(&self) -> u64 {
-        self.used.count() - self.files.len() as u64
+        self.used_count - self.files.len() as u64
     }
 
-    /// Clusters that wait to be free.
+    /// Clusters that wait to be free; of packed ones as many as their blocks make.
     pub fn pending_free(&self) -> u64 {
-        let quarantined: usize = self.quarantine.iter().map(|group| group.clusters.len()).sum();
-        (self.freed.len() + self.freeing.len() + quarantined) as u64
+        let quarantined = self.quarantine.iter().flat_map(|group| &group.clusters);
+        let blocks = self.freed.iter().chain(&self.freeing).chain(quarantined).map(|freed| {
+            let blocks = freed.blocks.map_or(CLUSTER_BLOCKS, Mask::count);
+            u64::from(blocks)
+        });
+        blocks.sum::<u64>().div_ceil(u64::from(CLUSTER_BLOCKS))
     }
 
     /// What records name once everything that was changed is committed: in use, and not waiting to be free.
     pub fn in_use(&self) -> PoolUse {
-        let mut used = self.used.clone();
+        let (mut used, mut packed) = (self.used.clone(), self.packed.clone());
         let quarantined = self.quarantine.iter().flat_map(|group| &group.clusters);
-        self.freed.iter().chain(&self.freeing).chain(quarantined).for_each(|cluster| used.clear(cluster.0));
-        PoolUse { used: used.words, packed: HashMap::new() }
+        for Part { cluster, blocks } in self.freed.iter().chain(&self.freeing).chain(quarantined) {
+            let left = blocks.and_then(|blocks| Some(packed.get(cluster)?.without(blocks)));
+            match left.filter(|left| !left.is_empty()) {
+                Some(left) => drop(packed.insert(*cluster, left)),
+                None => {
+                    packed.remove(cluster);
+                    used.clear(cluster.0);
+                }
+            }
+        }
+        PoolUse { used: used.words, packed }
     }
 
     /// Clusters that can be taken at once.
@@ -239,7 +277,7 @@ impl Pool {
         }
         let found = self.find(self.next..u32::MAX).or_else(|| self.find(0..self.next))?;
         self.used.set(found);
-        self.free -= 1;
+        (self.free, self.used_count) = (self.free - 1, self.used_count + 1);
         self.next = found + 1;
         Some(PoolCluster(found))
     }
@@ -257,13 +295,31 @@ impl Pool {
     pub fn give_back(&mut self, cluster: PoolCluster) {
         debug_assert!(self.used.has(cluster.0));
         self.used.clear(cluster.0);
-        self.free += 1;
+        (self.free, self.used_count) = (self.free + 1, self.used_count - 1);
     }
 
     /// A cluster that no record will name once the next commit is durable.
     pub fn free_later(&mut self, cluster: PoolCluster) {
-        debug_assert!(self.used.has(cluster.0), "pool cluster {cluster} freed twice");
-        self.freed.push(cluster);
+        self.free_part_later(Part { cluster, blocks: None });
+    }
+
+    /// What no record will name once the next commit is durable.
+    pub fn free_part_later(&mut self, part: Part) {
+        let held = part.blocks.is_none_or(|blocks| self.packed_blocks(part.cluster).contains(blocks));
+        debug_assert!(held && self.used.has(part.cluster.0), "{part:?} freed twice");
+        self.freed.push(part);
+    }
+
+    /// A packed record is about to name blocks of a cluster that was taken for it and its like.
+    pub fn use_blocks(&mut self, cluster: PoolCluster, blocks: Mask) {
+        let held = self.packed.entry(cluster).or_default();
+        debug_assert!(held.and(blocks).is_empty(), "blocks of {cluster} are used twice");
+        *held = held.with(blocks);
+    }
+
+    /// The blocks of a packed cluster that are in use.
+    pub fn packed_blocks(&self, cluster: PoolCluster) -> Mask {
+        self.packed.get(&cluster).copied().unwrap_or_default()
     }
 
     /// Whether a commit would free something.
@@ -318,10 +374,23 @@ impl Pool {
         }
         while self.quarantine.front().is_some_and(|group| group.era < self.oldest_era) {
             let group = self.quarantine.pop_front().expect("looked at");
-            for cluster in group.clusters {
-                self.give_back(cluster);
+            for freed in group.clusters {
+                self.end_use(freed);
             }
         }
+    }
+
+    fn end_use(&mut self, freed: Part) {
+        let Part { cluster, blocks } = freed;
+        if let Some(blocks) = blocks {
+            let left = self.packed_blocks(cluster).without(blocks);
+            if !left.is_empty() {
+                self.packed.insert(cluster, left);
+                return;
+            }
+            self.packed.remove(&cluster);
+        }
+        self.give_back(cluster);
     }
 
     /// What to allocate next so that clusters can be taken, if there is need, and room for so many bytes.
@@ -350,9 +419,13 @@ impl Pool {
 mod tests {
     use super::*;
 
+    fn nothing(clusters: u32) -> PoolUse {
+        PoolUse { used: vec![0; clusters.div_ceil(64) as usize], ..PoolUse::default() }
+    }
+
     fn pool(clusters: u32) -> Pool {
         let file = PoolFile { file: FileId(0), first: PoolCluster(0), clusters, allocated: clusters };
-        Pool::new(vec![file], Bitmap::new(clusters))
+        Pool::new(vec![file], nothing(clusters))
     }
 
     #[test]
@@ -395,8 +468,8 @@ mod tests {
             clusters: 100,
             allocated,
         };
-        let mut used = Bitmap::new(200);
-        used.set(102);
+        let mut used = nothing(200);
+        used.used[1] = 1 << (102 - 64);
         let mut pool = Pool::new(vec![file(0, 0, 3), file(1, 100, 0)], used);
         let mut taken: Vec<u32> = std::iter::from_fn(|| pool.take()).map(|cluster| cluster.0).collect();
         taken.sort_unstable();
@@ -408,5 +481,39 @@ mod tests {
         pool.extended(0, 100);
         assert_eq!(pool.take(), Some(PoolCluster(3)));
         assert_eq!(pool.place(PoolCluster(101), 2), Place { file: 1, offset: 65_536 + 8192 });
+    }
+
+    #[test]
+    fn a_packed_cluster_is_free_when_none_of_its_blocks_is_in_use() {
+        let mut pool = pool(2);
+        let only = pool.take().unwrap();
+        let blocks = |blocks| Part { cluster: only, blocks: Some(Mask(blocks)) };
+        pool.use_blocks(only, Mask(0b0011));
+        pool.use_blocks(only, Mask(0b1100));
+        pool.free_part_later(blocks(0b0011));
+        assert_eq!(pool.pending_free(), 1);
+        pool.begin_commit();
+        pool.free_part_later(blocks(0b1100));
+        pool.commit_durable();
+        assert_eq!((pool.take(), pool.packed_blocks(only)), (None, Mask(0b1100)));
+        pool.begin_commit();
+        pool.commit_durable();
+        assert_eq!((pool.pending_free(), pool.take()), (0, Some(only)));
+        assert_eq!(pool.packed_blocks(only), Mask::NONE);
+    }
+
+    #[test]
+    fn what_a_failed_commit_would_have_freed_of_a_packed_cluster_keeps_it() {
+        let mut pool = pool(2);
+        let only = pool.take().unwrap();
+        let blocks = |blocks| Part { cluster: only, blocks: Some(Mask(blocks)) };
+        pool.use_blocks(only, Mask(0b11));
+        pool.free_part_later(blocks(0b01));
+        pool.begin_commit();
+        pool.commit_failed();
+        pool.free_part_later(blocks(0b10));
+        pool.begin_commit();
+        pool.commit_durable();
+        assert_eq!((pool.take(), pool.packed_blocks(only)), (None, Mask(0b01)));
     }
 }

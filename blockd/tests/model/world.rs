@@ -6,7 +6,7 @@ use blockd::catalog::memory::{MemoryMeta, SimMetaPort};
 use blockd::catalog::meta::MetaStore;
 use blockd::checkpoint::{Checkpoint, SavedMap, Unusable};
 use blockd::control::{Answer, Control, ControlError};
-use blockd::store::pool::{Bitmap, Pool, PoolFile};
+use blockd::store::pool::{Pool, PoolFile};
 use blockd::store::{Store, Subject, Token};
 use blockd::units::{CLUSTER_BYTES, LayerId, PoolCluster, SnapshotId, VolumeId};
 use fastrand::Rng;
@@ -66,10 +66,10 @@ fn fresh_meta() -> MemoryMeta {
 }
 
 /// What the records say, by the product's own checks: each cluster is named once, each layer exists, and so on.
-pub(crate) fn load(meta: &MemoryMeta) -> (Loaded, Bitmap) {
+pub(crate) fn load(meta: &MemoryMeta) -> (Loaded, PoolUse) {
     let loaded = blockd::catalog::load::load(meta, meta.mark()).expect("a sound catalog");
-    let PoolUse { used, .. } = scan_pool_use(meta, &loaded, &mut |_, _, _| {}).expect("sound maps");
-    (loaded, Bitmap::from_words(used))
+    let in_use = scan_pool_use(meta, &loaded, &mut |_, _, _| {}).expect("sound maps");
+    (loaded, in_use)
 }
 
 /// The checkpoint, if it is of this state. Then it must say what the records say; damaged it must say nothing.
@@ -101,7 +101,7 @@ fn check_checkpoint(bytes: &[u8], meta: &MemoryMeta, rng: &mut Rng) -> Result<Ch
 }
 
 fn open(meta: &MemoryMeta) -> (Store, SimMetaPort) {
-    let (loaded, used) = load(meta);
+    let (loaded, in_use) = load(meta);
     let mut first = 0;
     let files = FILES.into_iter().enumerate().map(|(index, clusters)| {
         let file = FileId(index as u32);
@@ -109,7 +109,7 @@ fn open(meta: &MemoryMeta) -> (Store, SimMetaPort) {
         first += clusters;
         record
     });
-    let pool = Pool::new(files.collect(), used);
+    let pool = Pool::new(files.collect(), in_use);
     let port = SimMetaPort::new(meta.clone());
     (Store::new(loaded, pool, Box::new(port.clone()), 1_000), port)
 }

@@ -1,6 +1,6 @@
 //! Which clusters of the pool are in use: those that a map record names. There is no other record of it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
 
 use super::{LoadError, Loaded};
@@ -50,6 +50,9 @@ pub enum MapFault {
     /// Another record names the cluster, or the same blocks of it.
     #[error("pool cluster {0} belongs to another record")]
     DoublyOwned(PoolCluster),
+    /// A write would take its other blocks for the open layer's own.
+    #[error("it is packed, in the open layer of a volume")]
+    PackedOpen,
 }
 
 /// Takes all map records, ordered by layer, and tells those that cannot be.
@@ -58,10 +61,8 @@ pub struct PoolCheck<'a> {
     loaded: &'a Loaded,
     clusters: u64,
     found: PoolUse,
-    /// The layer of the records at hand, and whether it exists.
-    layer: Option<(LayerId, bool)>,
-    /// Packed clusters of that layer: only it may name them again.
-    packed: HashMap<PoolCluster, Mask>,
+    /// The open layers of volumes.
+    heads: BTreeSet<LayerId>,
 }
 
 impl<'a> PoolCheck<'a> {
@@ -81,7 +82,8 @@ impl<'a> PoolCheck<'a> {
             }
         }
         let found = PoolUse { used, packed: HashMap::new() };
-        Self { loaded, clusters, found, layer: None, packed: HashMap::new() }
+        let heads = loaded.volumes.values().map(|volume| volume.head).collect();
+        Self { loaded, clusters, found, heads }
     }
 
     /// Takes the next record. What cannot be counts as in use all the same if the pool has it: nothing may be
@@ -90,24 +92,16 @@ impl<'a> PoolCheck<'a> {
     /// # Errors
     /// Why it cannot be.
     pub fn take(&mut self, layer: LayerId, record: &MapRecord) -> Result<(), MapFault> {
-        let known = self.enter(layer);
         if let Some(cluster) = record.cluster {
             self.take_cluster(cluster, record)?;
         }
-        if known { Ok(()) } else { Err(MapFault::UnknownLayer) }
-    }
-
-    /// Whether the layer exists.
-    fn enter(&mut self, layer: LayerId) -> bool {
-        match self.layer {
-            Some((current, known)) if current == layer => known,
-            _ => {
-                let known = self.loaded.layers.contains_key(&layer);
-                self.found.packed.extend(self.packed.drain());
-                self.layer = Some((layer, known));
-                known
-            }
+        if !self.loaded.layers.contains_key(&layer) {
+            return Err(MapFault::UnknownLayer);
         }
+        if record.packed.is_some() && self.heads.contains(&layer) {
+            return Err(MapFault::PackedOpen);
+        }
+        Ok(())
     }
 
     fn take_cluster(&mut self, cluster: PoolCluster, record: &MapRecord) -> Result<(), MapFault> {
@@ -118,19 +112,19 @@ impl<'a> PoolCheck<'a> {
         let word = &mut self.found.used[word];
         let taken = *word & bit != 0;
         *word |= bit;
-        let blocks = record.packed.map(|start| packed_blocks(start, record.data));
+        let blocks = record.packed_blocks();
         if taken {
             return self.share(cluster, blocks);
         }
         if let Some(blocks) = blocks {
-            self.packed.insert(cluster, blocks);
+            self.found.packed.insert(cluster, blocks);
         }
         Ok(())
     }
 
-    /// A cluster that is in use can only be one that this layer has packed, in blocks that are free.
+    /// A cluster that is in use can only be one with packed records, in blocks that are free.
     fn share(&mut self, cluster: PoolCluster, blocks: Option<Mask>) -> Result<(), MapFault> {
-        if let (Some(held), Some(blocks)) = (self.packed.get_mut(&cluster), blocks)
+        if let (Some(held), Some(blocks)) = (self.found.packed.get_mut(&cluster), blocks)
             && held.and(blocks).is_empty()
         {
             *held = held.with(blocks);
@@ -143,16 +137,9 @@ impl<'a> PoolCheck<'a> {
     }
 
     /// What is in use.
-    pub fn finish(mut self) -> PoolUse {
-        self.found.packed.extend(self.packed.drain());
+    pub fn finish(self) -> PoolUse {
         self.found
     }
-}
-
-/// The blocks of its pool cluster that a packed record uses.
-fn packed_blocks(start: u8, data: Mask) -> Mask {
-    let start = u32::from(start);
-    Mask::of(start..start + data.count())
 }
 
 /// Shows all map records once, and finds what they use of the pool.

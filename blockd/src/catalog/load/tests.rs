@@ -111,6 +111,15 @@ fn a_sound_store_loads_whole() {
 }
 
 #[test]
+fn layers_may_share_a_packed_cluster() {
+    let shared = Change::Map(LayerId(1), ClusterIndex(5), Some(packed(66, 0, 4)));
+    let store = store(&[shared]);
+    let loaded = load(&store, 7).unwrap();
+    let found = scan_pool_use(&store, &loaded, &mut |_, _, _| ()).unwrap();
+    assert_eq!(found.packed[&PoolCluster(66)], Mask::of(0..6));
+}
+
+#[test]
 fn the_mark_decides_whether_commits_are_missing() {
     let store = store(&[]);
     assert!(load(&store, 6).is_ok(), "one commit ahead of the mark: nobody was told");
@@ -245,7 +254,8 @@ fn a_map_record_that_names_what_it_cannot_is_refused() {
         ((1, 5, in_place(2)), "pool cluster 2 belongs to another record"),
         ((1, 5, packed(1, 3, 1)), "pool cluster 1 belongs to another record"),
         ((1, 5, packed(2, 3, 1)), "pool cluster 2 belongs to another record"),
-        ((3, 5, packed(66, 0, 1)), "pool cluster 66 belongs to another record"),
+        ((1, 5, packed(66, 5, 2)), "pool cluster 66 belongs to another record"),
+        ((3, 5, packed(70, 0, 1)), "it is packed, in the open layer of a volume"),
         ((8, 5, in_place(70)), "layer 8, cluster 5: its layer does not exist"),
     ];
     for ((layer, cluster, record), expected) in cases {
