@@ -78,6 +78,18 @@ pub struct Packed {
 }
 
 impl Source {
+    /// All data of a record, if it has any.
+    pub fn of(record: &MapRecord) -> Option<Self> {
+        let cluster = record.cluster.filter(|_| !record.data.is_empty())?;
+        let packed = record.packed.map(|first| Packed { data: record.data, first });
+        Some(Self { cluster, shown: record.data, packed })
+    }
+
+    /// Whether it shows blocks of the same record as another one.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.cluster, self.packed) == (other.cluster, other.packed)
+    }
+
     /// Block of the pool cluster where a shown block of the volume's cluster lies.
     pub fn place(&self, block: u32) -> u32 {
         match self.packed {
@@ -111,14 +123,32 @@ impl Entry {
         self.older.retain(|source| !source.shown.is_empty());
     }
 
+    /// Takes away the older part that shows blocks of a record; tells which they were.
+    pub fn take_older(&mut self, record: &MapRecord) -> Mask {
+        let Some(source) = Source::of(record) else { return Mask::NONE };
+        let at = self.older.iter().position(|older| older.is_same(&source));
+        at.map_or(Mask::NONE, |at| self.older.remove(at).shown)
+    }
+
+    /// The newest layer's part is what its record, and no older one, says. Packed blocks are older parts: they are
+    /// never written.
+    pub fn show_top(&mut self, record: &MapRecord) {
+        let MapRecord { cluster, data, zero, packed } = *record;
+        self.head = packed.is_none().then_some(HeadPart { cluster, data, zero });
+        self.older.extend(Source::of(record).filter(|_| packed.is_some()));
+    }
+
+    /// Blocks of a closed layer's record show.
+    pub fn show_older(&mut self, record: &MapRecord, shown: Mask) {
+        let source = Source::of(record).filter(|_| !shown.is_empty());
+        self.older.extend(source.map(|source| Source { shown, ..source }));
+    }
+
     /// A newer layer's record on top, and that layer not open.
     fn push_closed(&mut self, record: &MapRecord) {
         self.close_head();
         self.hide_older(record.data.with(record.zero));
-        if let Some(cluster) = record.cluster.filter(|_| !record.data.is_empty()) {
-            let packed = record.packed.map(|first| Packed { data: record.data, first });
-            self.older.push(Source { cluster, shown: record.data, packed });
-        }
+        self.older.extend(Source::of(record));
     }
 
     /// The head part becomes the newest older part.

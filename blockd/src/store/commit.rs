@@ -349,7 +349,7 @@ impl Store {
             }
         }
         // What they waited for was abandoned: the next step must not take this commit for its own.
-        self.commits.next.retain(|waiter| !matches!(waiter, Waiter::Reclaim));
+        self.commits.next.retain(|waiter| matches!(waiter, Waiter::Request { .. }));
         self.fail_waiting(io);
         self.load_wanted_maps();
         self.commits.wanted = true;

@@ -17,11 +17,13 @@
 //! | `commit` | group commit: what is durable when |
 //! | `commands` | volumes, snapshots and clones are made, changed and deleted |
 //! | `reclaim` | layers that nobody names any more are merged or dropped in the background |
+//! | `copy` | blocks are copied for it |
 //! | `pool` | where clusters lie, which are free |
 
 mod catalog;
 mod commands;
 mod commit;
+mod copy;
 pub mod pool;
 mod reclaim;
 mod served;
@@ -302,6 +304,7 @@ impl Store {
             }
             // Room may have been made on the file system since.
             self.pool.full = false;
+            self.reclaim.unblock();
         }
         self.continue_reclaim(io);
         self.pump(io);

@@ -11,6 +11,12 @@
 //! | nothing | the record changes hands; no data move |
 //! | no cluster of its own, or every block decided | the record changes hands for what is still shown, or its cluster is freed |
 //! | a cluster, and blocks of *k* shine through | those blocks are copied into the child's cluster, and *k*'s is freed |
+//! | packed blocks, and *k*'s blocks lie in place | the child's blocks are copied into *k*'s cluster, which changes hands |
+//!
+//! **Packed records** change hands as they are where the blocks still shown lie side by side; in all other cases
+//! their blocks are copied into a cluster where they lie in place, and released. An open layer never has packed
+//! records. Where that cluster must be taken first and the pool has none to spare, the record is left behind, and with
+//! it its layer for a while.
 //!
 //! The records of *k* and *c* change in one batch, which comes after a sync of the copied blocks; so at every crash
 //! point all volumes and snapshots read as before, and no cluster has two owners. Copies into a closed layer are
@@ -20,24 +26,32 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nbd_server::disk::{DiskOpKind, ExportIndex};
+use nbd_server::disk::ExportIndex;
 use nbd_server::export::{Io, Payload};
-use nbd_server::reactor::buffer::Buf;
 use nbd_server::wire::Errno;
+use smallvec::{SmallVec, smallvec};
 
 use super::commit::{Bundle, Waiter};
+use super::copy::Copying;
+use super::pool::Part;
 use super::served::MapState;
-use super::transfer::{Job, Task};
+use super::transfer::{Job, NOWHERE, Task};
 use super::{Store, TAG_RECLAIM};
 use crate::catalog::format::{Change, LayerRecord, MapRecord};
 use crate::catalog::meta::MetaOp;
-use crate::map::{HeadPart, Source};
-use crate::units::{BLOCK_BYTES, ClusterIndex, LayerId, Mask, PoolCluster, VolumeId};
+use crate::map::Source;
+use crate::units::{ClusterIndex, LayerId, Mask, PoolCluster, VolumeId};
 
 /// Records moved between two commits.
 const STEP_RECORDS: usize = 256;
 /// Records of the child looked at for them.
 const CHILD_RECORDS: usize = 4096;
+
+/// Free clusters that background work leaves to clients.
+const SPARE_CLUSTERS: u64 = 8;
+/// One in so many of the pool's clusters is left free when packed records are unfolded into an open layer: that takes
+/// more than it gives back. Once the layer is closed, they need no unfolding.
+const UNFOLD_SPARE_PARTS: u64 = 8;
 
 /// The export that the store's own work on closed layers runs under. No client ever sees it.
 pub(super) const OWN_WORK: ExportIndex = ExportIndex(0);
@@ -62,6 +76,10 @@ struct Active {
     layer: LayerId,
     child: Option<LayerId>,
     stage: Stage,
+    /// Where the next scan begins.
+    from: ClusterIndex,
+    /// Records before that could not be moved: there was no cluster for their blocks.
+    left_behind: bool,
     /// Moves whose blocks were copied into a closed layer, and whose records wait for them to be durable.
     copied: Vec<usize>,
 }
@@ -74,6 +92,8 @@ pub(super) struct Reclaim {
     wanted: bool,
     /// Layers whose data cannot be read: left as they are until the next start.
     unreadable: BTreeSet<LayerId>,
+    /// Layers with records that wait for free clusters.
+    blocked: BTreeSet<LayerId>,
     commit_ended: bool,
     /// Records are being read, maybe those of a layer that was given up.
     scanning: bool,
@@ -87,6 +107,16 @@ impl Reclaim {
         self.active.as_ref().is_some_and(|active| chain.contains(&active.layer))
     }
 
+    /// Whether something is under way, of a layer that was given up even.
+    fn is_busy(&self) -> bool {
+        self.active.is_some() || self.moves > 0 || self.scanning
+    }
+
+    /// There may be clusters now for what had none.
+    pub(super) fn unblock(&mut self) {
+        self.blocked.clear();
+    }
+
     /// The commit that the next stage waits for has ended.
     pub(super) fn committed(&mut self) {
         self.commit_ended = true;
@@ -94,52 +124,83 @@ impl Reclaim {
 }
 
 /// The move of one record.
-pub(super) struct MergeCopy {
+pub(super) struct Merge {
     cluster: ClusterIndex,
     layer: LayerId,
     child: LayerId,
     record: MapRecord,
-    /// The child's record, if the child is closed.
+    /// The child's record: if the child is open, since the move has begun.
     child_record: Option<MapRecord>,
-    /// What is copied, run by run, while it is.
-    bufs: Vec<Option<Buf>>,
-    writing: bool,
-}
-
-impl MergeCopy {
-    pub(super) fn keep(&mut self, part: usize, buf: Buf) {
-        self.bufs[part] = Some(buf);
-    }
+    /// What comes of it, since it has begun.
+    merged: Merged,
+    /// A cluster that was taken for it and that nothing names yet.
+    taken: Option<PoolCluster>,
+    pub(super) copying: Copying,
 }
 
 /// What becomes of two records of one cluster when the older layer is merged into the newer one.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Merged {
     record: MapRecord,
-    /// Blocks to be copied from the older record's cluster to the newer one's.
+    /// Blocks of the older record that are copied to the merged one's cluster, each to its place.
     copied: Mask,
-    freed: Option<PoolCluster>,
+    /// The same of the newer record.
+    moved: Mask,
+    /// The merged record needs a cluster that is in no use.
+    fresh: bool,
+    /// What the merged record has not.
+    freed: SmallVec<[Part; 2]>,
 }
 
-fn merge(older: &MapRecord, newer: Option<&MapRecord>) -> Merged {
-    let Some(newer) = newer else {
-        return Merged { record: *older, copied: Mask::NONE, freed: None };
-    };
+impl Merged {
+    fn freeing(record: MapRecord, freed: &MapRecord) -> Self {
+        Self { record, freed: Part::of(freed).into_iter().collect(), ..Self::default() }
+    }
+}
+
+/// The record, of the newer layer, when an older one is merged into it; `open` if clients write to the newer layer.
+fn merge(older: &MapRecord, newer: Option<&MapRecord>, open: bool) -> Merged {
+    let Some(newer) = newer else { return hand_over(older, older.data, older.zero, open) };
     let decided = newer.data.with(newer.zero);
     let shown = older.data.without(decided);
     let zero = newer.zero.with(older.zero.without(decided));
-    match (newer.cluster, older.cluster) {
-        (None, Some(cluster)) if !shown.is_empty() => Merged {
-            record: MapRecord { cluster: Some(cluster), data: shown, zero, packed: older.packed },
-            copied: Mask::NONE,
-            freed: None,
-        },
-        (own, freed) => Merged {
-            record: MapRecord { cluster: own, data: newer.data.with(shown), zero, packed: newer.packed },
-            copied: shown,
-            freed,
-        },
+    let in_place = |cluster| MapRecord { cluster, data: newer.data.with(shown), zero, packed: None };
+    if shown.is_empty() {
+        Merged::freeing(MapRecord { zero, ..*newer }, older)
+    } else if newer.cluster.is_none() {
+        hand_over(older, shown, zero, open)
+    } else if newer.packed.is_none() {
+        Merged { copied: shown, ..Merged::freeing(in_place(newer.cluster), older) }
+    } else if older.packed.is_none() {
+        // Its other blocks in there are shown by nothing.
+        Merged { moved: newer.data, ..Merged::freeing(in_place(older.cluster), newer) }
+    } else {
+        let freed = Part::of(older).into_iter().chain(Part::of(newer)).collect();
+        Merged { record: in_place(None), copied: shown, moved: newer.data, fresh: true, freed }
     }
+}
+
+/// A record changes hands, for what is still shown of it.
+fn hand_over(older: &MapRecord, shown: Mask, zero: Mask, open: bool) -> Merged {
+    let record = MapRecord { data: shown, zero, ..*older };
+    let Some(all) = older.packed_blocks() else { return Merged { record, ..Merged::default() } };
+    if !open && let Some(record) = trimmed(older, record) {
+        let rest = all.without(record.packed_blocks().unwrap_or_default());
+        let freed = Part { cluster: record.cluster.expect("it is packed"), blocks: Some(rest) };
+        let freed = if rest.is_empty() { SmallVec::new() } else { smallvec![freed] };
+        return Merged { record, freed, ..Merged::default() };
+    }
+    let record = MapRecord { cluster: None, packed: None, ..record };
+    Merged { copied: shown, fresh: true, ..Merged::freeing(record, older) }
+}
+
+/// A packed record with some of its blocks, if they lie side by side.
+fn trimmed(whole: &MapRecord, part: MapRecord) -> Option<MapRecord> {
+    let source = Source::of(whole)?;
+    let (low, high) = (part.data.0.trailing_zeros(), 15 - part.data.0.leading_zeros());
+    let (first, last) = (source.place(low), source.place(high));
+    let side_by_side = last + 1 - first == part.data.count();
+    side_by_side.then(|| MapRecord { packed: u8::try_from(first).ok(), ..part })
 }
 
 impl Store {
@@ -169,25 +230,23 @@ impl Store {
         candidates.filter_map(only).collect()
     }
 
-    /// Whether nothing forbids to move this layer now.
+    /// Whether nothing forbids to move this layer now. What a failed volume has closed may be its open layer still
+    /// when the store is opened again.
     fn is_movable(&self, layer: LayerId, child: Option<LayerId>) -> bool {
         let unsettled = |layer| self.commits.is_unsettled(layer);
+        let writer = |layer| self.catalog.layers.get(&layer).map(|record| record.volume);
+        let failed = |layer| writer(layer).is_some_and(|volume| self.volume_failed(volume));
         let loading = |disk: &super::Served| {
             matches!(disk.map, MapState::Loading) && self.catalog.chain(disk.top).contains(&layer)
         };
         !self.reclaim.unreadable.contains(&layer)
+            && !self.reclaim.blocked.contains(&layer)
             && !unsettled(layer)
             && !child.is_some_and(unsettled)
             && !self.pins.iter().any(|(_, chain)| chain.contains(&layer))
             && !self.served.iter().flatten().any(loading)
-            && !child.is_some_and(|child| self.shows_in_failed_volume(child))
-    }
-
-    /// Whether a volume that has failed shows a layer: what is known of it is ahead of its records then.
-    fn shows_in_failed_volume(&self, layer: LayerId) -> bool {
-        let volumes = self.catalog.volumes.iter();
-        let mut failed = volumes.filter(|(volume, _)| self.volume_failed(**volume));
-        failed.any(|(_, record)| self.catalog.chain(record.head).contains(&layer))
+            && !failed(layer)
+            && !child.is_some_and(failed)
     }
 
     /// Begins or goes on with the background work, as far as it can.
@@ -204,7 +263,7 @@ impl Store {
     }
 
     fn begin_reclaim(&mut self) {
-        if !self.reclaim.wanted || self.reclaim.moves > 0 || self.reclaim.scanning {
+        if !self.reclaim.wanted || self.reclaim.is_busy() {
             return;
         }
         // Whatever stands in the way of the others says so when it ends: this is not asked at every turn.
@@ -212,7 +271,9 @@ impl Store {
         let found = self.reclaimable().into_iter().find(|&(layer, child)| self.is_movable(layer, child));
         let Some((layer, child)) = found else { return };
         self.reclaim.commit_ended = false;
-        self.reclaim.active = Some(Active { layer, child, stage: Stage::Scanning, copied: Vec::new() });
+        let (stage, from) = (Stage::Scanning, ClusterIndex(0));
+        let active = Active { layer, child, stage, from, left_behind: false, copied: Vec::new() };
+        self.reclaim.active = Some(active);
         self.scan(layer, ClusterIndex(0), STEP_RECORDS);
     }
 
@@ -226,9 +287,9 @@ impl Store {
         match active.stage {
             Stage::Committing => {
                 active.stage = Stage::Scanning;
-                let layer = active.layer;
+                let (layer, from) = (active.layer, active.from);
                 if !self.stopping && self.still_movable() {
-                    self.scan(layer, ClusterIndex(0), STEP_RECORDS);
+                    self.scan(layer, from, STEP_RECORDS);
                 } else {
                     self.pause_reclaim();
                 }
@@ -291,8 +352,13 @@ impl Store {
             return self.pause_reclaim();
         }
         let Some(active) = &mut self.reclaim.active else { return };
-        let child = active.child;
+        let (layer, child, left_behind) = (active.layer, active.child, active.left_behind);
         match std::mem::replace(&mut active.stage, Stage::Scanning) {
+            Stage::Scanning if records.is_empty() && left_behind => {
+                tracing::debug!(layer = layer.0, "a layer waits for free clusters to be merged");
+                self.reclaim.blocked.insert(layer);
+                self.pause_reclaim();
+            }
             Stage::Scanning if records.is_empty() => self.forget_layer(),
             Stage::Scanning => match child {
                 None => self.drop_records(&records),
@@ -352,8 +418,8 @@ impl Store {
 
     fn drop_records(&mut self, records: &[(ClusterIndex, MapRecord)]) {
         let layer = self.reclaim.active.as_ref().expect("its records came").layer;
-        for cluster in records.iter().filter_map(|(_, record)| record.cluster) {
-            self.pool.free_later(cluster);
+        for part in records.iter().filter_map(|(_, record)| Part::of(record)) {
+            self.pool.free_part_later(part);
         }
         let changes = records.iter().map(|&(cluster, _)| Change::Map(layer, cluster, None)).collect();
         self.add_changes(layer, changes, None);
@@ -368,32 +434,59 @@ impl Store {
     ) {
         let Some(active) = &mut self.reclaim.active else { return };
         active.stage = Stage::Moving(moving.len());
+        if let Some((last, _)) = moving.last() {
+            active.from = ClusterIndex(last.0.saturating_add(1));
+        }
         let (layer, child) = (active.layer, active.child.expect("records move into a child"));
         let export = self.loaded_head(child).map_or(OWN_WORK, |(_, export)| export);
         for (cluster, record) in moving {
             let found = child_records.binary_search_by_key(&cluster, |&(at, _)| at).ok();
             let child_record = found.map(|at| child_records[at].1);
-            let copy =
-                MergeCopy { cluster, layer, child, record, child_record, bufs: Vec::new(), writing: false };
+            let (merged, taken, copying) = (Merged::default(), None, Copying::new(NOWHERE));
+            let merge = Merge { cluster, layer, child, record, child_record, merged, taken, copying };
             self.reclaim.moves += 1;
-            self.add_job(Job::merge(export, cluster, copy), io);
+            self.add_job(Job::merge(export, cluster, merge), io);
         }
     }
 
-    fn merge_task(&mut self, key: usize) -> &mut MergeCopy {
+    fn merge_task(&mut self, key: usize) -> &mut Merge {
         match &mut self.jobs[key].task {
-            Task::Merge(copy) => copy,
+            Task::Merge(merge) => merge,
             _ => unreachable!("the move of a record"),
         }
     }
 
-    /// What the records of a move become.
-    fn merged(&mut self, key: usize) -> Merged {
-        let export = self.jobs[key].export;
-        let copy = self.merge_task(key);
-        let (cluster, record, closed) = (copy.cluster, copy.record, copy.child_record);
-        let child = if export == OWN_WORK { closed } else { self.disk(export).record(cluster) };
-        merge(&record, child.as_ref())
+    /// Works out what comes of a move; false if there is no cluster for it.
+    fn plan_merge(&mut self, key: usize, io: &mut Io<'_>) -> bool {
+        let (export, child) = (self.jobs[key].export, self.merge_task(key).child);
+        let cluster = self.merge_task(key).cluster;
+        if export != OWN_WORK {
+            self.merge_task(key).child_record = self.disk(export).record(cluster);
+        }
+        let open = self.catalog.is_head(child).is_some();
+        let plan = self.merge_task(key);
+        let (older, newer) = (plan.record, plan.child_record);
+        let mut merged = merge(&older, newer.as_ref(), open);
+        if merged.fresh {
+            let Some(taken) = self.take_spare(open, io) else { return false };
+            self.merge_task(key).taken = Some(taken);
+            merged.record.cluster = Some(taken);
+        }
+        let plan = self.merge_task(key);
+        plan.copying = Copying::new(merged.record.cluster.unwrap_or(NOWHERE));
+        plan.copying.add_in_place(&older, merged.copied);
+        plan.copying.add_in_place(&newer.unwrap_or_default(), merged.moved);
+        plan.merged = merged;
+        true
+    }
+
+    /// A cluster for blocks that cannot stay packed, if there are some to spare.
+    fn take_spare(&mut self, open: bool, io: &mut Io<'_>) -> Option<PoolCluster> {
+        let capacity = self.pool.capacity();
+        let spare = if open { capacity / UNFOLD_SPARE_PARTS } else { SPARE_CLUSTERS };
+        let taken = if capacity - self.pool.used() > spare { self.pool.take() } else { None };
+        self.extend_pool(io);
+        taken
     }
 
     /// The layer has been given up since: what the move would do nobody would record.
@@ -404,6 +497,9 @@ impl Store {
     /// A move comes to nothing: the records stay as they are.
     fn drop_merge(&mut self, key: usize, outcome: Result<Payload, Errno>, io: &mut Io<'_>) {
         self.reclaim.moves -= 1;
+        if let Some(taken) = self.merge_task(key).taken {
+            self.pool.give_back(taken);
+        }
         self.end_job(key, outcome, io);
     }
 
@@ -412,20 +508,18 @@ impl Store {
         if self.is_given_up() {
             return self.drop_merge(key, Ok(Payload::None), io);
         }
-        let merged = self.merged(key);
-        if merged.copied.is_empty() {
+        if !self.plan_merge(key, io) {
+            if let Some(active) = &mut self.reclaim.active {
+                active.left_behind = true;
+            }
+            self.drop_merge(key, Ok(Payload::None), io);
+            return self.record_moved();
+        }
+        if self.merge_task(key).copying.is_empty() {
             self.apply_merge(key, io);
             return self.record_moved();
         }
-        let from = self.merge_task(key).record.cluster.expect("data lie somewhere");
-        let runs: Vec<_> = merged.copied.runs().collect();
-        self.merge_task(key).bufs = runs.iter().map(|_| None).collect();
-        for (part, run) in runs.into_iter().enumerate() {
-            let place = self.pool.place(from, run.start);
-            let buf = io.pool().take((run.end - run.start) as usize * BLOCK_BYTES as usize);
-            let kind = DiskOpKind::Read { offset: place.offset, done: 0, buf };
-            self.submit_part(key, part, place.file, kind, io);
-        }
+        self.read_copied(key, io);
     }
 
     pub(super) fn merge_parts_ended(&mut self, key: usize, io: &mut Io<'_>) {
@@ -437,21 +531,10 @@ impl Store {
         if self.is_given_up() {
             return self.drop_merge(key, Ok(Payload::None), io);
         }
-        if self.merge_task(key).writing {
+        if self.is_writing(key) {
             return self.merge_copied(key, io);
         }
-        self.merge_task(key).writing = true;
-        let merged = self.merged(key);
-        let to = merged.record.cluster.expect("blocks are copied to a cluster");
-        let bufs = std::mem::take(&mut self.merge_task(key).bufs);
-        let export = self.jobs[key].export;
-        self.disk_mut(export).unsynced = true;
-        for (part, (run, buf)) in merged.copied.runs().zip(bufs).enumerate() {
-            let place = self.pool.place(to, run.start);
-            self.commits.wrote(place.file);
-            let kind = DiskOpKind::Write { offset: place.offset, done: 0, buf: buf.expect("it was read") };
-            self.submit_part(key, part, place.file, kind, io);
-        }
+        self.write_copied(key, io);
     }
 
     /// A volume's open layer is in doubt with the volume if the next sync fails, and shows to nobody else. Blocks of
@@ -469,11 +552,12 @@ impl Store {
 
     /// The blocks are where they belong: maps and records follow, all in one event, so that they share a commit.
     fn apply_merge(&mut self, key: usize, io: &mut Io<'_>) {
-        let merged = self.merged(key);
         let export = self.jobs[key].export;
-        let copy = self.merge_task(key);
-        let (cluster, layer, child, older) = (copy.cluster, copy.layer, copy.child, copy.record);
-        self.retarget_maps(cluster, layer, child, &older, &merged);
+        let plan = self.merge_task(key);
+        plan.taken = None;
+        let (cluster, layer, child, merged) = (plan.cluster, plan.layer, plan.child, plan.merged.clone());
+        let records = (plan.record, plan.child_record.unwrap_or_default());
+        self.retarget_maps(cluster, layer, child, &records, &merged.record);
         let mut changes = vec![Change::Map(layer, cluster, None)];
         let mut volume = None;
         if export == OWN_WORK {
@@ -484,59 +568,38 @@ impl Store {
             volume = self.catalog.is_head(child);
         }
         self.add_changes(layer, changes, volume);
-        if let Some(freed) = merged.freed {
-            self.pool.free_later(freed);
+        for part in merged.freed {
+            self.pool.free_part_later(part);
         }
         self.reclaim.moves -= 1;
         self.end_job(key, Ok(Payload::None), io);
     }
 
-    /// Every map that shows the older layer's cluster shows the merged record's from now on.
+    /// Every map that shows one of the records, older and newer, shows the merged one from now on.
     fn retarget_maps(
         &mut self,
         cluster: ClusterIndex,
         layer: LayerId,
         child: LayerId,
-        older: &MapRecord,
-        merged: &Merged,
+        (older, newer): &(MapRecord, MapRecord),
+        merged: &MapRecord,
     ) {
-        let Some(from) = older.cluster else { return self.retarget_zeroes(cluster, child, merged) };
-        for at in 0..self.served.len() {
-            let Some(disk) = &self.served[at] else { continue };
+        for disk in self.served.iter_mut().flatten() {
             if disk.loaded().is_none() || u64::from(cluster.0) >= disk.map().clusters() {
                 continue;
             }
-            let top = disk.top;
-            if top != child && !self.catalog.chain(top).contains(&layer) {
+            let is_top = disk.top == child;
+            // Where the older record had no data, only the child's own map has something to learn.
+            if !is_top && (older.cluster.is_none() || !self.catalog.chain(disk.top).contains(&layer)) {
                 continue;
             }
-            let disk = self.served[at].as_mut().expect("looked at above");
             let mut entry = disk.map().get(cluster);
-            let mut shown = Mask::NONE;
-            for source in entry.older.iter().filter(|source| source.cluster == from) {
-                shown = shown.with(source.shown);
+            let shown = entry.take_older(older).with(entry.take_older(newer));
+            if is_top {
+                entry.show_top(merged);
+            } else {
+                entry.show_older(merged, shown);
             }
-            entry.older.retain(|source| source.cluster != from);
-            if top == child {
-                entry.head = Some(head_of(&merged.record));
-            } else if !shown.is_empty() {
-                let to = merged.record.cluster.expect("shown data lie somewhere");
-                match entry.older.iter_mut().find(|source| source.cluster == to) {
-                    Some(source) => source.shown = source.shown.with(shown),
-                    None => entry.older.push(Source { cluster: to, shown, packed: None }),
-                }
-            }
-            disk.map_mut().set(cluster, entry);
-        }
-    }
-
-    /// The older record had no data: only the child's own map has something to learn.
-    fn retarget_zeroes(&mut self, cluster: ClusterIndex, child: LayerId, merged: &Merged) {
-        for disk in
-            self.served.iter_mut().flatten().filter(|disk| disk.top == child && disk.loaded().is_some())
-        {
-            let mut entry = disk.map().get(cluster);
-            entry.head = Some(head_of(&merged.record));
             disk.map_mut().set(cluster, entry);
         }
     }
@@ -568,10 +631,6 @@ impl Store {
     }
 }
 
-fn head_of(record: &MapRecord) -> HeadPart {
-    HeadPart { cluster: record.cluster, data: record.data, zero: record.zero }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -580,32 +639,82 @@ mod tests {
         MapRecord { cluster: cluster.map(PoolCluster), data: Mask(data), zero: Mask(zero), packed: None }
     }
 
+    fn packed(cluster: u32, data: u16, first: u8) -> MapRecord {
+        MapRecord { packed: Some(first), ..record(Some(cluster), data, 0) }
+    }
+
+    fn part(cluster: u32, blocks: u16) -> Part {
+        Part { cluster: PoolCluster(cluster), blocks: Some(Mask(blocks)) }
+    }
+
+    fn whole(cluster: u32) -> Part {
+        Part { cluster: PoolCluster(cluster), blocks: None }
+    }
+
+    /// What comes of a record over another one in a closed layer: the record, copied, moved, whether it needs a cluster.
+    fn outcome(merged: &Merged) -> (MapRecord, u16, u16, bool) {
+        (merged.record, merged.copied.0, merged.moved.0, merged.fresh)
+    }
+
     #[test]
     fn a_record_without_counterpart_changes_hands() {
         let older = record(Some(7), 0b11, 0b100);
-        assert_eq!(merge(&older, None), Merged { record: older, copied: Mask::NONE, freed: None });
+        for open in [false, true] {
+            assert_eq!(merge(&older, None, open), Merged { record: older, ..Merged::default() });
+        }
     }
 
     #[test]
     fn covered_blocks_are_freed_and_others_are_copied() {
         let older = record(Some(7), 0b0111, 0b1000_0000);
-        let all = merge(&older, Some(&record(Some(8), 0b0011, 0b0100)));
-        assert_eq!(all.record, record(Some(8), 0b0011, 0b1000_0100));
-        assert_eq!((all.copied, all.freed), (Mask::NONE, Some(PoolCluster(7))));
-        let some = merge(&older, Some(&record(Some(8), 0b0001, 0b0010)));
-        assert_eq!(some.record, record(Some(8), 0b0101, 0b1000_0010));
-        assert_eq!((some.copied, some.freed), (Mask(0b0100), Some(PoolCluster(7))));
+        let all = merge(&older, Some(&record(Some(8), 0b0011, 0b0100)), false);
+        assert_eq!(outcome(&all), (record(Some(8), 0b0011, 0b1000_0100), 0, 0, false));
+        assert_eq!(all.freed[..], [whole(7)]);
+        let some = merge(&older, Some(&record(Some(8), 0b0001, 0b0010)), true);
+        assert_eq!(outcome(&some), (record(Some(8), 0b0101, 0b1000_0010), 0b0100, 0, false));
+        assert_eq!(some.freed[..], [whole(7)]);
     }
 
     #[test]
     fn zeroes_over_data_leave_the_rest_where_it_lies() {
-        let merged = merge(&record(Some(7), 0b0111, 0), Some(&record(None, 0, 0b0001)));
-        assert_eq!(
-            merged,
-            Merged { record: record(Some(7), 0b0110, 0b0001), copied: Mask::NONE, freed: None }
-        );
-        let merged = merge(&record(Some(7), 0b0001, 0), Some(&record(None, 0, 0b0001)));
-        assert_eq!(merged.record, record(None, 0, 0b0001));
-        assert_eq!(merged.freed, Some(PoolCluster(7)));
+        let merged = merge(&record(Some(7), 0b0111, 0), Some(&record(None, 0, 0b0001)), true);
+        assert_eq!(merged, Merged { record: record(Some(7), 0b0110, 0b0001), ..Merged::default() });
+        let merged = merge(&record(Some(7), 0b0001, 0), Some(&record(None, 0, 0b0001)), true);
+        assert_eq!((merged.record, &merged.freed[..]), (record(None, 0, 0b0001), &[whole(7)][..]));
+    }
+
+    #[test]
+    fn a_packed_record_changes_hands_but_not_into_an_open_layer() {
+        let older = packed(7, 0b1001, 3);
+        assert_eq!(merge(&older, None, false), Merged { record: older, ..Merged::default() });
+        let open = merge(&older, None, true);
+        assert_eq!(outcome(&open), (record(None, 0b1001, 0), 0b1001, 0, true));
+        assert_eq!(open.freed[..], [part(7, 0b1_1000)]);
+    }
+
+    #[test]
+    fn what_is_left_of_a_packed_record_stays_if_it_lies_side_by_side() {
+        let older = packed(7, 0b1110_0001, 2);
+        let ends = merge(&older, Some(&record(None, 0, 0b1000_0001)), false);
+        assert_eq!(ends.record, MapRecord { zero: Mask(0b1000_0001), ..packed(7, 0b0110_0000, 3) });
+        assert_eq!((ends.fresh, &ends.freed[..]), (false, &[part(7, 0b10_0100)][..]));
+        let middle = merge(&older, Some(&record(None, 0, 0b0010_0000)), false);
+        assert_eq!(outcome(&middle), (record(None, 0b1100_0001, 0b0010_0000), 0b1100_0001, 0, true));
+        assert_eq!(middle.freed[..], [part(7, 0b11_1100)]);
+    }
+
+    #[test]
+    fn packed_blocks_are_copied_to_a_cluster_in_place() {
+        let into = merge(&packed(7, 0b0110, 0), Some(&record(Some(8), 0b0010, 0)), true);
+        assert_eq!(outcome(&into), (record(Some(8), 0b0110, 0), 0b0100, 0, false));
+        assert_eq!(into.freed[..], [part(7, 0b11)]);
+        let under = merge(&record(Some(7), 0b0110, 0), Some(&packed(8, 0b0011, 4)), false);
+        assert_eq!(outcome(&under), (record(Some(7), 0b0111, 0), 0, 0b0011, false));
+        assert_eq!(under.freed[..], [part(8, 0b11_0000)]);
+        let both = merge(&packed(7, 0b0110, 0), Some(&packed(8, 0b0011, 4)), false);
+        assert_eq!(outcome(&both), (record(None, 0b0111, 0), 0b0100, 0b0011, true));
+        assert_eq!(both.freed[..], [part(7, 0b11), part(8, 0b11_0000)]);
+        let covered = merge(&packed(7, 0b0010, 0), Some(&packed(8, 0b0011, 4)), false);
+        assert_eq!((covered.record, &covered.freed[..]), (packed(8, 0b0011, 4), &[part(7, 1)][..]));
     }
 }

@@ -23,7 +23,7 @@ use smallvec::SmallVec;
 
 use super::commit::Waiter;
 use super::pool::Extension;
-use super::reclaim::MergeCopy;
+use super::reclaim::Merge;
 use super::served::{MapState, is_aligned};
 use super::{DIRTY_RECORDS_LIMIT, DIRTY_RECORDS_MAX, Store};
 use crate::map::Entry;
@@ -64,8 +64,8 @@ pub(super) enum Task {
     Zero { fua: bool, keep: bool },
     /// Read ahead.
     Cache,
-    /// Copy blocks from a layer that is merged into its child.
-    Merge(MergeCopy),
+    /// Move a record of a layer that is merged into its child.
+    Merge(Merge),
 }
 
 type Pieces = SmallVec<[Piece; 1]>;
@@ -90,7 +90,7 @@ pub(super) struct Target {
 }
 
 /// A place that is still to be found: cluster 0 is a superblock.
-const NOWHERE: PoolCluster = PoolCluster(0);
+pub(super) const NOWHERE: PoolCluster = PoolCluster(0);
 
 impl Job {
     pub(super) fn error(&self) -> Option<Errno> {
@@ -116,9 +116,9 @@ impl Job {
     }
 
     /// A job of the store's own on one cluster, which nothing may overlap.
-    pub(super) fn merge(export: ExportIndex, cluster: ClusterIndex, copy: MergeCopy) -> Self {
+    pub(super) fn merge(export: ExportIndex, cluster: ClusterIndex, merge: Merge) -> Self {
         let range = cluster.start()..cluster.start() + CLUSTER_BYTES;
-        Self { exclusive: true, ..Self::new(export, None, range, Task::Merge(copy)) }
+        Self { exclusive: true, ..Self::new(export, None, range, Task::Merge(merge)) }
     }
 
     fn new(export: ExportIndex, client: Option<RequestId>, range: Range<u64>, task: Task) -> Self {
@@ -636,7 +636,7 @@ impl Store {
             Task::Read { pieces, .. } | Task::ReadAround { pieces, .. } | Task::Around { pieces, .. } => {
                 pieces[part] = Piece::Data(buf);
             }
-            Task::Merge(copy) => copy.keep(part, buf),
+            Task::Merge(Merge { copying, .. }) => copying.keep(part, buf),
             Task::Write { .. } | Task::Zero { .. } | Task::Cache => unreachable!("these do not read"),
         }
     }
