@@ -470,8 +470,11 @@ impl Store {
         let record = &self.catalog.snapshots[&id];
         let (size, chain) = (record.size, self.catalog.chain(record.layer));
         let published = self.disk(self.catalog.snapshot_exports[&id]).published;
-        if !published || self.reclaim.touches(&chain) {
-            return refuse(ErrorKind::Busy, format!("layers of {name} are being merged: try again"));
+        if !published || self.reclaim.touches(&chain) || self.pack.touches(&chain) {
+            return refuse(
+                ErrorKind::Busy,
+                format!("layers of {name} are being merged or packed: try again"),
+            );
         }
         let pin = self.pins.insert(chain.clone()) as u64;
         Ok(Answer::Pinned(Pinned { pin, chain, size }))

@@ -38,6 +38,8 @@ pub(super) enum Waiter {
     Request { id: RequestId, export: ExportIndex },
     /// Nobody: a step of the background work, which goes on when the commit has ended.
     Reclaim,
+    /// The same, of packing.
+    Pack,
 }
 
 /// Changes of the catalog that belong together, and the command that asked for them.
@@ -309,10 +311,12 @@ impl Store {
             match waiter {
                 Waiter::Request { id, .. } => io.reply(id, Ok(Payload::None)),
                 Waiter::Reclaim => self.reclaim.committed(),
+                Waiter::Pack => self.pack.committed(),
             }
         }
         self.commits.covered = covered;
         self.continue_reclaim(io);
+        self.continue_pack(io);
         self.feed_starved(io);
         self.start_commit(io);
     }
@@ -350,6 +354,7 @@ impl Store {
         }
         // What they waited for was abandoned: the next step must not take this commit for its own.
         self.commits.next.retain(|waiter| matches!(waiter, Waiter::Request { .. }));
+        self.abandon_pack();
         self.fail_waiting(io);
         self.load_wanted_maps();
         self.commits.wanted = true;
@@ -457,6 +462,7 @@ impl Store {
             self.refuse_bundle(bundle, &ControlError::new(refusal.0, refusal.1));
         }
         self.abandon_reclaim(io);
+        self.abandon_pack();
         self.load_wanted_maps();
         self.feed_starved(io);
     }

@@ -1,6 +1,6 @@
-//! Blocks are copied from clusters of closed layers into one cluster, for a merge.
+//! Blocks are copied from clusters of closed layers into one cluster: by merges, and by packing.
 //!
-//! All of them are read, then all are written, in as few pieces as they lie in.
+//! All of them are read, then all are written, in as few pieces as they lie in. Who copies says what comes of it.
 
 use nbd_server::disk::DiskOpKind;
 use nbd_server::export::Io;
@@ -50,6 +50,17 @@ impl Copying {
         }
     }
 
+    /// All blocks of a record go side by side, from block `first` on.
+    pub(super) fn add_packed(&mut self, record: &MapRecord, first: u32) {
+        let Some(source) = Source::of(record) else { return };
+        let mut to = first;
+        for run in record.data.runs() {
+            let (at, blocks) = (source.place(run.start), run.end - run.start);
+            self.runs.push(Run { from: source.cluster, at, to, blocks, buf: None });
+            to += blocks;
+        }
+    }
+
     pub(super) fn keep(&mut self, part: usize, buf: Buf) {
         self.runs[part].buf = Some(buf);
     }
@@ -86,6 +97,7 @@ impl Store {
     fn copying(&mut self, key: usize) -> &mut Copying {
         match &mut self.jobs[key].task {
             Task::Merge(merge) => &mut merge.copying,
+            Task::Pack(copying) => copying,
             _ => unreachable!("a job that copies"),
         }
     }

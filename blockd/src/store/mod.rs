@@ -17,13 +17,15 @@
 //! | `commit` | group commit: what is durable when |
 //! | `commands` | volumes, snapshots and clones are made, changed and deleted |
 //! | `reclaim` | layers that nobody names any more are merged or dropped in the background |
-//! | `copy` | blocks are copied for it |
+//! | `pack` | sparse records of closed layers are packed in the background |
+//! | `copy` | blocks are copied for the two |
 //! | `pool` | where clusters lie, which are free |
 
 mod catalog;
 mod commands;
 mod commit;
 mod copy;
+mod pack;
 pub mod pool;
 mod reclaim;
 mod served;
@@ -49,6 +51,7 @@ use crate::units::{LayerId, VolumeId};
 
 use catalog::Catalog;
 use commit::Commits;
+use pack::Pack;
 use pool::Pool;
 use reclaim::Reclaim;
 use served::{MapState, Served};
@@ -70,8 +73,9 @@ pub struct Token(pub u64);
 /// What an ended metadata operation was for.
 const TAG_COMMIT: u64 = 0;
 const TAG_RECLAIM: u64 = 1;
+const TAG_PACK: u64 = 2;
 /// Plus the export's index.
-const TAG_MAP: u64 = 2;
+const TAG_MAP: u64 = 3;
 
 /// See the module.
 pub struct Store {
@@ -85,6 +89,7 @@ pub struct Store {
     extending: Option<pool::Extension>,
     commits: Commits,
     reclaim: Reclaim,
+    pack: Pack,
     pins: Slab<Vec<LayerId>>,
     cuts: Vec<commands::Cut>,
     meta: Box<dyn MetaPort>,
@@ -115,6 +120,7 @@ impl Store {
             extending: None,
             commits: Commits::new(commit),
             reclaim: Reclaim::default(),
+            pack: Pack::default(),
             pins: Slab::new(),
             cuts: Vec::new(),
             meta,
@@ -264,6 +270,8 @@ impl Store {
             (TAG_COMMIT, result) => self.batch_done(result.map(|_| ()), io),
             (TAG_RECLAIM, Ok(MetaAnswer::Records(records))) => self.reclaim_records(records, io),
             (TAG_RECLAIM, result) => self.reclaim_unread(&format!("{result:?}"), io),
+            (TAG_PACK, Ok(MetaAnswer::Records(records))) => self.pack_records(&records, io),
+            (TAG_PACK, result) => self.pack_unread(&format!("{result:?}"), io),
             (tag, result) => {
                 let export = ExportIndex(u32::try_from(tag - TAG_MAP).expect("an export's index"));
                 let result = match result {
@@ -307,8 +315,10 @@ impl Store {
             self.reclaim.unblock();
         }
         self.continue_reclaim(io);
+        self.continue_pack(io);
         self.pump(io);
-        Some(self.next_commit_at)
+        let pack_at = self.pack.next_at();
+        Some(pack_at.map_or(self.next_commit_at, |at| at.min(self.next_commit_at)))
     }
 
     /// No new background work; what is not committed is.

@@ -48,7 +48,7 @@ const STEP_RECORDS: usize = 256;
 const CHILD_RECORDS: usize = 4096;
 
 /// Free clusters that background work leaves to clients.
-const SPARE_CLUSTERS: u64 = 8;
+pub(super) const SPARE_CLUSTERS: u64 = 8;
 /// One in so many of the pool's clusters is left free when packed records are unfolded into an open layer: that takes
 /// more than it gives back. Once the layer is closed, they need no unfolding.
 const UNFOLD_SPARE_PARTS: u64 = 8;
@@ -108,7 +108,7 @@ impl Reclaim {
     }
 
     /// Whether something is under way, of a layer that was given up even.
-    fn is_busy(&self) -> bool {
+    pub(super) fn is_busy(&self) -> bool {
         self.active.is_some() || self.moves > 0 || self.scanning
     }
 
@@ -263,7 +263,7 @@ impl Store {
     }
 
     fn begin_reclaim(&mut self) {
-        if !self.reclaim.wanted || self.reclaim.is_busy() {
+        if !self.reclaim.wanted || self.reclaim.is_busy() || self.pack.is_busy() {
             return;
         }
         // Whatever stands in the way of the others says so when it ends: this is not asked at every turn.
@@ -571,6 +571,7 @@ impl Store {
         for part in merged.freed {
             self.pool.free_part_later(part);
         }
+        self.pack.layer_changed(child);
         self.reclaim.moves -= 1;
         self.end_job(key, Ok(Payload::None), io);
     }
@@ -618,6 +619,7 @@ impl Store {
     /// No record is left: the child takes the layer's place.
     fn forget_layer(&mut self) {
         let Some(&Active { layer, child, .. }) = self.reclaim.active.as_ref() else { return };
+        self.pack.layer_changed(layer);
         let parent = self.catalog.layers.remove(&layer).and_then(|record| record.parent);
         let mut changes = vec![Change::DropHashes(layer), Change::Layer(layer, None)];
         if let Some(child) = child

@@ -22,8 +22,9 @@ use nbd_server::wire::Errno;
 use smallvec::SmallVec;
 
 use super::commit::Waiter;
+use super::copy::Copying;
 use super::pool::Extension;
-use super::reclaim::Merge;
+use super::reclaim::{Merge, OWN_WORK};
 use super::served::{MapState, is_aligned};
 use super::{DIRTY_RECORDS_LIMIT, DIRTY_RECORDS_MAX, Store};
 use crate::map::Entry;
@@ -66,6 +67,8 @@ pub(super) enum Task {
     Cache,
     /// Move a record of a layer that is merged into its child.
     Merge(Merge),
+    /// Copy sparse records' blocks into one cluster.
+    Pack(Copying),
 }
 
 type Pieces = SmallVec<[Piece; 1]>;
@@ -119,6 +122,11 @@ impl Job {
     pub(super) fn merge(export: ExportIndex, cluster: ClusterIndex, merge: Merge) -> Self {
         let range = cluster.start()..cluster.start() + CLUSTER_BYTES;
         Self { exclusive: true, ..Self::new(export, None, range, Task::Merge(merge)) }
+    }
+
+    /// A job of the store's own on what no client can write to.
+    pub(super) fn pack(copying: Copying) -> Self {
+        Self::new(OWN_WORK, None, 0..0, Task::Pack(copying))
     }
 
     fn new(export: ExportIndex, client: Option<RequestId>, range: Range<u64>, task: Task) -> Self {
@@ -313,6 +321,7 @@ impl Store {
             Task::Zero { .. } => self.begin_zero(key, io),
             Task::Cache => self.read_ahead(key, io),
             Task::Merge(_) => self.begin_merge(key, io),
+            Task::Pack(_) => self.read_copied(key, io),
         }
     }
 
@@ -636,7 +645,7 @@ impl Store {
             Task::Read { pieces, .. } | Task::ReadAround { pieces, .. } | Task::Around { pieces, .. } => {
                 pieces[part] = Piece::Data(buf);
             }
-            Task::Merge(Merge { copying, .. }) => copying.keep(part, buf),
+            Task::Merge(Merge { copying, .. }) | Task::Pack(copying) => copying.keep(part, buf),
             Task::Write { .. } | Task::Zero { .. } | Task::Cache => unreachable!("these do not read"),
         }
     }
@@ -656,6 +665,7 @@ impl Store {
         match (&mut job.task, job.error) {
             (Task::Write { .. }, _) => self.write_ended(key, io),
             (Task::Merge(_), _) => self.merge_parts_ended(key, io),
+            (Task::Pack(_), _) => self.pack_parts_ended(key, io),
             (_, Some(error)) => self.end_job(key, Err(error), io),
             (Task::Read { pieces, .. }, None) => {
                 let payload = payload(std::mem::take(pieces));
@@ -778,7 +788,8 @@ impl Store {
         if self.pool.has_freed() || dirty {
             self.commits.wanted = true;
         }
-        let waiting = self.pool.pending_free() > 0 || dirty;
+        // What packing has taken it gives back, or frees more for it.
+        let waiting = self.pool.pending_free() > 0 || dirty || self.pack.has_taken();
         self.extending.is_some() || (waiting && !self.commits.meta_failed)
     }
 

@@ -6,13 +6,15 @@ use std::ops::Range;
 use blockd::catalog::memory::MetaFault;
 use blockd::control::{Answer, Control, ControlError, ErrorKind, SnapshotName};
 use blockd::store::{Subject, Token};
+use blockd::units::LayerId;
 use fixtures::sim::Fault;
+use nbd_server::disk::ExportIndex;
 use nbd_server::export::{Command, Extent, Payload, Reply};
 use nbd_server::reactor::buffer::Buf;
 use nbd_server::wire::Errno;
 
 use crate::reference::{CELL_BYTES, Disk, NEVER, Reference, Snapshot, cells};
-use crate::world::{World, load};
+use crate::world::{PackedRecord, World, load, packed_records};
 
 const KIB: u64 = 1024;
 /// Volumes that may exist at once.
@@ -69,6 +71,10 @@ impl Seen {
             "all space back",
             "checkpoint used",
             "checkpoint out of date",
+            "connection",
+            "packed",
+            "packed record changed hands",
+            "packed layer merged",
         ] {
             assert!(self.counts.get(what).is_some_and(|&count| count > 0), "never happened: {what}");
         }
@@ -121,6 +127,11 @@ struct Case {
     next_id: u32,
     next_name: u32,
     faults: u64,
+    /// What was packed when somebody last looked.
+    packed: Vec<PackedRecord>,
+    children: BTreeMap<LayerId, LayerId>,
+    /// Exports that somebody is connected to, each once for each.
+    connected: Vec<ExportIndex>,
     /// Volumes one of whose FLUSHes has failed since the store was opened.
     failed: Vec<String>,
     seen: Seen,
@@ -157,6 +168,9 @@ pub(crate) fn run_case_counting(seed: u64, trace: bool) -> Seen {
         next_id: 0,
         next_name: 0,
         faults: 0,
+        packed: Vec::new(),
+        children: BTreeMap::new(),
+        connected: Vec::new(),
         failed: Vec::new(),
         seen: Seen::default(),
         with_faults,
@@ -245,7 +259,9 @@ impl Case {
 
     fn step(&mut self) {
         match self.world.rng.u32(..100) {
-            0..34 => self.request(),
+            0..31 => self.request(),
+            31..33 => self.world.tick(1000),
+            33 => self.check_snapshot(),
             34..64 => {
                 self.world.disk_step();
             }
@@ -253,13 +269,37 @@ impl Case {
                 self.world.meta_step();
             }
             80..92 => self.ask(),
-            92 => self.world.tick(6),
-            93 => self.settle(),
-            94 => self.check_snapshot(),
+            92 => self.world.tick(6000),
+            93 => {
+                self.settle();
+                self.check_all_snapshots();
+            }
+            94 => {
+                self.check_snapshot();
+                self.connection();
+            }
             95 => self.crash(),
             96..97 if self.world.rng.u8(..4) == 0 => self.reopen(),
             96..100 if self.with_faults => self.fault(),
-            _ => {}
+            _ => self.connection(),
+        }
+    }
+
+    /// A client comes, whose map stays in memory, or one goes.
+    fn connection(&mut self) {
+        if self.world.rng.u8(..5) < 2 && !self.connected.is_empty() {
+            let at = self.world.rng.usize(..self.connected.len());
+            self.world.disconnect(self.connected.swap_remove(at));
+            return;
+        }
+        let name = match self.world.rng.u8(..3) {
+            0 => self.some_volume(),
+            _ => self.some_snapshot().map(|(volume, snapshot)| format!("{volume}@{snapshot}")),
+        };
+        if let Some((export, ..)) = name.and_then(|name| self.world.find_export(&name)) {
+            self.seen.count("connection");
+            self.world.connect(export);
+            self.connected.push(export);
         }
     }
 
@@ -283,7 +323,11 @@ impl Case {
         let aligned = self.world.rng.u8(..4) != 0;
         let unit = if aligned { 4096 } else { CELL_BYTES };
         let offset = self.world.rng.u64(..size.div_ceil(unit)) * unit;
-        let most = if self.world.rng.u8(..4) == 0 { 300 * KIB } else { 16 * KIB };
+        let most = match self.world.rng.u8(..8) {
+            0 => 300 * KIB,
+            1..4 => 16 * KIB,
+            _ => 4 * KIB,
+        };
         let length = (self.world.rng.u64(1..=most / unit) * unit).min(size - offset);
         if !aligned {
             self.seen.count("unaligned");
@@ -463,6 +507,18 @@ impl Case {
         self.world.start(export, id, 0, length, Command::Read { buf, holes: true });
     }
 
+    /// Reads every snapshot, those whose maps clients keep in memory among them.
+    fn check_all_snapshots(&mut self) {
+        let names: Vec<_> = self.reference.snapshots.keys().cloned().collect();
+        for name in names {
+            // A deletion that failed may have had its effect.
+            if self.exists(&format!("{}@{}", name.0, name.1)) {
+                self.read_snapshot(&name);
+            }
+        }
+        self.settle();
+    }
+
     fn busy(&self, volume: &str) -> bool {
         self.pending.values().any(|pending| pending.volume == volume)
     }
@@ -479,15 +535,15 @@ impl Case {
     }
 
     fn ask(&mut self) {
-        match self.world.rng.u32(..24) {
+        match self.world.rng.u32(..26) {
             0..2 => self.create(),
             2..4 => self.grow(),
             4 => self.rename(),
             5..7 => self.delete_volume(),
             7..14 => self.cut(),
             14..20 => self.delete_snapshot(),
-            20 => self.rollback(),
-            21..23 => self.clone_snapshot(),
+            20..22 => self.rollback(),
+            22..25 => self.clone_snapshot(),
             _ => self.hold(),
         }
     }
@@ -695,18 +751,38 @@ impl Case {
         }
     }
 
+    /// Counts what has become of packed records since the last look; the records are checked by it.
+    fn look_at_packed(&mut self) {
+        let (loaded, found) = packed_records(&self.world.meta.snapshot());
+        if !found.is_empty() {
+            self.seen.count("packed");
+        }
+        let is_gone = |layer: &LayerId| !loaded.layers.contains_key(layer);
+        for before in std::mem::take(&mut self.packed).iter().filter(|before| is_gone(&before.layer)) {
+            if found.iter().any(|now| (now.at, now.place) == (before.at, before.place)) {
+                self.seen.count("packed record changed hands");
+            }
+            if self.children.get(&before.layer).is_some_and(|child| !is_gone(child)) {
+                self.seen.count("packed layer merged");
+            }
+        }
+        let parents = loaded.layers.iter().filter_map(|(&layer, record)| Some((record.parent?, layer)));
+        (self.children, self.packed) = (parents.collect(), found);
+    }
+
     /// Everything under way ends, and is looked at.
     fn settle(&mut self) {
         self.world.disk.heal();
         for _ in 0..4 {
             self.world.settle();
             self.collect();
-            self.world.tick(6);
+            self.world.tick(6000);
         }
         self.world.settle();
         self.collect();
         assert!(self.pending.is_empty(), "{} requests were never answered", self.pending.len());
         assert!(self.asked.is_empty(), "{} commands were never answered", self.asked.len());
+        self.look_at_packed();
     }
 
     fn crash(&mut self) {
@@ -715,6 +791,7 @@ impl Case {
         self.faults = self.faults_hit();
         self.world.power_cut();
         self.faults -= self.world.disk.faults_hit();
+        self.look_at_packed();
         self.found_again(false);
     }
 
@@ -732,6 +809,7 @@ impl Case {
     fn found_again(&mut self, _clean: bool) {
         let now = self.now();
         self.pending.clear();
+        self.connected.clear();
         self.failed.clear();
         let doubtful = std::mem::take(&mut self.doubtful);
         for asked in doubtful.into_iter().chain(std::mem::take(&mut self.asked).into_values()) {
@@ -821,6 +899,7 @@ impl Case {
     /// The end of a case: all of it is looked at, then deleted, and then all space is free again.
     fn finish(&mut self) {
         self.settle();
+        self.check_all_snapshots();
         self.crash();
         let snapshots: Vec<_> = self.reference.snapshots.keys().cloned().collect();
         for name in &snapshots {

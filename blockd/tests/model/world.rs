@@ -8,7 +8,7 @@ use blockd::checkpoint::{Checkpoint, SavedMap, Unusable};
 use blockd::control::{Answer, Control, ControlError};
 use blockd::store::pool::{Pool, PoolFile};
 use blockd::store::{Store, Subject, Token};
-use blockd::units::{CLUSTER_BYTES, LayerId, PoolCluster, SnapshotId, VolumeId};
+use blockd::units::{CLUSTER_BYTES, ClusterIndex, LayerId, PoolCluster, SnapshotId, VolumeId};
 use fastrand::Rng;
 use fixtures::sim::{Fault, SimDisk};
 use nbd_server::connection::Nanos;
@@ -25,6 +25,7 @@ pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) buffers: buffer::Pool,
     pub(crate) rng: Rng,
+    files: [u32; 2],
     replies: Vec<Reply>,
     now: Nanos,
     tokens: u64,
@@ -43,7 +44,7 @@ macro_rules! with_io {
     }};
 }
 
-fn fresh_meta() -> MemoryMeta {
+fn fresh_meta(files: [u32; 2]) -> MemoryMeta {
     let meta = MemoryMeta::new();
     let store = StoreRecord {
         version: FORMAT_VERSION,
@@ -55,7 +56,7 @@ fn fresh_meta() -> MemoryMeta {
     };
     let mut batch = vec![Change::Store(store), Change::Commit(1)];
     let mut first = 0;
-    for (index, clusters) in FILES.into_iter().enumerate() {
+    for (index, clusters) in files.into_iter().enumerate() {
         let record = PoolFileRecord { first: PoolCluster(first), clusters, path: format!("pool-{index}") };
         batch.push(Change::PoolFile(index as u16, record));
         first += clusters;
@@ -100,10 +101,31 @@ fn check_checkpoint(bytes: &[u8], meta: &MemoryMeta, rng: &mut Rng) -> Result<Ch
     Ok(checkpoint)
 }
 
-fn open(meta: &MemoryMeta) -> (Store, SimMetaPort) {
+/// A packed record, and where it was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PackedRecord {
+    pub(crate) layer: LayerId,
+    pub(crate) at: ClusterIndex,
+    pub(crate) place: (PoolCluster, u8),
+}
+
+/// The packed records, and the catalog with them.
+pub(crate) fn packed_records(meta: &MemoryMeta) -> (Loaded, Vec<PackedRecord>) {
+    let loaded = blockd::catalog::load::load(meta, meta.mark()).expect("a sound catalog");
+    let mut found = Vec::new();
+    scan_pool_use(meta, &loaded, &mut |layer, at, record| {
+        if let (Some(cluster), Some(first)) = (record.cluster, record.packed) {
+            found.push(PackedRecord { layer, at, place: (cluster, first) });
+        }
+    })
+    .expect("sound maps");
+    (loaded, found)
+}
+
+fn open(meta: &MemoryMeta, files: [u32; 2]) -> (Store, SimMetaPort) {
     let (loaded, in_use) = load(meta);
     let mut first = 0;
-    let files = FILES.into_iter().enumerate().map(|(index, clusters)| {
+    let files = files.into_iter().enumerate().map(|(index, clusters)| {
         let file = FileId(index as u32);
         let record = PoolFile { file, first: PoolCluster(first), clusters, allocated: 1 };
         first += clusters;
@@ -116,14 +138,20 @@ fn open(meta: &MemoryMeta) -> (Store, SimMetaPort) {
 
 impl World {
     pub(crate) fn new(seed: u64) -> Self {
-        let bytes = FILES.map(|clusters| clusters as usize * CLUSTER_BYTES as usize);
-        let (store, meta) = open(&fresh_meta());
+        Self::with_files(seed, FILES)
+    }
+
+    /// With a pool of files of so many clusters.
+    pub(crate) fn with_files(seed: u64, files: [u32; 2]) -> Self {
+        let bytes = files.map(|clusters| clusters as usize * CLUSTER_BYTES as usize);
+        let (store, meta) = open(&fresh_meta(files), files);
         Self {
             disk: SimDisk::with_files(&bytes, 4096, seed),
             meta,
             store,
             buffers: buffer::Pool::new(),
             rng: Rng::with_seed(seed),
+            files,
             replies: Vec::new(),
             now: Nanos(0),
             tokens: 0,
@@ -138,7 +166,7 @@ impl World {
         self.keep_checkpoint();
         self.disk.power_cut();
         let meta = self.meta.power_cut(&mut self.rng);
-        (self.store, self.meta) = open(&meta);
+        (self.store, self.meta) = open(&meta, self.files);
         self.replies.clear();
         self.use_checkpoint(&meta);
     }
@@ -179,6 +207,14 @@ impl World {
         self.store.take_answers()
     }
 
+    pub(crate) fn connect(&mut self, export: ExportIndex) {
+        self.store.connected(export);
+    }
+
+    pub(crate) fn disconnect(&mut self, export: ExportIndex) {
+        self.store.disconnected(export);
+    }
+
     pub(crate) fn start(&mut self, export: ExportIndex, id: u32, offset: u64, length: u32, command: Command) {
         let request = Request { id: RequestId { connection: 0, index: id }, offset, length, command };
         with_io!(self, |store, io| store.start(export, request, io));
@@ -207,8 +243,8 @@ impl World {
         true
     }
 
-    pub(crate) fn tick(&mut self, seconds: u64) {
-        self.now = Nanos(self.now.0 + seconds * 1_000_000_000);
+    pub(crate) fn tick(&mut self, milliseconds: u64) {
+        self.now = Nanos(self.now.0 + milliseconds * 1_000_000);
         let now = self.now;
         with_io!(self, |store, io| {
             store.tick(now, io);
