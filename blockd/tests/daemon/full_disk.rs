@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use fixtures::nbd::client::Client;
+use fixtures::nbd::client::{Client, ClientError};
 use fixtures::nbd::codec::{command, errno};
 use fixtures::process::{ProcessError, wait_until};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
@@ -279,4 +279,49 @@ fn a_file_system_that_others_fill_fails_no_flush() {
     client.leave().unwrap();
     daemon.stop();
     place.assert_sound();
+}
+
+/// Nobody makes room in time: that FLUSH fails, and all after it; what was answered before is there after a restart.
+#[test]
+fn without_room_in_time_a_flush_fails_for_good() {
+    if !may_mount() {
+        return;
+    }
+    let small = Small::new();
+    let place = small.place();
+    let daemon = place.serve();
+    place.ok("volume create web --size 64M");
+    let mut client = place.client("web");
+    client.write(0, &noise(1, MIB as usize)).unwrap();
+    client.flush().unwrap();
+    let other = small.fill("other", 0);
+    place.ok("snapshot create web@a");
+    let second = small.fill("second", 0);
+    client.write(MIB, &noise(2, MIB as usize)).unwrap();
+    let (began, cookie) = (Instant::now(), client.submit(0, command::FLUSH, 0, 0).unwrap());
+    let reply = loop {
+        match client.reply() {
+            // Longer than a client's usual patience.
+            Err(ClientError::Socket(_)) if began.elapsed() < Duration::from_secs(50) => {}
+            reply => break reply.unwrap(),
+        }
+    };
+    assert!(reply.cookie == cookie && reply.result == Err(errno::EIO), "{:?}", reply.result);
+    assert!(began.elapsed() > Duration::from_secs(25), "{:?}", began.elapsed());
+    assert!(place.log().contains("a commit waits for room"));
+    [&other, &second].into_iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    assert!(matches!(client.flush(), Err(ClientError::Failed(errno::EIO))), "it is final");
+    let why = place.not_ok("snapshot create web@b", 1);
+    assert!(why.contains("restart"), "{why}");
+    assert_eq!(place.ctl("check").0, 2);
+    let first = BTreeMap::from([(0, 1)]);
+    verify(&place, "web", &first);
+    drop(client);
+    daemon.stop_anyhow();
+    place.assert_sound();
+    let _daemon = place.serve();
+    verify(&place, "web", &first);
+    verify(&place, "web@a", &first);
+    place.client("web").flush().unwrap();
+    place.ok("snapshot create web@b");
 }
