@@ -11,7 +11,7 @@ use crate::place::Place;
 use crate::tools::may_cut_power;
 
 /// Whether `blockctl snapshot hash` answers: then hashes are compared, besides all content.
-const HASHES: bool = false;
+const HASHES: bool = true;
 
 const MIB: u64 = 1 << 20;
 
