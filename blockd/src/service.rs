@@ -19,11 +19,12 @@ pub trait Engine: Send + Sync {
     /// Hands a command over; the answer comes through the channel.
     fn submit(&self, command: Control, answer: oneshot::Sender<Result<Answer, ControlError>>);
 
-    /// Blocking: the extents that differ between two snapshots of one line (`to` after `from`; without `from`,
-    /// everything that has data in `to`), in order, exact to 4 KiB.
+    /// Blocking: the extents that may differ between two snapshots (without `from`: everything that has data in `to`),
+    /// in order, exact to 4 KiB. Neither needs to descend from the other: what either has changed since their last
+    /// common layer is told.
     ///
     /// # Errors
-    /// `NotFound`; `BadValue` when `to` does not descend from `from`; `Damaged`, `Io`.
+    /// `NotFound`; `Damaged`, `Io`.
     fn diff(
         &self,
         from: Option<&SnapshotName>,
