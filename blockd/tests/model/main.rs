@@ -5,6 +5,7 @@
 mod driver;
 mod packing;
 mod reference;
+mod regressions;
 mod world;
 
 const CASES: u64 = 2000;
