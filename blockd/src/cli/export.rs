@@ -92,7 +92,7 @@ fn libvirt_disk(export: &ExportInfo, address: &Address<'_>) -> String {
     let read_only = if export.read_only { "\n  <readonly/>" } else { "" };
     format!(
         "<disk type='network' device='disk'>
-  <driver name='qemu' type='raw' cache='none' discard='unmap' error_policy='stop' rerror_policy='stop'/>
+  <driver name='qemu' type='raw' cache='directsync' discard='unmap' error_policy='stop' rerror_policy='stop'/>
   <source protocol='nbd' name='{}'>
     {host}
     <reconnect delay='300'/>
@@ -113,7 +113,7 @@ fn qemu_arguments(export: &ExportInfo, address: &Address<'_>) -> String {
         block.push_str(",read-only=on");
     }
     block.push_str(",reconnect-delay=300,discard=unmap,cache.direct=on");
-    format!("-blockdev '{block}' \\\n-device virtio-blk-pci,drive=disk0,werror=stop,rerror=stop")
+    format!("-blockdev '{block}' \\\n-device virtio-blk-pci,drive=disk0,write-cache=off,werror=stop,rerror=stop")
 }
 
 /// A value in QEMU's option syntax: commas are doubled.
