@@ -113,7 +113,9 @@ fn qemu_arguments(export: &ExportInfo, address: &Address<'_>) -> String {
         block.push_str(",read-only=on");
     }
     block.push_str(",reconnect-delay=300,discard=unmap,cache.direct=on");
-    format!("-blockdev '{block}' \\\n-device virtio-blk-pci,drive=disk0,write-cache=off,werror=stop,rerror=stop")
+    format!(
+        "-blockdev '{block}' \\\n-device virtio-blk-pci,drive=disk0,write-cache=off,werror=stop,rerror=stop"
+    )
 }
 
 /// A value in QEMU's option syntax: commas are doubled.

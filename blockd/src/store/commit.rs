@@ -86,6 +86,8 @@ pub(super) struct Commits {
     unsynced: Vec<bool>,
     /// Layers some of whose records are still to be committed, by so many bundles.
     unsettled: BTreeMap<LayerId, u32>,
+    /// Some have become complete, or never will, since that was last asked: maps may wait for them.
+    pub(super) settled: bool,
     /// A batch has failed: nothing is committed any more.
     pub(super) meta_failed: bool,
     pub(super) durable_count: u64,
@@ -106,6 +108,7 @@ impl Commits {
             sync_failed: false,
             unsynced: Vec::new(),
             unsettled: BTreeMap::new(),
+            settled: false,
             meta_failed: false,
             durable_count: 0,
             syncs: 0,
@@ -143,6 +146,7 @@ impl Commits {
     }
 
     fn settle(&mut self, bundle: &Bundle) {
+        self.settled |= !bundle.settles.is_empty();
         for layer in &bundle.settles {
             if let Some(bundles) = self.unsettled.get_mut(layer) {
                 *bundles -= 1;

@@ -300,6 +300,9 @@ impl Store {
         self.perform_cuts(io);
         self.feed_starved(io);
         self.start_commit(io);
+        if std::mem::take(&mut self.commits.settled) {
+            self.load_wanted_maps();
+        }
     }
 
     /// Time passes. Returns when to be called again at the latest.
