@@ -340,7 +340,7 @@ impl Store {
     /// under way or waits to be committed, and after a failure: then the records do not say the same.
     pub fn checkpoint(&self) -> Option<Saved<'_>> {
         let failed = self.commits.meta_failed || self.served.iter().flatten().any(|disk| disk.failed);
-        if failed || !self.quiescent() || self.has_uncommitted() {
+        if failed || self.pool.has_lost_clusters() || !self.quiescent() || self.has_uncommitted() {
             return None;
         }
         let map = |(&volume, &export): (&VolumeId, &ExportIndex)| {

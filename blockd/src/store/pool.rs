@@ -168,6 +168,8 @@ pub struct Pool {
     eras: VecDeque<u32>,
     /// The era of `eras`' first.
     oldest_era: u64,
+    /// See [`Self::has_lost_clusters`].
+    lost: bool,
     /// A file's space cannot be extended now.
     pub full: bool,
 }
@@ -199,6 +201,7 @@ impl Pool {
             quarantine: VecDeque::new(),
             eras: VecDeque::from([0]),
             oldest_era: 0,
+            lost: false,
             full: false,
         };
         pool.used_count = pool.used.count();
@@ -347,8 +350,14 @@ impl Pool {
     /// The commit has failed: records that name its freed clusters, and those freed since, may be the ones that
     /// are found when the store is opened again. None of them is used before that.
     pub fn commit_failed(&mut self) {
+        self.lost |= !self.freeing.is_empty() || !self.freed.is_empty();
         self.freeing.clear();
         self.freed.clear();
+    }
+
+    /// Whether clusters count as used here that no record may name: only the records can tell then.
+    pub fn has_lost_clusters(&self) -> bool {
+        self.lost
     }
 
     /// An operation on pool clusters begins; to be given to [`Self::operation_ended`].
