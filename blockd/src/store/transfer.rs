@@ -542,6 +542,8 @@ impl Store {
             self.zero_edge(key, edge, io);
         }
         self.part_ended(key, None, io);
+        // While it waited for clusters it kept others from beginning; its parts stand behind those.
+        self.admit(export, io);
     }
 
     /// Writes under way, of which the map has not learned, come before a zeroing that is about to happen: the map must
