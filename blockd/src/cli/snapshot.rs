@@ -210,7 +210,7 @@ async fn hash(context: &Context, name: &str) -> Result<(), Failure> {
     let Reader { progress, written, .. } = reader;
     drop(progress);
     written?;
-    let hash = end.hash.unwrap_or_default();
+    let hash = end.hash.ok_or_else(|| no_result(format!("cannot hash {name}")))?;
     if context.for_people() {
         return output::line(format!("{hash}  {name}"));
     }
@@ -235,9 +235,20 @@ async fn verify(context: &Context, name: &str) -> Result<(), Failure> {
     let Reader { progress, written, .. } = reader;
     drop(progress);
     written?;
-    let report = end.report.unwrap_or_default();
+    // No report is not a good report.
+    let report = end.report.ok_or_else(|| no_result(format!("cannot verify {name}")))?;
     tell_report(context, name, &report)?;
     if report.damaged.is_empty() { Ok(()) } else { Err(damaged(name, 1)) }
+}
+
+/// The daemon said that it is done, and not what came of it.
+fn no_result(what: String) -> Failure {
+    Failure::new(
+        exit_code::FAILED,
+        what,
+        "the answer has no result",
+        "blockctl --version; blockd --version    (do they fit?)",
+    )
 }
 
 fn damaged(what: &str, snapshots: u64) -> Failure {
