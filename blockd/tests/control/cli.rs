@@ -288,7 +288,8 @@ fn status_check_and_top() {
 #[test]
 fn top_gives_the_terminal_back() {
     let daemon = populated();
-    let line = format!("{} --socket {} top", env!("CARGO_BIN_EXE_blockctl"), daemon.socket.display());
+    // `exec`: a shell that waits would take the signal for its own end (dash, exit code 130).
+    let line = format!("exec {} --socket {} top", env!("CARGO_BIN_EXE_blockctl"), daemon.socket.display());
     let mut child = Command::new("script")
         .args(["-qec", &line, "/dev/null"])
         .stdin(Stdio::piped())
