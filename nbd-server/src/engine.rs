@@ -33,6 +33,8 @@ pub struct Engine {
     /// Connections that have used up their turn and may have more requests.
     deferred: Vec<usize>,
     replies: Vec<Reply>,
+    /// The backend has given replies, and was not told yet that they are about to be sent.
+    unrecorded: bool,
     pool: Pool,
     limits: Limits,
     now: Nanos,
@@ -72,6 +74,7 @@ impl Engine {
             turn: 1,
             deferred: Vec::new(),
             replies: Vec::new(),
+            unrecorded: false,
             pool,
             limits,
             now: Nanos::default(),
@@ -179,6 +182,9 @@ impl Engine {
     pub fn next_action(&mut self, disk: &mut dyn Disk) -> Option<(usize, SocketAction)> {
         while let Some(&place) = self.ready.front() {
             self.pump(place, disk);
+            if std::mem::take(&mut self.unrecorded) {
+                self.backend.before_replies();
+            }
             let entry = &mut self.connections[place];
             match entry.connection.next_action(&self.pool, self.now) {
                 Some(action) => {
@@ -244,6 +250,7 @@ impl Engine {
 
     fn deliver_replies(&mut self) {
         while let Some(reply) = self.replies.pop() {
+            self.unrecorded = true;
             let place = reply.id.connection as usize;
             self.connections[place].connection.reply(reply, &self.pool);
             self.mark_ready(place);

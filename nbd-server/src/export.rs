@@ -228,6 +228,10 @@ pub trait Backend {
     /// [`Waker::wake`]: crate::reactor::Waker::wake
     fn woken(&mut self, _io: &mut Io<'_>) {}
 
+    /// Replies that were given since the last call are about to be sent: what must be on record somewhere before
+    /// a client sees them is put there now. Whoever gives none is not called.
+    fn before_replies(&mut self) {}
+
     /// Called once in every turn of the loop, when its other events are over, and before the loop waits.
     /// Returns when it wants to be called again at the latest; `None`: whenever something happens.
     fn tick(&mut self, _now: Nanos, _io: &mut Io<'_>) -> Option<Nanos> {

@@ -27,6 +27,8 @@ struct Counter {
     shelf: Mutex<BTreeMap<String, u32>>,
     journal: Mutex<Vec<String>>,
     ticks: AtomicU64,
+    /// Replies that are on record.
+    recorded: AtomicU64,
     /// The backend has something to finish.
     busy: AtomicBool,
 }
@@ -79,6 +81,7 @@ struct Shop {
     counter: Arc<Counter>,
     open: BTreeMap<ExportIndex, u8>,
     flushes: Vec<RequestId>,
+    replies: u64,
     period: Option<Duration>,
     next: Nanos,
 }
@@ -93,6 +96,7 @@ impl Backend for Shop {
     }
 
     fn start(&mut self, export: ExportIndex, request: Request, io: &mut Io<'_>) {
+        self.replies += u64::from(!matches!(request.command, Command::Flush));
         match (self.open.get(&export), request.command) {
             (None, _) => io.reply(request.id, Err(Errno::Io)),
             (Some(&byte), Command::Read { mut buf, .. }) => {
@@ -126,6 +130,10 @@ impl Backend for Shop {
         }
     }
 
+    fn before_replies(&mut self) {
+        self.counter.recorded.store(self.replies, Ordering::SeqCst);
+    }
+
     fn tick(&mut self, now: Nanos, _io: &mut Io<'_>) -> Option<Nanos> {
         self.counter.ticks.fetch_add(1, Ordering::Relaxed);
         let period = self.period?;
@@ -156,6 +164,7 @@ fn shop(period: Option<Duration>) -> (TestServer, Arc<Counter>, Waker) {
             counter,
             open: BTreeMap::new(),
             flushes: Vec::new(),
+            replies: 0,
             period,
             next: Nanos::default(),
         };
@@ -194,6 +203,20 @@ fn exports_come_and_go_while_the_server_runs() {
     client.leave().unwrap();
     eventually("all are gone", || counter.noted("disconnected 3") == 2);
     assert_eq!(counter.noted("connected 3"), 2);
+}
+
+/// A client never sees a reply that the backend was not told of before it was sent.
+#[test]
+fn replies_are_on_record_before_they_are_sent() {
+    let (server, counter, waker) = shop(None);
+    counter.order(Order::Open(0, 7), &waker);
+    counter.list("v", 0);
+    let (mut first, mut second) = (server.client_of("v"), server.client_of("v"));
+    for round in 1..=200 {
+        assert_eq!(first.read(0, 512).unwrap(), [7; 512]);
+        second.write(0, &[1; 512]).unwrap();
+        assert!(counter.recorded.load(Ordering::SeqCst) >= 2 * round, "round {round}");
+    }
 }
 
 /// The directory may name what the backend has never heard of: the backend says what becomes of the client.
