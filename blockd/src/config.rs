@@ -49,6 +49,17 @@ impl From<Cache> for CacheMode {
     }
 }
 
+/// Where changes are kept until they are durable, for the case that the daemon is killed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recent {
+    /// In memory, if there is a place.
+    Default,
+    /// In that directory.
+    In(PathBuf),
+    /// Nowhere.
+    Off,
+}
+
 /// A data file of the pool.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -103,6 +114,11 @@ pub struct Settings {
     #[arg(long, value_name = "SIZE", env = "BLOCKD_POOL_SIZE")]
     pub pool_size: Option<Size>,
 
+    /// Directory, best in memory, where a daemon that is killed leaves what was not flushed to the next one; "none":
+    /// nowhere. Default: /run/blockd for root, else one in /dev/shm.
+    #[arg(long, value_name = "DIR", env = "BLOCKD_RECENT_DIR")]
+    pub recent_dir: Option<PathBuf>,
+
     /// NBD connections at once. Default: 1000.
     #[arg(long, value_name = "N", env = "BLOCKD_CONNECTIONS_MAX")]
     pub connections_max: Option<u32>,
@@ -143,6 +159,8 @@ pub struct Config {
     pub pool: Vec<PoolFile>,
     /// Size of a new pool, if one was given.
     pub pool_size: Option<Size>,
+    /// Where changes are kept until they are durable.
+    pub recent: Recent,
     /// NBD connections at once.
     pub connections_max: u32,
     /// API connections at once.
@@ -217,6 +235,7 @@ impl Settings {
             cache: self.cache.or(other.cache),
             name: self.name.or(other.name),
             pool_size: self.pool_size.or(other.pool_size),
+            recent_dir: self.recent_dir.or(other.recent_dir),
             connections_max: self.connections_max.or(other.connections_max),
             api_connections_max: self.api_connections_max.or(other.api_connections_max),
             log: self.log.or(other.log),
@@ -265,6 +284,12 @@ fn finish(settings: Settings, locate: &dyn Fn(&str) -> String) -> Result<Config,
         return refuse("name", "must be 1 to 255 of A-Z a-z 0-9 . _ -, not beginning with . or -");
     }
     check_pool(&settings.pool, settings.pool_size, locate)?;
+    let recent = match settings.recent_dir {
+        None => Recent::Default,
+        Some(path) if path == Path::new("none") => Recent::Off,
+        Some(path) if path.is_absolute() => Recent::In(path),
+        Some(_) => return refuse("recent_dir", "is neither an absolute path nor \"none\""),
+    };
     let config = Config {
         data,
         socket: settings.socket.unwrap_or_else(|| SOCKET_DEFAULT.into()),
@@ -276,6 +301,7 @@ fn finish(settings: Settings, locate: &dyn Fn(&str) -> String) -> Result<Config,
         name,
         pool: settings.pool,
         pool_size: settings.pool_size,
+        recent,
         connections_max: settings.connections_max.unwrap_or(1000),
         api_connections_max: settings.api_connections_max.unwrap_or(64),
         log: settings.log.unwrap_or_else(|| "info".to_owned()),

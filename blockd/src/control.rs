@@ -250,6 +250,8 @@ pub struct StoreStatus {
     pub clients: u64,
     /// Counters since the start, of all volumes.
     pub counters: Counters,
+    /// What is answered and not flushed survives a killed daemon: its successor finds the recent log.
+    pub recent_log: bool,
     /// The worst of all volumes'.
     pub health: Health,
 }

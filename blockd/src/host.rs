@@ -38,6 +38,7 @@ use crate::exit_code;
 use crate::failure::Failure;
 use crate::lock::DataLock;
 use crate::open::{self, OpenError, OpenStore};
+use crate::recent::RecentFiles;
 use crate::service::{DiffExtent, Engine, VerifyReport};
 use crate::snapshot::{self, ClosedReader, PoolHandle, Sleeps, with_pin};
 use crate::store::pool::{Pool, PoolFile};
@@ -249,6 +250,10 @@ impl Backend for StoreBackend {
         if self.store.has_room() { next } else { next.map(|next| next.min(self.space.next)) }
     }
 
+    fn before_replies(&mut self) {
+        self.store.before_replies();
+    }
+
     fn begin_stop(&mut self, io: &mut Io<'_>) {
         self.queue.close();
         self.store.begin_stop(io);
@@ -440,19 +445,31 @@ struct OpenParts {
     files: Vec<nbd_server::reactor::OpenFile>,
     meta: Arc<RocksMeta>,
     mark: crate::catalog::mark::Mark,
+    recent: Option<RecentFiles>,
     ballast: crate::catalog::ballast::Ballast,
     reserve_bytes: u64,
 }
 
 impl OpenParts {
     fn of(store: OpenStore) -> (DataLock, ClosedReader, Self) {
-        let OpenStore { lock, loaded, in_use, maps, meta, mark, ballast, files, readers, reserve_bytes } =
-            store;
+        let OpenStore {
+            lock,
+            loaded,
+            in_use,
+            maps,
+            meta,
+            mark,
+            ballast,
+            files,
+            readers,
+            recent,
+            reserve_bytes,
+        } = store;
         let handles = readers.into_iter().zip(loaded.files.values());
         let handles =
             handles.map(|(file, record)| PoolHandle { file, first: record.first, clusters: record.clusters });
         let reader = ClosedReader::new(Arc::<RocksMeta>::clone(&meta), handles.collect());
-        (lock, reader, Self { loaded, in_use, maps, files, meta, mark, ballast, reserve_bytes })
+        (lock, reader, Self { loaded, in_use, maps, files, meta, mark, recent, ballast, reserve_bytes })
     }
 }
 
@@ -463,7 +480,7 @@ fn reactor_spec(
     exports: &Arc<Exports>,
     late: &Arc<OnceLock<Waker>>,
 ) -> io::Result<ReactorSpec> {
-    let OpenParts { loaded, in_use, maps, files, meta, mark, ballast, reserve_bytes } = parts;
+    let OpenParts { loaded, in_use, maps, files, meta, mark, recent, ballast, reserve_bytes } = parts;
     let wake_late = Arc::clone(late);
     let wake = Arc::new(move || {
         // Nothing is submitted before the reactor has set it.
@@ -480,6 +497,9 @@ fn reactor_spec(
         let pool = Pool::new(pool_files(&loaded, ids), in_use);
         let mut store = Store::new(loaded, pool, Box::new(Port(Rc::clone(&worker))), epoch_ms);
         store.adopt_maps(maps);
+        if let Some(recent) = recent {
+            store.keep_recent(Box::new(recent));
+        }
         exports.publish(&store);
         let keep_bytes = 2 * reserve_bytes;
         let space = SpaceWatch { data, keep_bytes, next: Nanos::default() };
@@ -550,6 +570,10 @@ fn refusal(data: &std::path::Path, error: &OpenError) -> Failure {
         OpenError::Load(_) | OpenError::Pool(..) => {
             (exit_code::VERIFICATION_FAILED, format!("blockd fsck {shown}"))
         }
+        OpenError::Recent(place, _) => (
+            exit_code::VERIFICATION_FAILED,
+            format!("rm {}.?    (gives up what was never flushed)", place.display()),
+        ),
         OpenError::Io(_, error) if error.kind() == io::ErrorKind::PermissionDenied => {
             (exit_code::REFUSED, format!("ls -ld {shown}"))
         }

@@ -6,6 +6,9 @@
 //!
 //! **Opening** looks before it touches: catalog, mark and superblocks are checked with everything open for reading only,
 //! so that a store that is refused stays as it was found.
+//!
+//! **Beginning.** Every opening makes a commit of its own, with what a killed daemon has left in the recent log. So no
+//! log that was left earlier, and was not found now, can be taken for one that follows a later commit.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -20,13 +23,14 @@ use crate::catalog::ballast::{BALLAST_FILE, Ballast};
 use crate::catalog::format::{Change, FORMAT_VERSION, PoolFileRecord, StoreRecord};
 use crate::catalog::load::{LoadError, Loaded, PoolUse, load, scan_pool_use};
 use crate::catalog::mark::{Mark, MarkError, Slots};
-use crate::catalog::meta::MetaError;
+use crate::catalog::meta::{MetaError, MetaStore};
 use crate::catalog::open::{self as catalog, Opened};
 use crate::catalog::rocks::{META_DIRECTORY, RESERVE_BYTES, RocksMeta};
 use crate::checkpoint::file::{self as checkpoint, CheckpointError};
 use crate::checkpoint::{Checkpoint, SavedMap};
-use crate::config::{self, Cache, Config};
+use crate::config::{self, Cache, Config, Recent};
 use crate::lock::{DataLock, LockError};
+use crate::recent::{self, Origin, RecentFiles, Recovered};
 use crate::store::superblock::{SUPERBLOCK_BYTES, Superblock, SuperblockError};
 use crate::units::{CLUSTER_BYTES, LayerId, PoolCluster, SnapshotId, VolumeId};
 
@@ -53,6 +57,9 @@ pub enum OpenError {
     /// There is something in the directory, but no store.
     #[error("{0} is not empty and holds no store: it has {1:?}")]
     Foreign(PathBuf, String),
+    /// What a killed daemon has left cannot be read.
+    #[error("RECENT_DAMAGED: {0}: {1}")]
+    Recent(PathBuf, String),
     /// The system said no.
     #[error("{0}: {1}")]
     Io(String, #[source] io::Error),
@@ -94,6 +101,8 @@ pub struct OpenStore {
     pub files: Vec<OpenFile>,
     /// The same files, open for reading through the page cache.
     pub readers: Vec<File>,
+    /// Where changes are kept until they are durable; `None`: nowhere.
+    pub recent: Option<RecentFiles>,
     /// Free bytes of the file system that are kept for metadata.
     pub reserve_bytes: u64,
 }
@@ -113,20 +122,83 @@ pub fn open(config: &Config) -> Result<OpenStore, OpenError> {
     check_files(data)?;
     Ballast::make_room(data, reserve_bytes);
     // Half of it: the ballast, which is a whole one, must be worth a commit where nothing else is free.
-    let Opened { meta, mark, loaded } = catalog::open(data, reserve_bytes / 2)?;
-    let Checkpoint { in_use, maps } = read_checkpoint(data, &meta, &loaded)?;
-    let files = open_files(data, &loaded, config.cache)?;
-    let readers = loaded.files.values().map(|record| File::open(data.join(&record.path)));
-    let readers = readers.collect::<io::Result<_>>().map_err(failed("pool"))?;
+    let mut opened = catalog::open(data, reserve_bytes / 2)?;
+    let files = open_files(data, &opened.loaded, config.cache)?;
+    let checkpoint = read_checkpoint(data, &opened.loaded);
     // Commits follow that it does not know.
     checkpoint::remove(data).map_err(failed(checkpoint::CHECKPOINT_FILE))?;
+    let (recent, recovered) = begin(config, &mut opened, &files)?;
+    let Opened { meta, mark, loaded } = opened;
+    let checkpoint = checkpoint.filter(|_| recovered == 0);
+    let Checkpoint { in_use, maps } = checkpoint.map_or_else(|| scan_pool(&meta, &loaded), Ok)?;
+    let readers = loaded.files.values().map(|record| File::open(data.join(&record.path)));
+    let readers = readers.collect::<io::Result<_>>().map_err(failed("pool"))?;
     let ballast = Ballast::hold(data, reserve_bytes);
     let meta = Arc::new(meta);
-    Ok(OpenStore { lock, loaded, in_use, maps, meta, mark, ballast, files, readers, reserve_bytes })
+    Ok(OpenStore { lock, loaded, in_use, maps, meta, mark, ballast, files, readers, recent, reserve_bytes })
 }
 
-/// Allocator and maps as the last stop left them, or else what all map records say of the allocator.
-fn read_checkpoint(data: &Path, meta: &RocksMeta, loaded: &Loaded) -> Result<Checkpoint, OpenError> {
+/// Makes the first commit, with what a killed daemon has left, of which there are so many changes. All that was ever
+/// written to the pool is durable already.
+fn begin(
+    config: &Config,
+    opened: &mut Opened,
+    files: &[OpenFile],
+) -> Result<(Option<RecentFiles>, usize), OpenError> {
+    let last = opened.loaded.commit;
+    let mut recent = open_recent(config, opened.loaded.store.identity)?;
+    let Recovered { changes: mut batch, abandoned } = match &recent {
+        Some(log) => log.recover(last).map_err(|error| OpenError::Recent(log.place(), error.to_string()))?,
+        None => Recovered::default(),
+    };
+    if abandoned {
+        forget_cached(files).map_err(failed("page cache of the pool"))?;
+    }
+    let recovered = batch.len();
+    batch.push(Change::Commit(last + 1));
+    opened.meta.write(&batch)?;
+    opened.mark.advance(last + 1)?;
+    if recovered > 0 {
+        tracing::info!(changes = recovered, "took over what the last daemon had not committed");
+        opened.loaded = load(&opened.meta, last + 1)?;
+    }
+    opened.loaded.commit = last + 1;
+    if let Some(log) = &mut recent {
+        log.clear().map_err(failed("recent log"))?;
+    }
+    Ok((recent, recovered))
+}
+
+/// Has the pool read from its medium. What a failed sync has marked clean reads as it was written until the page goes
+/// for want of memory, and then as something older, which a FLUSH to us must not have covered.
+fn forget_cached(files: &[OpenFile]) -> io::Result<()> {
+    tracing::warn!("the last daemon has seen a sync or a commit fail: the pool is read from its medium");
+    files
+        .iter()
+        .try_for_each(|open| Ok(rustix::fs::fadvise(&open.file, 0, None, rustix::fs::Advice::DontNeed)?))
+}
+
+/// The recent log, unless there is nowhere to keep it and nobody has asked for it.
+fn open_recent(config: &Config, identity: [u8; 16]) -> Result<Option<RecentFiles>, OpenError> {
+    let asked = match &config.recent {
+        Recent::Off => return Ok(None),
+        Recent::Default => None,
+        Recent::In(directory) => Some(&**directory),
+    };
+    let opened =
+        recent::directory(asked).and_then(|directory| RecentFiles::open(&directory, Origin::of(identity)?));
+    match (opened, asked) {
+        (Ok(recent), _) => Ok(Some(recent)),
+        (Err(error), Some(asked)) => Err(OpenError::Io(asked.display().to_string(), error)),
+        (Err(error), None) => {
+            tracing::warn!(%error, "no recent log: a killed daemon loses what was not flushed");
+            Ok(None)
+        }
+    }
+}
+
+/// Allocator and maps as the last stop left them.
+fn read_checkpoint(data: &Path, loaded: &Loaded) -> Option<Checkpoint> {
     match checkpoint::read(data, loaded) {
         Ok(checkpoint) => {
             tracing::info!(
@@ -134,11 +206,16 @@ fn read_checkpoint(data: &Path, meta: &RocksMeta, loaded: &Loaded) -> Result<Che
                 maps = checkpoint.maps.len(),
                 "started from the checkpoint"
             );
-            return Ok(checkpoint);
+            return Some(checkpoint);
         }
         Err(CheckpointError::Missing) => tracing::info!("no checkpoint: all map records are read"),
         Err(error) => tracing::warn!(%error, "the checkpoint is not used: all map records are read"),
     }
+    None
+}
+
+/// What all map records say of the allocator.
+fn scan_pool(meta: &RocksMeta, loaded: &Loaded) -> Result<Checkpoint, OpenError> {
     let in_use: PoolUse = scan_pool_use(meta, loaded, &mut |_, _, _| {})?;
     Ok(Checkpoint { in_use, maps: Vec::new() })
 }

@@ -33,6 +33,7 @@ impl Daemon {
         let log = File::create(self.path("log")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_blockd"));
         command.arg("serve").arg("--data").arg(self.path("data")).args(["--pool-size", "64M"]);
+        command.arg("--recent-dir").arg(self.path("memory"));
         command.arg("--socket").arg(self.path("api")).arg("--nbd-unix").arg(self.path("nbd"));
         let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         self.child = Some(child);

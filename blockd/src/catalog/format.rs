@@ -7,6 +7,7 @@ use crate::units::{ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeI
 mod decode;
 mod encode;
 pub mod keys;
+mod replay;
 #[cfg(test)]
 mod tests;
 

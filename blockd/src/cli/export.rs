@@ -15,9 +15,13 @@ pub(super) async fn run(context: &Context, command: ExportCommand) -> Result<(),
         ExportCommand::Show { name, libvirt, qemu } => {
             let export =
                 context.client.export(&name).await.trying(|| format!("cannot show export {name}"))?;
-            match (libvirt, qemu) {
-                (true, _) => output::line(snippet(&export, libvirt_disk)?),
-                (_, true) => output::line(snippet(&export, qemu_arguments)?),
+            let write = if libvirt { libvirt_disk } else { qemu_arguments };
+            match libvirt || qemu {
+                true => {
+                    let status = context.client.status().await;
+                    let status = status.trying(|| format!("cannot show export {name}"))?;
+                    output::line(snippet(&export, status.store.recent_log, write)?)
+                }
                 _ if context.for_people() => show(&export),
                 _ => output::object(&export),
             }
@@ -71,7 +75,19 @@ fn address(export: &ExportInfo) -> Option<Address<'_>> {
     Some(Address::Tcp { host: host.trim_matches(['[', ']']), port })
 }
 
-fn snippet(export: &ExportInfo, write: fn(&ExportInfo, &Address<'_>) -> String) -> Result<String, Failure> {
+/// Whether the guest's disk may have a volatile cache. What the guest has not flushed must be lost only with the guest
+/// itself: not with a daemon that leaves nothing behind, and not with the power of a host that is not the guest's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum GuestCache {
+    Volatile,
+    None,
+}
+
+fn snippet(
+    export: &ExportInfo,
+    recent_log: bool,
+    write: fn(&ExportInfo, &Address<'_>, GuestCache) -> String,
+) -> Result<String, Failure> {
     let unreachable = || {
         Failure::new(
             exit_code::UNREACHABLE,
@@ -80,11 +96,17 @@ fn snippet(export: &ExportInfo, write: fn(&ExportInfo, &Address<'_>) -> String) 
             "blockd serve --help    (nbd_unix, nbd_listen)",
         )
     };
-    address(export).map(|address| write(export, &address)).ok_or_else(unreachable)
+    let address = address(export).ok_or_else(unreachable)?;
+    let cache = match address {
+        Address::Unix(_) if recent_log => GuestCache::Volatile,
+        _ => GuestCache::None,
+    };
+    Ok(write(export, &address, cache))
 }
 
 /// A guest pauses instead of seeing errors (`error_policy`), and finds a restarted daemon again (`reconnect`).
-fn libvirt_disk(export: &ExportInfo, address: &Address<'_>) -> String {
+fn libvirt_disk(export: &ExportInfo, address: &Address<'_>, cache: GuestCache) -> String {
+    let cache = if cache == GuestCache::Volatile { "none" } else { "directsync" };
     let host = match address {
         Address::Unix(path) => format!("<host transport='unix' socket='{}'/>", xml(path)),
         Address::Tcp { host, port } => format!("<host name='{}' port='{port}'/>", xml(host)),
@@ -92,7 +114,7 @@ fn libvirt_disk(export: &ExportInfo, address: &Address<'_>) -> String {
     let read_only = if export.read_only { "\n  <readonly/>" } else { "" };
     format!(
         "<disk type='network' device='disk'>
-  <driver name='qemu' type='raw' cache='directsync' discard='unmap' error_policy='stop' rerror_policy='stop'/>
+  <driver name='qemu' type='raw' cache='{cache}' discard='unmap' error_policy='stop' rerror_policy='stop'/>
   <source protocol='nbd' name='{}'>
     {host}
     <reconnect delay='300'/>
@@ -103,7 +125,8 @@ fn libvirt_disk(export: &ExportInfo, address: &Address<'_>) -> String {
     )
 }
 
-fn qemu_arguments(export: &ExportInfo, address: &Address<'_>) -> String {
+fn qemu_arguments(export: &ExportInfo, address: &Address<'_>, cache: GuestCache) -> String {
+    let cache = if cache == GuestCache::Volatile { "on" } else { "off" };
     let server = match address {
         Address::Unix(path) => format!("server.type=unix,server.path={}", commas(path)),
         Address::Tcp { host, port } => format!("server.type=inet,server.host={host},server.port={port}"),
@@ -114,7 +137,7 @@ fn qemu_arguments(export: &ExportInfo, address: &Address<'_>) -> String {
     }
     block.push_str(",reconnect-delay=300,discard=unmap,cache.direct=on");
     format!(
-        "-blockdev '{block}' \\\n-device virtio-blk-pci,drive=disk0,write-cache=off,werror=stop,rerror=stop"
+        "-blockdev '{block}' \\\n-device virtio-blk-pci,drive=disk0,write-cache={cache},werror=stop,rerror=stop"
     )
 }
 
@@ -146,7 +169,7 @@ mod tests {
     #[test]
     fn libvirt_gets_a_disk_element() {
         let web = export("web", false, Some("/run/it's/nbd.sock"), None);
-        let text = snippet(&web, libvirt_disk).unwrap();
+        let text = snippet(&web, true, libvirt_disk).unwrap();
         assert!(text.contains("<host transport='unix' socket='/run/it&apos;s/nbd.sock'/>"), "{text}");
         assert!(text.contains("error_policy='stop' rerror_policy='stop'"), "{text}");
         assert!(!text.contains("<readonly/>"), "{text}");
@@ -155,7 +178,7 @@ mod tests {
     #[test]
     fn qemu_gets_arguments() {
         let web = export("web@a", true, None, Some("[::1]:10809"));
-        let text = snippet(&web, qemu_arguments).unwrap();
+        let text = snippet(&web, true, qemu_arguments).unwrap();
         assert!(text.contains("server.host=::1,server.port=10809,export=web@a,read-only=on"), "{text}");
         assert!(text.contains("reconnect-delay=300"), "{text}");
     }
@@ -165,13 +188,27 @@ mod tests {
         let web = export("web", false, Some("/run/blockd/nbd.sock"), None);
         let page = include_str!("../../../docs/operating.md");
         for write in [libvirt_disk, qemu_arguments] {
-            let text = snippet(&web, write).unwrap();
+            let text = snippet(&web, true, write).unwrap();
             assert!(page.contains(&text), "docs/operating.md lacks:\n{text}");
         }
     }
 
     #[test]
     fn without_an_address_nothing_is_made_up() {
-        assert_eq!(snippet(&export("web", false, None, None), libvirt_disk).unwrap_err().code, 7);
+        assert_eq!(snippet(&export("web", false, None, None), true, libvirt_disk).unwrap_err().code, 7);
+    }
+
+    #[test]
+    fn a_guest_has_a_cache_only_where_it_goes_with_the_guest() {
+        let (unix, tcp) = (Some("/run/blockd/nbd.sock"), Some("10.0.0.1:10809"));
+        for (unix, tcp, recent_log, cache, write_cache) in [
+            (unix, None, true, "cache='none'", "write-cache=on"),
+            (unix, None, false, "cache='directsync'", "write-cache=off"),
+            (None, tcp, true, "cache='directsync'", "write-cache=off"),
+        ] {
+            let web = export("web", false, unix, tcp);
+            assert!(snippet(&web, recent_log, libvirt_disk).unwrap().contains(cache));
+            assert!(snippet(&web, recent_log, qemu_arguments).unwrap().contains(write_cache));
+        }
     }
 }

@@ -73,6 +73,9 @@ fn page(status: &Status) -> String {
     if store.layers_to_reclaim > 0 {
         lines.push(format!("behind   {} to reclaim", output::count(store.layers_to_reclaim, "layer")));
     }
+    if !store.recent_log {
+        lines.push("recent   no log: what is not flushed would be lost with the daemon".to_owned());
+    }
     lines.join("\n") + "\n"
 }
 
@@ -300,6 +303,7 @@ mod tests {
             snapshots: 1,
             clients: 0,
             counters: Counters::default(),
+            recent_log: true,
             health,
         };
         Status { version: "0.1.0".to_owned(), started_ms: 0, now_ms: 65_000, store }

@@ -461,6 +461,7 @@ impl Store {
             snapshots: self.catalog.snapshots.len() as u64,
             clients: self.exports().map(|(_, disk)| u64::from(disk.clients)).sum(),
             counters,
+            recent_log: self.recent.is_kept(),
             health: self.health(),
         }
     }

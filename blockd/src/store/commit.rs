@@ -77,6 +77,8 @@ pub(super) struct Commits {
     pub(super) wanted: bool,
     next: Vec<Waiter>,
     next_bundles: Vec<Bundle>,
+    /// So many of them, from the first on, are in the recent log.
+    told: usize,
     covered: Vec<Waiter>,
     covered_bundles: Vec<Bundle>,
     /// Records of the commit under way.
@@ -102,6 +104,7 @@ impl Commits {
             wanted: false,
             next: Vec::new(),
             next_bundles: Vec::new(),
+            told: 0,
             covered: Vec::new(),
             covered_bundles: Vec::new(),
             records: Vec::new(),
@@ -138,6 +141,13 @@ impl Commits {
             *self.unsettled.entry(layer).or_default() += 1;
         }
         self.next_bundles.push(bundle);
+    }
+
+    /// Adds the changes of bundles that have come since the last call.
+    pub(super) fn untold(&mut self, changes: &mut Vec<Change>) {
+        let untold = self.next_bundles[self.told..].iter();
+        changes.extend(untold.flat_map(|bundle| &bundle.changes).cloned());
+        self.told = self.next_bundles.len();
     }
 
     /// Whether the metadata store lacks some of a layer's records.
@@ -209,13 +219,17 @@ impl Store {
         if !self.commits.wanted {
             return;
         }
-        self.commits.wanted = false;
+        self.append_recent();
         let commits = &mut self.commits;
+        (commits.wanted, commits.told) = (false, 0);
         // Empty here, and it keeps its memory: no allocation at steady state.
         std::mem::swap(&mut commits.covered, &mut commits.next);
         let bundles = std::mem::take(&mut commits.next_bundles);
         self.commits.covered_bundles = self.sound_bundles(bundles);
         self.take_records();
+        if self.has_batch() {
+            self.recent.begin_commit();
+        }
         self.pool.begin_commit();
         self.sync_files(io);
     }
@@ -231,6 +245,12 @@ impl Store {
             disk.unsynced = disk.changing > 0;
         }
         self.commits.records = records;
+    }
+
+    /// Whether the commit that has begun has anything to record.
+    fn has_batch(&self) -> bool {
+        let bundles = &self.commits.covered_bundles;
+        !self.commits.records.is_empty() || bundles.iter().any(|bundle| !bundle.changes.is_empty())
     }
 
     fn sync_files(&mut self, io: &mut Io<'_>) {
@@ -291,6 +311,7 @@ impl Store {
         match result {
             Ok(()) => {
                 self.commits.commit += 1;
+                self.recent.commit_durable(self.commits.commit);
                 self.commits.durable_count += 1;
                 self.commit_ended(io);
             }
@@ -337,6 +358,7 @@ impl Store {
 
     /// Whatever was written since the last good sync is in doubt.
     fn sync_failed(&mut self, io: &mut Io<'_>) {
+        self.recent.abandon("a sync of the pool failed");
         for disk in self.served.iter_mut().flatten() {
             // The store's own copies are not named yet: they are made again.
             if (disk.syncing || disk.unsynced) && disk.subject != Subject::OwnWork {
@@ -394,6 +416,7 @@ impl Store {
     fn void_bundles(&mut self) {
         let mut bundles = std::mem::take(&mut self.commits.covered_bundles);
         bundles.append(&mut self.commits.next_bundles);
+        self.commits.told = 0;
         self.commits.next_bundles = self.sound_bundles(bundles);
     }
 
@@ -444,6 +467,7 @@ impl Store {
 
     fn batch_failed(&mut self, error: &MetaError, io: &mut Io<'_>) {
         tracing::error!(%error, "a batch failed: nothing is made durable from now on");
+        self.recent.abandon("a batch failed");
         self.commits.meta_failed = true;
         self.commits.state = State::Idle;
         self.pool.commit_failed();
@@ -453,6 +477,7 @@ impl Store {
         self.commits.next.clear();
         let mut bundles = std::mem::take(&mut self.commits.covered_bundles);
         bundles.append(&mut self.commits.next_bundles);
+        self.commits.told = 0;
         let refusal = match error {
             MetaError::NoSpace => {
                 (ErrorKind::NoSpace, "the file system is full: make room, then restart the daemon")

@@ -19,6 +19,7 @@
 //! | `reclaim` | layers that nobody names any more are merged or dropped in the background |
 //! | `pack` | sparse records of closed layers are packed in the background |
 //! | `copy` | blocks are copied for the two |
+//! | `recent` | what is not committed is kept for the next process |
 //! | `pool` | where clusters lie, which are free |
 
 mod catalog;
@@ -27,6 +28,7 @@ mod commit;
 mod copy;
 mod pack;
 pub mod pool;
+mod recent;
 mod reclaim;
 mod served;
 pub mod superblock;
@@ -53,10 +55,12 @@ use catalog::Catalog;
 use commit::Commits;
 use pack::Pack;
 use pool::Pool;
+use recent::Recent;
 use reclaim::Reclaim;
 use served::{MapState, Served};
 use transfer::Job;
 
+pub use recent::RecentLog;
 pub use served::Subject;
 
 /// Changed map records of a volume are committed when there are so many, asked for or not.
@@ -88,6 +92,7 @@ pub struct Store {
     starved: VecDeque<usize>,
     extending: Option<pool::Extension>,
     commits: Commits,
+    recent: Recent,
     reclaim: Reclaim,
     pack: Pack,
     pins: Slab<Vec<LayerId>>,
@@ -119,6 +124,7 @@ impl Store {
             starved: VecDeque::new(),
             extending: None,
             commits: Commits::new(commit),
+            recent: Recent::new(commit),
             reclaim: Reclaim::default(),
             pack: Pack::default(),
             pins: Slab::new(),

@@ -78,6 +78,8 @@ pub struct Served {
     pub(super) holds: u32,
     /// Clusters whose record in the top layer differs from the committed one; with repetitions.
     pub(super) dirty: Vec<ClusterIndex>,
+    /// So many of them, from the first on, are in the recent log as they are.
+    told: usize,
     pub(super) growing: HashMap<ClusterIndex, Growing>,
     /// Something was written since the last sync began.
     pub(super) unsynced: bool,
@@ -107,6 +109,7 @@ impl Served {
             merges: 0,
             holds: 0,
             dirty: Vec::new(),
+            told: 0,
             growing: HashMap::new(),
             unsynced: false,
             syncing: false,
@@ -267,8 +270,16 @@ impl Served {
         self.map().get(cluster).head.and_then(HeadPart::record)
     }
 
+    /// Adds the records that have changed since the last call, as they are now.
+    pub(super) fn untold(&mut self, changes: &mut Vec<Change>) {
+        let untold = &self.dirty[self.told..];
+        changes.extend(untold.iter().map(|&at| Change::Map(self.top, at, self.record(at))));
+        self.told = self.dirty.len();
+    }
+
     /// Takes what differs from the committed records.
     pub(super) fn take_dirty(&mut self) -> Vec<Change> {
+        self.told = 0;
         let mut dirty = std::mem::take(&mut self.dirty);
         dirty.sort_unstable();
         dirty.dedup();

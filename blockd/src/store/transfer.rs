@@ -509,6 +509,7 @@ impl Store {
     }
 
     fn learn(&mut self, export: ExportIndex, target: &Target) {
+        self.recent.touch(export);
         let disk = self.disk_mut(export);
         disk.install(target.cluster, target.place, target.learned);
         disk.end_growing(target.cluster, true);
@@ -577,6 +578,7 @@ impl Store {
         if keep && !self.can_reserve(export, range) {
             return false;
         }
+        self.recent.touch(export);
         if !self.disk(export).growing.is_empty() {
             self.overtake_writes(export, range);
         }

@@ -146,6 +146,7 @@ impl State {
             snapshots: self.snapshots.len() as u64,
             clients: self.volumes.values().map(|volume| volume.clients).sum(),
             counters: Counters { reads: 3, read_bytes: 12_288, ..Counters::default() },
+            recent_log: true,
             health: Health::Ok,
         }
     }

@@ -22,6 +22,7 @@ fn blockd(cache: &str) -> Blockd {
         cache: cache.to_owned(),
         volumes: Volume::all(&["v", "w"], 4 * MIB),
         hashes: HASHES,
+        keeps_recent: true,
     }
 }
 
@@ -50,6 +51,17 @@ fn power(cache: &str, rounds: u32, seed: u64) {
     let dir = tempfile::tempdir().unwrap();
     let found = summary(run_power(&blockd(cache), dir.path(), &plan(rounds, seed), &mut |_| {}));
     assert!(found.cuts > 0 && found.survivors.pages_lost > 0, "{found:?}");
+}
+
+/// Without its log in memory a killed daemon forgets what it has answered, and the rig notices.
+#[test]
+fn a_daemon_that_keeps_nothing_is_caught() {
+    let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let forgetful = Blockd { keeps_recent: false, ..blockd("writeback") };
+    match run_kills(&forgetful, dir.path(), &plan(20, 104), &mut |_| {}) {
+        Err(CrashError::Broken { rule: "D4", .. }) => {}
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

@@ -75,7 +75,8 @@ fn nothing_is_called_durable_any_more(injection: &str) {
         assert!(why.contains("sync") && why.contains("restart"), "{words}: {why}");
     }
     assert_eq!(client.read(64 << 10, 4096).unwrap(), [3; 4096], "reads go on");
-    assert!(place.ok("status -o json").contains("\"sync_failed\""));
+    let status = place.ok("status -o json");
+    assert!(status.contains("\"sync_failed\"") && status.contains("\"recent_log\":false"), "{status}");
     let (code, line, _) = place.ctl("check");
     assert!(code == 2 && line.starts_with("CRITICAL - a sync has failed"), "{line}");
 
@@ -83,6 +84,7 @@ fn nothing_is_called_durable_any_more(injection: &str) {
     daemon.stop_anyhow();
     place.assert_sound();
     let daemon = place.serve();
+    assert!(place.ok("status -o json").contains("\"recent_log\":true"), "a start begins anew");
     let mut client = place.client("web");
     let found = client.read(0, 8192).unwrap();
     assert!(

@@ -68,6 +68,7 @@ impl Place {
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_blockd"));
         command.arg("serve").arg("--data").arg(&self.data).arg("--nbd-unix").arg(self.socket());
+        command.arg("--recent-dir").arg(self.run.path().join("memory"));
         command.arg("--socket").arg(self.run.path().join("control")).args(&self.arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(self.log_file()).unwrap());
         command

@@ -7,6 +7,7 @@ use blockd::catalog::memory::MetaFault;
 use blockd::control::{Answer, Control, ControlError, ErrorKind, SnapshotName};
 use blockd::store::{Subject, Token};
 use blockd::units::LayerId;
+use fastrand::Rng;
 use fixtures::sim::Fault;
 use nbd_server::disk::ExportIndex;
 use nbd_server::export::{Command, Extent, Payload, Reply};
@@ -135,6 +136,10 @@ struct Case {
     /// Volumes one of whose FLUSHes has failed since the store was opened.
     failed: Vec<String>,
     seen: Seen,
+    /// Draws what does not change what else is drawn.
+    fate: Rng,
+    /// The last crash was one of the process only: what it had answered must be there.
+    kept: bool,
     /// Faults are drawn in this case.
     with_faults: bool,
     /// Tell what happens.
@@ -173,6 +178,8 @@ pub(crate) fn run_case_counting(seed: u64, trace: bool) -> Seen {
         connected: Vec::new(),
         failed: Vec::new(),
         seen: Seen::default(),
+        fate: Rng::with_seed(!seed),
+        kept: false,
         with_faults,
         trace,
     };
@@ -312,6 +319,7 @@ impl Case {
             13..16 => self.world.inject(Fault::SyncError),
             16 => self.world.meta.inject(MetaFault::Io),
             17 => self.world.meta.inject(MetaFault::NoSpace),
+            18 if self.fate.bool() => self.world.recent.fill_up(),
             18 => self.world.meta.inject(MetaFault::ReadIo),
             _ => self.world.disk.fill_up_to(0),
         }
@@ -786,10 +794,17 @@ impl Case {
     }
 
     fn crash(&mut self) {
-        self.seen.count("power cut");
-        trace!(self, "power cut");
         self.faults = self.faults_hit();
-        self.world.power_cut();
+        if self.fate.bool() {
+            self.kept = self.world.kill();
+            self.seen.count(if self.kept { "kill" } else { "kill after a failure" });
+            trace!(self, "killed");
+        } else {
+            self.seen.count("power cut");
+            trace!(self, "power cut");
+            self.world.power_cut();
+            self.kept = false;
+        }
         self.faults -= self.world.disk.faults_hit();
         self.look_at_packed();
         self.found_again(false);
@@ -887,7 +902,7 @@ impl Case {
         let disk = &self.reference.volumes[name];
         assert_eq!(found.len(), disk.cells.len(), "size of {name}");
         for (at, (cell, stamp)) in disk.cells.iter().zip(&found).enumerate() {
-            let allowed = cell.survivors();
+            let allowed = if self.kept { cell.left_behind() } else { cell.survivors() };
             assert!(
                 allowed.contains(stamp),
                 "{name} after a crash, cell {at}: {stamp}, not one of {allowed:?}"

@@ -51,6 +51,11 @@ impl Cell {
         self.living(NEVER, |new| new.durable != NEVER)
     }
 
+    /// What may be found after the process was killed, and has left behind what it had answered.
+    pub(crate) fn left_behind(&self) -> Vec<u64> {
+        self.living(NEVER, |new| new.answered != NEVER)
+    }
+
     fn living(&self, to: u64, counts: impl Fn(&Candidate) -> bool + Copy) -> Vec<u64> {
         let alive = self.0.iter().filter(|c| c.issued < to && !self.is_dead(c, counts));
         alive.map(|candidate| candidate.stamp).collect()

@@ -16,6 +16,8 @@ use nbd_server::disk::{ExportIndex, FileId};
 use nbd_server::export::{Command, Io, Reply, Request, RequestId};
 use nbd_server::reactor::buffer;
 
+use crate::killed::SimRecent;
+
 /// Clusters of the pool's two files.
 pub(crate) const FILES: [u32; 2] = [40, 24];
 
@@ -23,6 +25,7 @@ pub(crate) struct World {
     pub(crate) disk: SimDisk,
     pub(crate) meta: SimMetaPort,
     pub(crate) store: Store,
+    pub(crate) recent: SimRecent,
     pub(crate) buffers: buffer::Pool,
     pub(crate) rng: Rng,
     files: [u32; 2],
@@ -122,7 +125,7 @@ pub(crate) fn packed_records(meta: &MemoryMeta) -> (Loaded, Vec<PackedRecord>) {
     (loaded, found)
 }
 
-fn open(meta: &MemoryMeta, files: [u32; 2]) -> (Store, SimMetaPort) {
+fn open(meta: &MemoryMeta, files: [u32; 2]) -> (Store, SimMetaPort, SimRecent) {
     let (loaded, in_use) = load(meta);
     let mut first = 0;
     let files = files.into_iter().enumerate().map(|(index, clusters)| {
@@ -133,7 +136,10 @@ fn open(meta: &MemoryMeta, files: [u32; 2]) -> (Store, SimMetaPort) {
     });
     let pool = Pool::new(files.collect(), in_use);
     let port = SimMetaPort::new(meta.clone());
-    (Store::new(loaded, pool, Box::new(port.clone()), 1_000), port)
+    let mut store = Store::new(loaded, pool, Box::new(port.clone()), 1_000);
+    let recent = SimRecent::default();
+    store.keep_recent(Box::new(recent.clone()));
+    (store, port, recent)
 }
 
 impl World {
@@ -144,11 +150,12 @@ impl World {
     /// With a pool of files of so many clusters.
     pub(crate) fn with_files(seed: u64, files: [u32; 2]) -> Self {
         let bytes = files.map(|clusters| clusters as usize * CLUSTER_BYTES as usize);
-        let (store, meta) = open(&fresh_meta(files), files);
+        let (store, meta, recent) = open(&fresh_meta(files), files);
         Self {
             disk: SimDisk::with_files(&bytes, 4096, seed),
             meta,
             store,
+            recent,
             buffers: buffer::Pool::new(),
             rng: Rng::with_seed(seed),
             files,
@@ -166,9 +173,24 @@ impl World {
         self.keep_checkpoint();
         self.disk.power_cut();
         let meta = self.meta.power_cut(&mut self.rng);
-        (self.store, self.meta) = open(&meta, self.files);
+        self.open(&meta);
+    }
+
+    /// The process is killed, and another is started. Whether it must know of everything that was answered.
+    pub(crate) fn kill(&mut self) -> bool {
+        self.keep_checkpoint();
+        let kept = !self.recent.is_abandoned();
+        self.disk.kill(!kept);
+        let meta = self.meta.power_cut(&mut self.rng);
+        self.recent.replay(&meta);
+        self.open(&meta);
+        kept
+    }
+
+    fn open(&mut self, meta: &MemoryMeta) {
+        (self.store, self.meta, self.recent) = open(meta, self.files);
         self.replies.clear();
-        self.use_checkpoint(&meta);
+        self.use_checkpoint(meta);
     }
 
     /// As a stop would write it; only when the store is at rest does it give one.
@@ -220,7 +242,11 @@ impl World {
         with_io!(self, |store, io| store.start(export, request, io));
     }
 
+    /// Sends the replies.
     pub(crate) fn take_replies(&mut self) -> Vec<Reply> {
+        if !self.replies.is_empty() {
+            self.store.before_replies();
+        }
         std::mem::take(&mut self.replies)
     }
 
