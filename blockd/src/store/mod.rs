@@ -319,8 +319,6 @@ impl Store {
             if self.has_uncommitted() {
                 self.commits.wanted = true;
             }
-            // Whatever stood in the way of a layer says so when it ends; this is for what has not said it.
-            self.reclaim_later();
             // Room may have been made on the file system since.
             self.pool.full = false;
             self.reclaim.unblock();

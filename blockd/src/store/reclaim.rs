@@ -112,8 +112,9 @@ impl Reclaim {
         self.active.is_some() || self.moves > 0 || self.scanning
     }
 
-    /// There may be clusters now for what had none.
+    /// There may be clusters now for what had none: it is looked for again.
     pub(super) fn unblock(&mut self) {
+        self.wanted |= !self.blocked.is_empty();
         self.blocked.clear();
     }
 
@@ -247,6 +248,13 @@ impl Store {
             && !self.served.iter().flatten().any(loading)
             && !failed(layer)
             && !child.is_some_and(failed)
+    }
+
+    /// Whether a layer could be reclaimed and nobody is going to look for it. Never true between two events: whatever
+    /// stands in the way of a layer says so when it ends.
+    pub fn has_forgotten_layer(&self) -> bool {
+        let looked_for = self.reclaim.wanted || self.reclaim.active.is_some();
+        !looked_for && self.reclaimable().into_iter().any(|(layer, child)| self.is_movable(layer, child))
     }
 
     /// Begins or goes on with the background work, as far as it can.

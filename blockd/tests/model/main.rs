@@ -2,6 +2,7 @@
 //!
 //! One seed is one case; a violation names it. `MODEL_CASES` is how many (default 2000), `MODEL_SEED` runs one.
 
+mod directed;
 mod driver;
 mod killed;
 mod packing;

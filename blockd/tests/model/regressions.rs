@@ -1,13 +1,15 @@
 //! Orders of events that went wrong once, and that random cases meet too seldom to be relied on.
 
-use blockd::control::Control;
 use nbd_server::disk::ExportIndex;
 use nbd_server::export::{Command, Payload};
 
+use crate::directed::{
+    self, create, delete_snapshot, read_block, request, rest, snapshot, status, write_block,
+};
 use crate::world::World;
 
-const BLOCK: u32 = 4096;
-const CLUSTER: u32 = 65_536;
+const BLOCK: u32 = directed::BLOCK as u32;
+const CLUSTER: u32 = directed::CLUSTER as u32;
 const FIRST: u8 = 1;
 const SECOND: u8 = 2;
 
@@ -26,9 +28,7 @@ fn is_answered(world: &mut World, id: u32) -> bool {
 /// in between.
 fn zero_between(seed: u64) -> Option<u8> {
     let mut world = World::new(seed);
-    world.command(Control::CreateVolume { name: "v".to_owned(), size: 2 * u64::from(CLUSTER) });
-    world.settle();
-    let (export, ..) = world.find_export("v").expect("it was made");
+    let export = create(&mut world, "v", 2 * u64::from(CLUSTER));
     // So that the two clusters do not lie side by side, and the second write has two parts.
     write(&mut world, export, 0, CLUSTER, BLOCK, FIRST);
     world.settle();
@@ -59,4 +59,33 @@ fn a_zeroing_overtakes_a_write_that_ends_after_it() {
     let found: Vec<u8> = (0..64).filter_map(zero_between).collect();
     assert!(found.len() > 5, "the order came about only {} times", found.len());
     assert!(!found.contains(&FIRST), "zeroed data came back");
+}
+
+/// Packed records cannot become an open layer's as they are, and there was no cluster for their blocks: their layer was
+/// put aside until there might be one, and not looked at again.
+#[test]
+fn a_layer_that_waited_for_clusters_is_merged_when_there_are_some() {
+    const RECORDS: u64 = 16;
+    let cluster = u64::from(CLUSTER);
+    let mut world = World::new(1);
+    let volume = create(&mut world, "v", 256 * cluster);
+    for record in 0..RECORDS {
+        write_block(&mut world, volume, record * cluster / directed::BLOCK, FIRST);
+    }
+    snapshot(&mut world, "v", "s");
+    rest(&mut world);
+    let mut end = RECORDS;
+    while directed::write(&mut world, volume, end * cluster, cluster, SECOND).is_ok() {
+        end += 1;
+    }
+    delete_snapshot(&mut world, "v", "s");
+    rest(&mut world);
+    assert_eq!(status(&mut world).layers_to_reclaim, 1, "the full pool has no cluster for its blocks");
+    let filled = (end - RECORDS) * cluster;
+    request(&mut world, volume, RECORDS * cluster, filled, Command::Trim { fua: true }).expect("a trim");
+    rest(&mut world);
+    assert_eq!(status(&mut world).layers_to_reclaim, 0, "the layer was forgotten");
+    for record in 0..RECORDS {
+        assert_eq!(read_block(&mut world, "v", record * cluster / directed::BLOCK), FIRST);
+    }
 }

@@ -38,12 +38,13 @@ pub(crate) struct World {
     pub(crate) checkpoints_refused: u64,
 }
 
-/// Runs a call on the store that takes an `Io`.
+/// Runs a call on the store that takes an `Io`; afterwards holds what holds between any two events.
 macro_rules! with_io {
     ($world:expr, |$store:ident, $io:ident| $call:expr) => {{
         let World { disk, store: $store, buffers, replies, .. } = &mut *$world;
         let $io = &mut Io::new(disk, buffers, ExportIndex::NONE, replies);
-        $call
+        $call;
+        assert!(!$store.has_forgotten_layer(), "nobody looks for a layer that can be reclaimed");
     }};
 }
 
