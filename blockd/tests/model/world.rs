@@ -1,8 +1,9 @@
 //! A store over a simulated disk and simulated metadata, from making it to crashing it.
 
+use blockd::catalog::format::keys::map_range;
 use blockd::catalog::format::{Change, FORMAT_VERSION, PoolFileRecord, StoreRecord};
 use blockd::catalog::load::{Loaded, PoolUse, scan_pool_use};
-use blockd::catalog::memory::{MemoryMeta, SimMetaPort};
+use blockd::catalog::memory::{MemoryMeta, RawRecord, SimMetaPort, collect};
 use blockd::catalog::meta::MetaStore;
 use blockd::checkpoint::{Checkpoint, SavedMap, Unusable};
 use blockd::control::{Answer, Control, ControlError};
@@ -124,6 +125,12 @@ pub(crate) fn packed_records(meta: &MemoryMeta) -> (Loaded, Vec<PackedRecord>) {
     })
     .expect("sound maps");
     (loaded, found)
+}
+
+/// The map records of some layers, as they are stored.
+pub(crate) fn records_of(meta: &MemoryMeta, layers: &[LayerId]) -> Vec<RawRecord> {
+    let records = layers.iter().flat_map(|&layer| collect(meta, &map_range(layer)).expect("memory"));
+    records.collect()
 }
 
 fn open(meta: &MemoryMeta, files: [u32; 2]) -> (Store, SimMetaPort, SimRecent) {
