@@ -6,6 +6,7 @@
 //! | `requests` | requests are drawn, and their replies checked |
 //! | `commands` | commands are drawn |
 //! | `effects` | what commands have done, by their answers |
+//! | `pins` | snapshots are pinned; what a pin promises is checked |
 //! | `contents` | what volumes and snapshots read as |
 //! | `restart` | power cuts and stops, and what is found after them |
 //! | `finish` | the end of a case, when everything is deleted |
@@ -25,6 +26,7 @@ mod contents;
 mod draw;
 mod effects;
 mod finish;
+mod pins;
 mod requests;
 mod restart;
 mod seen;
@@ -41,6 +43,7 @@ use nbd_server::disk::ExportIndex;
 use crate::reference::Reference;
 use crate::world::{PackedRecord, World};
 
+use pins::Pin;
 pub(crate) use seen::Seen;
 
 const KIB: u64 = 1024;
@@ -98,6 +101,7 @@ struct Case {
     connected: Vec<ExportIndex>,
     /// Volumes one of whose FLUSHes has failed since the store was opened.
     failed: Vec<String>,
+    pins: Vec<Pin>,
     seen: Seen,
     /// Draws what does not change what else is drawn.
     fate: Rng,
@@ -131,6 +135,7 @@ pub(crate) fn run_case_counting(seed: u64, trace: bool) -> Seen {
         children: BTreeMap::new(),
         connected: Vec::new(),
         failed: Vec::new(),
+        pins: Vec::new(),
         seen: Seen::default(),
         fate: Rng::with_seed(!seed),
         kept: false,

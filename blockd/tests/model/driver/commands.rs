@@ -11,7 +11,7 @@ const SNAPSHOTS_MAX: usize = 6;
 
 impl Case {
     pub(super) fn ask(&mut self) {
-        match self.world.rng.u32(..26) {
+        match self.world.rng.u32(..28) {
             0..2 => self.create(),
             2..4 => self.grow(),
             4 => self.rename(),
@@ -20,7 +20,8 @@ impl Case {
             14..20 => self.delete_snapshot(),
             20..22 => self.rollback(),
             22..25 => self.clone_snapshot(),
-            _ => self.hold(),
+            25 => self.hold(),
+            _ => self.pin_or_unpin(),
         }
     }
 

@@ -15,6 +15,9 @@ impl Case {
             }
             return;
         }
+        if let Ok(Answer::Pinned(pinned)) = answer {
+            return self.pinned(pinned);
+        }
         let now = self.now();
         self.apply(asked, now);
     }

@@ -5,6 +5,8 @@ use crate::reference::{Disk, NEVER, cells};
 
 impl Case {
     pub(super) fn crash(&mut self) {
+        self.check_pins();
+        self.pins.clear();
         self.faults = self.faults_hit();
         if self.fate.bool() {
             self.kept = self.world.kill();

@@ -54,6 +54,7 @@ impl Seen {
             "grow",
             "rename",
             "hold",
+            "pin",
             "snapshot checked",
             "unaligned",
             "all space back",
