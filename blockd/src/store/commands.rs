@@ -471,9 +471,9 @@ impl Store {
         let record = &self.catalog.snapshots[&id];
         let (size, chain) = (record.size, self.catalog.chain(record.layer));
         let published = self.disk(self.catalog.snapshot_exports[&id]).published;
-        // Of what was under way in a layer when a sync failed, the records may still be to come.
+        // Being packed, or merged when a sync failed and gave that up: some of the records are still to come.
         let unsettled = chain.iter().any(|layer| self.commits.is_unsettled(*layer));
-        if !published || unsettled || self.reclaim.touches(&chain) || self.pack.touches(&chain) {
+        if !published || unsettled || self.reclaim.touches(&chain) {
             return refuse(
                 ErrorKind::Busy,
                 format!("layers of {name} are being merged or packed: try again"),

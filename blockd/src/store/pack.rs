@@ -118,12 +118,6 @@ impl Pack {
         self.active.as_ref().is_some_and(|active| !active.taken.is_empty())
     }
 
-    /// Whether records of a layer of the chain are about to be replaced.
-    pub(super) fn touches(&self, chain: &[LayerId]) -> bool {
-        let committing = |active: &Active| matches!(active.stage, Stage::Committing);
-        self.active.as_ref().is_some_and(|active| committing(active) && chain.contains(&active.layer))
-    }
-
     /// Records were merged into a layer.
     pub(super) fn layer_changed(&mut self, layer: LayerId) {
         self.progress.remove(&layer);
