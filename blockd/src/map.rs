@@ -351,6 +351,53 @@ impl FlatMap {
         self.head_clusters -= owns(before);
     }
 
+    /// Lays a record over what older layers have of its cluster; `open` if it is of the open layer. Tells whether the
+    /// volume has the cluster.
+    pub fn show(&mut self, cluster: ClusterIndex, record: &MapRecord, open: bool) -> bool {
+        if u64::from(cluster.0) >= self.clusters {
+            return false;
+        }
+        // Most clusters have one record, and fit eight bytes.
+        if let Some(pool) = record.plain()
+            && self.raw(cluster) == Packed64::HOLE
+        {
+            let generation = if open { self.generation } else { NO_GENERATION };
+            self.put_raw(cluster, Packed64::new(KIND_SINGLE, generation, record.data, pool.0));
+            self.visible_blocks += u64::from(record.data.count());
+            self.head_clusters += u64::from(open);
+            return true;
+        }
+        let mut entry = self.get(cluster);
+        if open && record.packed.is_none() {
+            entry.hide_older(record.data.with(record.zero));
+            let MapRecord { cluster, data, zero, .. } = *record;
+            entry.head = Some(HeadPart { cluster, data, zero });
+        } else {
+            entry.push_closed(record);
+        }
+        self.set(cluster, entry);
+        true
+    }
+
+    /// Takes the pages of a map of the same volume that has others than this one. Nothing was cut of either.
+    ///
+    /// # Panics
+    /// When a page is in both.
+    pub(crate) fn absorb(&mut self, mut part: Self) {
+        self.side.reserve(part.side.len());
+        for (page, from) in self.pages.iter_mut().zip(part.pages) {
+            let Some(mut from) = from else { continue };
+            for raw in from.iter_mut().filter(|raw| raw.kind() == KIND_SIDE) {
+                let row = self.side.insert(part.side.remove(raw.number() as usize));
+                let row = u32::try_from(row).expect("no more rows than clusters");
+                *raw = Packed64::new(KIND_SIDE, raw.generation(), Mask::NONE, row);
+            }
+            assert!(page.replace(from).is_none(), "parts of a map have pages of their own");
+        }
+        self.visible_blocks += part.visible_blocks;
+        self.head_clusters += part.head_clusters;
+    }
+
     /// The eight bytes for an entry, in the place of `old` ones, whose row in the side table is used or freed.
     fn encode(&mut self, old: Packed64, entry: Entry) -> Packed64 {
         let row = (old.kind() == KIND_SIDE).then(|| old.number() as usize);
@@ -472,19 +519,10 @@ pub fn load(store: &dyn MetaStore, chain: &[LayerId], clusters: u64) -> Result<F
         let range = map_range(layer);
         store.scan(&range.start, &range.end, &mut |key, value| {
             let (_, cluster, record) = decode_map(key, value)?;
-            if u64::from(cluster.0) >= clusters {
+            if !map.show(cluster, &record, depth == 0) {
                 let text = format!("layer {layer} maps cluster {cluster} of a volume of {clusters}");
                 return Err(MetaError::Damaged(text));
             }
-            let mut entry = map.get(cluster);
-            if depth == 0 && record.packed.is_none() {
-                entry.hide_older(record.data.with(record.zero));
-                let MapRecord { cluster, data, zero, .. } = record;
-                entry.head = Some(HeadPart { cluster, data, zero });
-            } else {
-                entry.push_closed(&record);
-            }
-            map.set(cluster, entry);
             Ok(ControlFlow::Continue(()))
         })?;
     }

@@ -106,6 +106,11 @@ impl MapRecord {
         let start = u32::from(self.packed?);
         Some(Mask::of(start..start + self.data.count()))
     }
+
+    /// Its pool cluster, if there is no more to it than blocks with data, each in its place.
+    pub fn plain(&self) -> Option<PoolCluster> {
+        self.cluster.filter(|_| self.packed.is_none() && self.zero.is_empty() && !self.data.is_empty())
+    }
 }
 
 /// Key `31`: the hash of a closed layer's whole content.

@@ -133,6 +133,19 @@ pub fn map_range_from(layer: LayerId, cluster: ClusterIndex) -> KeyRange {
     layer_range(kind::MAP, layer, cluster)
 }
 
+/// The map records of some clusters of a layer; an end past all numbers is the layer's end.
+///
+/// # Panics
+/// When the start has no 32 bits: no cluster is there.
+pub fn map_range_within(layer: LayerId, clusters: &Range<u64>) -> KeyRange {
+    let from = u32::try_from(clusters.start).expect("a cluster's number");
+    let mut range = map_range_from(layer, ClusterIndex(from));
+    if let Ok(end) = u32::try_from(clusters.end) {
+        range.end = map_key(layer, ClusterIndex(end)).to_vec();
+    }
+    range
+}
+
 /// The hashes of a layer's clusters.
 pub fn hash_range(layer: LayerId) -> KeyRange {
     hash_range_from(layer, ClusterIndex(0))
