@@ -13,6 +13,7 @@ pub mod control;
 pub mod fsck;
 pub mod inspect;
 pub mod lock;
+pub mod rebuild;
 pub mod recent;
 pub mod store;
 

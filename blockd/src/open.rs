@@ -21,7 +21,7 @@ use nbd_server::reactor::OpenFile;
 
 use crate::catalog::ballast::{BALLAST_FILE, Ballast};
 use crate::catalog::format::{Change, FORMAT_VERSION, PoolFileRecord, StoreRecord};
-use crate::catalog::load::{LoadError, Loaded, PoolUse, load, scan_pool_use};
+use crate::catalog::load::{LoadError, Loaded, PoolUse, load};
 use crate::catalog::mark::{Mark, MarkError, Slots};
 use crate::catalog::meta::{MetaError, MetaStore};
 use crate::catalog::open::{self as catalog, Opened};
@@ -30,6 +30,7 @@ use crate::checkpoint::file::{self as checkpoint, CheckpointError};
 use crate::checkpoint::{Checkpoint, SavedMap};
 use crate::config::{self, Cache, Config, Recent};
 use crate::lock::{DataLock, LockError};
+use crate::rebuild;
 use crate::recent::{self, Origin, RecentFiles, Recovered};
 use crate::store::superblock::{SUPERBLOCK_BYTES, Superblock, SuperblockError};
 use crate::units::{CLUSTER_BYTES, LayerId, PoolCluster, SnapshotId, VolumeId};
@@ -89,7 +90,8 @@ pub struct OpenStore {
     pub loaded: Loaded,
     /// What of the pool is in use.
     pub in_use: PoolUse,
-    /// Maps of volumes, as the last stop left them; the others are read when they are asked for.
+    /// Maps of volumes, as the last stop left them, or made of all map records; the others are read when they are
+    /// asked for.
     pub maps: Vec<SavedMap>,
     /// The metadata.
     pub meta: Arc<RocksMeta>,
@@ -130,7 +132,7 @@ pub fn open(config: &Config) -> Result<OpenStore, OpenError> {
     let (recent, recovered) = begin(config, &mut opened, &files)?;
     let Opened { meta, mark, loaded } = opened;
     let checkpoint = checkpoint.filter(|_| recovered == 0);
-    let Checkpoint { in_use, maps } = checkpoint.map_or_else(|| scan_pool(&meta, &loaded), Ok)?;
+    let Checkpoint { in_use, maps } = checkpoint.map_or_else(|| read_records(&meta, &loaded), Ok)?;
     let readers = loaded.files.values().map(|record| File::open(data.join(&record.path)));
     let readers = readers.collect::<io::Result<_>>().map_err(failed("pool"))?;
     let ballast = Ballast::hold(data, reserve_bytes);
@@ -214,10 +216,18 @@ fn read_checkpoint(data: &Path, loaded: &Loaded) -> Option<Checkpoint> {
     None
 }
 
-/// What all map records say of the allocator.
-fn scan_pool(meta: &RocksMeta, loaded: &Loaded) -> Result<Checkpoint, OpenError> {
-    let in_use: PoolUse = scan_pool_use(meta, loaded, &mut |_, _, _| {})?;
-    Ok(Checkpoint { in_use, maps: Vec::new() })
+/// Allocator and maps as all map records say.
+fn read_records(meta: &RocksMeta, loaded: &Loaded) -> Result<Checkpoint, OpenError> {
+    let began = Instant::now();
+    let read = rebuild::checkpoint(meta, loaded, rebuild::threads_at_start())?;
+    let ms = began.elapsed().as_millis();
+    tracing::info!(
+        clusters = read.in_use.used_clusters(),
+        maps = read.maps.len(),
+        ms,
+        "all map records are read"
+    );
+    Ok(read)
 }
 
 /// Whether the pool's files are what the catalog knows, with everything open for reading only.

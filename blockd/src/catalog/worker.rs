@@ -24,7 +24,7 @@ use crate::catalog::ballast::Ballast;
 use crate::catalog::mark::Mark;
 use crate::catalog::meta::{Batch, MetaAnswer, MetaDone, MetaError, MetaOp, MetaPort, MetaStore};
 use crate::catalog::reads;
-use crate::map;
+use crate::rebuild;
 
 /// Operations that wait for one thread; one more fails. The engine has one commit under way and a few reads.
 pub const QUEUE_OPS_MAX: usize = 1024;
@@ -243,7 +243,8 @@ fn run_reads(store: &dyn MetaStore, ops: &Receiver<(u64, MetaOp)>, done: &Done) 
     for (tag, op) in ops {
         let result = match op {
             MetaOp::LoadMap { chain, clusters } => {
-                map::load(store, &chain, clusters).map(|map| MetaAnswer::Map(Box::new(map)))
+                let map = rebuild::load_map(store, &chain, clusters, rebuild::threads_while_serving());
+                map.map(|map| MetaAnswer::Map(Box::new(map)))
             }
             MetaOp::Scan { layer, from, limit } => {
                 reads::scan_layer(store, layer, from, limit).map(MetaAnswer::Records)

@@ -7,6 +7,7 @@ use blockd::catalog::memory::{MemoryMeta, RawRecord, SimMetaPort, collect};
 use blockd::catalog::meta::MetaStore;
 use blockd::checkpoint::{Checkpoint, SavedMap, Unusable};
 use blockd::control::{Answer, Control, ControlError};
+use blockd::rebuild;
 use blockd::store::pool::{Pool, PoolFile};
 use blockd::store::{Store, Subject, Token};
 use blockd::units::{CLUSTER_BYTES, ClusterIndex, LayerId, PoolCluster, SnapshotId, VolumeId};
@@ -78,24 +79,25 @@ pub(crate) fn load(meta: &MemoryMeta) -> (Loaded, PoolUse) {
     (loaded, in_use)
 }
 
-/// The checkpoint, if it is of this state. Then it must say what the records say; damaged it must say nothing.
-fn check_checkpoint(bytes: &[u8], meta: &MemoryMeta, rng: &mut Rng) -> Result<Checkpoint, Unusable> {
-    let loaded = blockd::catalog::load::load(meta, meta.mark()).expect("a sound catalog");
-    let checkpoint = Checkpoint::decode(bytes, &loaded)?;
-    let scanned = scan_pool_use(meta, &loaded, &mut |_, _, _| {}).expect("sound maps");
-    assert_eq!(checkpoint.in_use, scanned, "the checkpoint's allocator is another");
+/// What a start takes must be what the records say, read in order.
+fn check_against_records(checkpoint: &Checkpoint, meta: &MemoryMeta, loaded: &Loaded) {
+    let scanned = scan_pool_use(meta, loaded, &mut |_, _, _| {}).expect("sound maps");
+    assert_eq!(checkpoint.in_use, scanned, "another allocator");
     for SavedMap { volume, head, map } in &checkpoint.maps {
         let parent = |layer: &LayerId| loaded.layers[layer].parent;
         let chain: Vec<LayerId> = std::iter::successors(Some(*head), parent).collect();
         let scanned = blockd::map::load(meta, &chain, map.clusters()).expect("sound maps");
         let (visible, owned) = (map.visible_blocks(), map.head_clusters());
         assert_eq!((visible, owned), (scanned.visible_blocks(), scanned.head_clusters()), "volume {volume}");
-        assert_eq!(
-            map.first_difference(&scanned),
-            None,
-            "the checkpoint's map of volume {volume} is another"
-        );
+        assert_eq!(map.first_difference(&scanned), None, "another map of volume {volume}");
     }
+}
+
+/// The checkpoint, if it is of this state. Then it must say what the records say; damaged it must say nothing.
+fn check_checkpoint(bytes: &[u8], meta: &MemoryMeta, rng: &mut Rng) -> Result<Checkpoint, Unusable> {
+    let loaded = blockd::catalog::load::load(meta, meta.mark()).expect("a sound catalog");
+    let checkpoint = Checkpoint::decode(bytes, &loaded)?;
+    check_against_records(&checkpoint, meta, &loaded);
     let mut damaged = bytes.to_vec();
     if rng.bool() {
         damaged[rng.usize(..bytes.len())] ^= 1 << rng.u8(..8);
@@ -198,7 +200,19 @@ impl World {
     fn open(&mut self, meta: &MemoryMeta) {
         (self.store, self.meta, self.recent) = open(meta, self.files);
         self.replies.clear();
+        self.read_records(meta);
         self.use_checkpoint(meta);
+    }
+
+    /// What a start without a checkpoint takes from the records, with however many threads. Half of the starts have the
+    /// maps from it, the others when they are asked for.
+    fn read_records(&mut self, meta: &MemoryMeta) {
+        let (loaded, _) = load(meta);
+        let read = rebuild::checkpoint(meta, &loaded, self.rng.usize(1..4)).expect("sound maps");
+        check_against_records(&read, meta, &loaded);
+        if self.rng.bool() {
+            self.store.adopt_maps(read.maps);
+        }
     }
 
     /// As a stop would write it; only when the store is at rest does it give one.

@@ -29,6 +29,24 @@ impl PoolUse {
     pub fn used_clusters(&self) -> u64 {
         self.used.iter().map(|word| u64::from(word.count_ones())).sum()
     }
+
+    /// Adds what other records of the same pool use. Tells whether that can be: a cluster of both is packed in both,
+    /// and no block of it is in both.
+    #[must_use]
+    pub(crate) fn absorb(&mut self, part: Self) -> bool {
+        let mut shared = 0;
+        for (word, other) in self.used.iter_mut().zip(&part.used) {
+            shared += u64::from((*word & other).count_ones());
+            *word |= other;
+        }
+        let mut sound = 0;
+        for (cluster, blocks) in part.packed {
+            let held = self.packed.entry(cluster).or_default();
+            sound += u64::from(!held.is_empty() && held.and(blocks).is_empty());
+            *held = held.with(blocks);
+        }
+        shared == sound
+    }
 }
 
 fn place(cluster: PoolCluster) -> (usize, u64) {
@@ -63,6 +81,15 @@ pub struct PoolCheck<'a> {
     found: PoolUse,
     /// The open layers of volumes.
     heads: BTreeSet<LayerId>,
+    /// Of the last record: the next one's is mostly the same.
+    layer: Option<KnownLayer>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct KnownLayer {
+    id: LayerId,
+    exists: bool,
+    is_head: bool,
 }
 
 impl<'a> PoolCheck<'a> {
@@ -83,7 +110,7 @@ impl<'a> PoolCheck<'a> {
         }
         let found = PoolUse { used, packed: HashMap::new() };
         let heads = loaded.volumes.values().map(|volume| volume.head).collect();
-        Self { loaded, clusters, found, heads }
+        Self { loaded, clusters, found, heads, layer: None }
     }
 
     /// Takes the next record. What cannot be counts as in use all the same if the pool has it: nothing may be
@@ -95,13 +122,22 @@ impl<'a> PoolCheck<'a> {
         if let Some(cluster) = record.cluster {
             self.take_cluster(cluster, record)?;
         }
-        if !self.loaded.layers.contains_key(&layer) {
+        let known = self.layer(layer);
+        if !known.exists {
             return Err(MapFault::UnknownLayer);
         }
-        if record.packed.is_some() && self.heads.contains(&layer) {
+        if record.packed.is_some() && known.is_head {
             return Err(MapFault::PackedOpen);
         }
         Ok(())
+    }
+
+    fn layer(&mut self, id: LayerId) -> KnownLayer {
+        if let Some(known) = self.layer.filter(|known| known.id == id) {
+            return known;
+        }
+        let (exists, is_head) = (self.loaded.layers.contains_key(&id), self.heads.contains(&id));
+        *self.layer.insert(KnownLayer { id, exists, is_head })
     }
 
     fn take_cluster(&mut self, cluster: PoolCluster, record: &MapRecord) -> Result<(), MapFault> {
@@ -138,6 +174,17 @@ impl<'a> PoolCheck<'a> {
 
     /// What is in use.
     pub fn finish(self) -> PoolUse {
+        self.found
+    }
+
+    /// What is in use but for the superblocks: what the records that it took name.
+    pub(crate) fn finish_part(mut self) -> PoolUse {
+        for file in self.loaded.files.values() {
+            let (word, bit) = place(file.first);
+            if let Some(word) = self.found.used.get_mut(word) {
+                *word &= !bit;
+            }
+        }
         self.found
     }
 }
