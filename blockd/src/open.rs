@@ -22,7 +22,7 @@ use nbd_server::reactor::OpenFile;
 use crate::catalog::ballast::{BALLAST_FILE, Ballast};
 use crate::catalog::format::{Change, FORMAT_VERSION, PoolFileRecord, StoreRecord};
 use crate::catalog::load::{LoadError, Loaded, PoolUse, load};
-use crate::catalog::mark::{Mark, MarkError, Slots};
+use crate::catalog::mark::{Mark, MarkError};
 use crate::catalog::meta::{MetaError, MetaStore};
 use crate::catalog::open::{self as catalog, Opened};
 use crate::catalog::rocks::{META_DIRECTORY, RESERVE_BYTES, RocksMeta};
@@ -121,10 +121,11 @@ pub fn open(config: &Config) -> Result<OpenStore, OpenError> {
     if data.join(CREATING).exists() || !data.join(META_DIRECTORY).exists() {
         create(config, reserve_bytes)?;
     }
-    check_files(data)?;
+    let seen = catalog::look(data)?;
+    check_files(data, &seen.loaded)?;
     Ballast::make_room(data, reserve_bytes);
     // Half of it: the ballast, which is a whole one, must be worth a commit where nothing else is free.
-    let mut opened = catalog::open(data, reserve_bytes / 2)?;
+    let mut opened = catalog::open(data, &seen, reserve_bytes / 2)?;
     let files = open_files(data, &opened.loaded, config.cache)?;
     let checkpoint = read_checkpoint(data, &opened.loaded);
     // Commits follow that it does not know.
@@ -231,9 +232,7 @@ fn read_records(meta: &RocksMeta, loaded: &Loaded) -> Result<Checkpoint, OpenErr
 }
 
 /// Whether the pool's files are what the catalog knows, with everything open for reading only.
-fn check_files(data: &Path) -> Result<(), OpenError> {
-    let (_, mark) = Slots::read(data)?.newest()?;
-    let loaded = load(&RocksMeta::open_read_only(&data.join(META_DIRECTORY))?, mark)?;
+fn check_files(data: &Path, loaded: &Loaded) -> Result<(), OpenError> {
     for (index, record) in &loaded.files {
         let path = data.join(&record.path);
         let bad = |reason: String| OpenError::Pool(path.clone(), reason);

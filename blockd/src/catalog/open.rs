@@ -39,22 +39,37 @@ pub fn create(
     Ok(Opened { meta, mark, loaded })
 }
 
-/// Opens the metadata of a store, or refuses them and leaves every file as it was.
+/// A store that was looked at and found sound, for reading only.
+#[derive(Debug)]
+pub struct Seen {
+    identity: [u8; 16],
+    /// Its catalog.
+    pub loaded: Loaded,
+}
+
+/// Looks at the metadata of a store, or refuses them; every file stays as it was.
 ///
 /// RocksDB opened for writing throws away the part of its log that it did not replay; after that nobody could mend
 /// what was refused. So all checks are made on a store that is opened for reading only, and made again on what is
-/// then opened for writing: it must be the same.
+/// then opened for writing: it must be the same. Once each: RocksDB replays its log every time.
 ///
 /// # Errors
 /// The first reason not to serve the store.
-pub fn open(data: &Path, reserve_bytes: u64) -> Result<Opened, LoadError> {
+pub fn look(data: &Path) -> Result<Seen, LoadError> {
     let (identity, mark) = Slots::read(data)?.newest()?;
-    let directory = data.join(META_DIRECTORY);
-    let seen = load(&RocksMeta::open_read_only(&directory)?, mark)?;
-    check_identity(identity, seen.store.identity)?;
-    let meta = RocksMeta::open(&directory, false)?.with_reserve(reserve_bytes);
-    let loaded = load(&meta, seen.commit)?;
-    let mut mark = Mark::open(data, identity)?;
+    let loaded = load(&RocksMeta::open_read_only(&data.join(META_DIRECTORY))?, mark)?;
+    check_identity(identity, loaded.store.identity)?;
+    Ok(Seen { identity, loaded })
+}
+
+/// Opens the metadata of a store that was looked at.
+///
+/// # Errors
+/// The first reason not to serve the store.
+pub fn open(data: &Path, seen: &Seen, reserve_bytes: u64) -> Result<Opened, LoadError> {
+    let meta = RocksMeta::open(&data.join(META_DIRECTORY), false)?.with_reserve(reserve_bytes);
+    let loaded = load(&meta, seen.loaded.commit)?;
+    let mut mark = Mark::open(data, seen.identity)?;
     // A commit that nobody was told of. It is durable now, if it was not before: recovery has written out what it
     // replayed.
     mark.advance(loaded.commit)?;
@@ -90,6 +105,10 @@ mod tests {
         (data, opened)
     }
 
+    fn open(data: &Path) -> Result<Opened, LoadError> {
+        super::open(data, &look(data)?, 0)
+    }
+
     fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut files = BTreeMap::new();
         for entry in std::fs::read_dir(directory).unwrap() {
@@ -108,7 +127,7 @@ mod tests {
         let (data, created) = store();
         let loaded = created.loaded.clone();
         drop(created);
-        let opened = open(data.path(), 0).unwrap();
+        let opened = open(data.path()).unwrap();
         assert_eq!((opened.loaded, opened.mark.commit()), (loaded, 1));
     }
 
@@ -117,7 +136,7 @@ mod tests {
         let (data, created) = store();
         created.meta.write(&[Change::Commit(2)]).unwrap();
         drop(created);
-        assert_eq!(open(data.path(), 0).unwrap().mark.commit(), 2);
+        assert_eq!(open(data.path()).unwrap().mark.commit(), 2);
         assert_eq!(Slots::read(data.path()).unwrap().newest(), Ok((IDENTITY, 2)));
     }
 
@@ -136,7 +155,7 @@ mod tests {
         bytes[middle] ^= 1;
         std::fs::write(log, bytes).unwrap();
         let before = files(data.path());
-        let error = open(data.path(), 0).unwrap_err().to_string();
+        let error = open(data.path()).unwrap_err().to_string();
         assert!(error.starts_with("META_ROLLBACK: "), "{error}");
         assert!(files(data.path()) == before);
     }
@@ -148,7 +167,7 @@ mod tests {
         let (other, _) = store();
         std::fs::remove_file(data.path().join("mark")).unwrap();
         Mark::create(data.path(), [1; 16]).unwrap();
-        let error = open(data.path(), 0).unwrap_err().to_string();
+        let error = open(data.path()).unwrap_err().to_string();
         assert!(error.starts_with("MARK_MISMATCH: "), "{error}");
         assert!(create(other.path(), IDENTITY, &first(), 0).is_err(), "there is a store already");
     }
@@ -158,6 +177,6 @@ mod tests {
         let (data, created) = store();
         drop(created);
         std::fs::remove_file(data.path().join("mark")).unwrap();
-        assert!(open(data.path(), 0).unwrap_err().to_string().starts_with("MARK_DAMAGED: "));
+        assert!(open(data.path()).unwrap_err().to_string().starts_with("MARK_DAMAGED: "));
     }
 }
