@@ -2,7 +2,8 @@
 //!
 //! `STARTUP_GIB=1024 cargo test --release -p blockd --test startup -- --ignored --nocapture`. The metadata are made
 //! directly, no data are written: one volume whose clusters are mapped in order, and a tenth of them once more in
-//! its head, over a snapshot (not with `STARTUP_PLAIN=1`).
+//! its head, over a snapshot (not with `STARTUP_PLAIN=1`). With `STARTUP_KEEP=1` the store stays, for a daemon to be
+//! started on it.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "in a test binary a panic is how a helper fails, too")]
 
@@ -18,6 +19,7 @@ use blockd::checkpoint::file::save;
 use blockd::config::{self, Config, Settings};
 use blockd::map;
 use blockd::open::{OpenStore, open};
+use blockd::rebuild;
 use blockd::size::Size;
 use blockd::units::{CLUSTER_BYTES, ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeId};
 
@@ -30,13 +32,13 @@ const HEAD: LayerId = LayerId(2);
 fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let result = work();
-    println!("{what}: {} ms, {} MiB resident", start.elapsed().as_millis(), resident_kib() >> 10);
+    println!("{what}: {} ms, {} MiB resident", start.elapsed().as_millis(), status_kib("VmRSS:") >> 10);
     result
 }
 
-fn resident_kib() -> u64 {
+fn status_kib(field: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
     line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
@@ -107,6 +109,45 @@ fn fill(store: &OpenStore) {
     writer.write();
 }
 
+/// The passes over the records side by side, everything cached; all find the same.
+fn compare_passes(store: &OpenStore) {
+    let OpenStore { meta, loaded, in_use, maps, .. } = store;
+    let map = &maps[0].map;
+    let scanned = timed("one thread, first pass: the allocator", || {
+        scan_pool_use(&**meta, loaded, &mut |_, _, _| {}).unwrap()
+    });
+    assert!(scanned == *in_use);
+    let loaded_map = timed("one thread, second pass: the map", || {
+        map::load(&**meta, &[HEAD, CLOSED], map.clusters()).unwrap()
+    });
+    assert_eq!(loaded_map.first_difference(map), None);
+    drop((scanned, loaded_map));
+    for threads in [1, 2, 4] {
+        let read = timed(&format!("one pass for both, {threads} threads"), || {
+            rebuild::checkpoint(&**meta, loaded, threads).unwrap()
+        });
+        assert_eq!(read.maps[0].map.first_difference(map), None);
+    }
+}
+
+fn save_checkpoint(data: &Path, store: &OpenStore) {
+    let saved = Saved {
+        identity: store.loaded.store.identity,
+        commit: store.loaded.commit,
+        pool_clusters: u32::try_from(store.loaded.pool_clusters()).unwrap(),
+        in_use: store.in_use.clone(),
+        maps: vec![(VOLUME, HEAD, &*store.maps[0].map)],
+    };
+    timed("write of the checkpoint", || save(data, &saved).unwrap());
+}
+
+/// In a process of its own: this one's memory has seen other things.
+fn start_again(data: &Path) {
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--ignored", "--exact", "--nocapture", "start_of_what_is_there"]);
+    assert!(again.env("STARTUP_DATA", data).status().unwrap().success());
+}
+
 #[test]
 #[ignore = "a measurement, by hand"]
 fn start_of_a_full_store() {
@@ -115,33 +156,28 @@ fn start_of_a_full_store() {
     let store = timed("make", || open(&config).unwrap());
     timed("fill", || fill(&store));
     drop(store);
-    let store = timed("start without checkpoint", || open(&config).unwrap());
-    assert!(store.maps.is_empty());
-    let map = timed("its map", || map::load(&*store.meta, &[HEAD, CLOSED], u64::from(clusters())).unwrap());
-    println!("map: {} MiB, {} rows aside", map.memory_bytes() >> 20, map.side_rows());
-    let in_use = timed("the scan for the allocator alone", || {
-        scan_pool_use(&*store.meta, &store.loaded, &mut |_, _, _| {}).unwrap()
-    });
-    let saved = Saved {
-        identity: store.loaded.store.identity,
-        commit: store.loaded.commit,
-        pool_clusters: u32::try_from(store.loaded.pool_clusters()).unwrap(),
-        in_use,
-        maps: vec![(VOLUME, HEAD, &map)],
-    };
-    timed("write of the checkpoint", || save(data.path(), &saved).unwrap());
-    drop((store, map));
-    // In a process of its own: this one's memory has seen other things.
-    let mut again = Command::new(std::env::current_exe().unwrap());
-    again.args(["--ignored", "--exact", "--nocapture", "start_from_the_checkpoint"]);
-    assert!(again.env("STARTUP_DATA", data.path()).status().unwrap().success());
+    let store = timed("start without checkpoint, RocksDB compacting", || open(&config).unwrap());
+    compare_passes(&store);
+    drop(store);
+    start_again(data.path());
+    let store = open(&config).unwrap();
+    save_checkpoint(data.path(), &store);
+    drop(store);
+    start_again(data.path());
+    if std::env::var_os("STARTUP_KEEP").is_some() {
+        println!("kept: {}", data.keep().display());
+    }
 }
 
 #[test]
 #[ignore = "started by start_of_a_full_store"]
-fn start_from_the_checkpoint() {
+fn start_of_what_is_there() {
     let Some(data) = std::env::var_os("STARTUP_DATA") else { return };
-    let config = config(Path::new(&data));
-    let store = timed("start from the checkpoint, map included", || open(&config).unwrap());
-    assert_eq!(store.maps.len(), 1);
+    let data = Path::new(&data);
+    let what = if data.join("checkpoint").exists() { "with the checkpoint" } else { "without checkpoint" };
+    let config = config(data);
+    let store = timed(&format!("start {what}, map included"), || open(&config).unwrap());
+    let map = &store.maps[0].map;
+    println!("{} MiB resident at most", status_kib("VmHWM:") >> 10);
+    println!("map: {} MiB, {} rows aside", map.memory_bytes() >> 20, map.side_rows());
 }
