@@ -31,8 +31,8 @@ use crate::units::{ClusterIndex, LayerId, VolumeId, cluster_count};
 /// Clusters that one thread reads at a time, 16 GiB of a volume; more if there would be too many stretches. Whole pages
 /// of maps.
 const STRETCH_CLUSTERS: u64 = 1 << 18;
-/// A stretch costs a search in each layer.
-const STRETCHES_MAX: u64 = 64;
+/// Of a volume: each costs a search in each of its layers.
+const STRETCHES_MAX: u64 = 32;
 /// More would wait for the disk, and each has a bitmap of the pool.
 const THREADS_MAX: usize = 8;
 /// Maps are made of volumes with so many clusters together, 8 TiB: a GiB of memory. The others' are made when they are
