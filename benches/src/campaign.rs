@@ -18,10 +18,11 @@ use crate::jobs::Job;
 use crate::machine::Machine;
 use crate::options::{Options, format_size};
 use crate::plan::{Plan, can_run};
-use crate::process::{Launch, Server, adopt_orphans};
-use crate::results::{FailedRun, Results, Run, SCHEMA_VERSION, ServerEntry, Settings, summarize};
+use crate::process::{Launch, READY_WITHIN, Server, adopt_orphans};
+use crate::results::{FailedRun, Results, Run, SCHEMA_VERSION, ServerEntry, Settings, Summary, summarize};
 use crate::servers::{Class, Places, ServerId, debian_config};
-use crate::targets;
+use crate::store::{self, StoreResults};
+use crate::targets::{self, Outcome};
 use crate::trouble::{OrTrouble, Trouble};
 
 /// Given to a server after fio's end, to close its connection and to collect a child process; it spends no CPU
@@ -45,24 +46,55 @@ pub fn compare(options: &Options, arguments: &[String], interrupt: &Interrupt) -
         eprintln!("note: {notice}");
     }
     adopt_orphans()?;
-    let image = make_image(&plan, interrupt)?;
-    let machine = Machine::look(&plan, image.as_ref().and_then(|image| image.path().parent()))?;
-    let mut campaign = Campaign::new(&plan, image, interrupt)?;
-    let interrupted = campaign.run_all()?;
-    let summaries = summarize(&campaign.runs);
+    let measured = measure_servers(&plan, interrupt)?;
+    let store = match &plan.store {
+        Some(store) if !interrupt.requested() => Some(store::run(store, interrupt)?),
+        _ => None,
+    };
+    let machine = Machine::look(&plan, Some(&plan.dir))?;
+    let summaries = summarize(&measured.runs);
+    let targets = all_targets(&plan, &summaries, store.as_ref());
     Ok(Results {
         v: SCHEMA_VERSION,
         machine,
         settings: settings(&plan, arguments),
         servers: plan.servers.iter().map(|server| entry(*server, &plan)).collect(),
         jobs: plan.jobs.clone(),
-        targets: targets::evaluate(&summaries),
+        targets,
+        store,
         summaries,
-        runs: campaign.runs,
-        failures: campaign.failures,
-        notices: [plan.notices.clone(), campaign.notices].concat(),
-        interrupted,
+        runs: measured.runs,
+        failures: measured.failures,
+        notices: [plan.notices.clone(), measured.notices].concat(),
+        interrupted: interrupt.requested(),
     })
+}
+
+/// The targets of what was asked for.
+fn all_targets(plan: &Plan, summaries: &[Summary], store: Option<&StoreResults>) -> Vec<Outcome> {
+    let servers = if plan.servers.is_empty() { Vec::new() } else { targets::evaluate(summaries) };
+    let store = store.map_or(Vec::new(), |store| store::targets::evaluate(&store.rows));
+    [servers, store].concat()
+}
+
+/// What came of the servers' turns.
+#[derive(Default)]
+struct Measured {
+    runs: Vec<Run>,
+    failures: Vec<FailedRun>,
+    notices: Vec<String>,
+}
+
+/// Takes the servers' turns. The image is gone afterwards.
+fn measure_servers(plan: &Plan, interrupt: &Interrupt) -> Result<Measured, Trouble> {
+    if plan.servers.is_empty() {
+        return Ok(Measured::default());
+    }
+    let image = make_image(plan, interrupt)?;
+    let mut campaign = Campaign::new(plan, image, interrupt)?;
+    campaign.run_all()?;
+    let Campaign { runs, failures, notices, .. } = campaign;
+    Ok(Measured { runs, failures, notices })
 }
 
 fn make_image(plan: &Plan, interrupt: &Interrupt) -> Result<Option<Image>, Trouble> {
@@ -131,22 +163,22 @@ impl<'a> Campaign<'a> {
         Ok(Self { plan, image, interrupt, dir, runs, failures, notices })
     }
 
-    /// Takes all turns; says whether it was stopped before the last.
-    fn run_all(&mut self) -> Result<bool, Trouble> {
+    /// Takes all turns, or those until somebody asks to stop.
+    fn run_all(&mut self) -> Result<(), Trouble> {
         for turn in turns(self.plan) {
             let outcome = self.prepare(turn).and_then(|()| self.measure(turn));
             // What an interrupt cut short is no failure of the server.
             if self.interrupt.requested() {
-                return Ok(true);
+                return Ok(());
             }
             self.record(turn, outcome);
             let repaired = self.repair(turn);
             if self.interrupt.requested() {
-                return Ok(true);
+                return Ok(());
             }
             repaired?;
         }
-        Ok(false)
+        Ok(())
     }
 
     /// Brings the page cache into the state of the class.
@@ -229,7 +261,8 @@ impl<'a> Campaign<'a> {
         };
         let (name, cpu) = (turn.server.name(), self.plan.pinned.then_some(SERVER_CPU));
         let pid_file = is_daemon.then_some(pid_file);
-        let to_launch = |line| Launch { name, line, socket, pid_file, log: file(".log"), cpu };
+        let (log, ready_within) = (file(".log"), READY_WITHIN);
+        let to_launch = |line| Launch { name, line, socket, pid_file, log, cpu, ready_within };
         Ok(turn.server.command(&places).map(to_launch))
     }
 
@@ -326,6 +359,7 @@ mod tests {
             p50_us: 1.0,
             p99_us: 1.0,
             p999_us: 1.0,
+            max_us: 1.0,
             ios: 600,
             flushes: 400,
         };

@@ -5,22 +5,19 @@
 
 use std::fs;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::interrupt::Interrupt;
 use crate::jobs::Job;
-use crate::process::{Guarded, last_words, spawn};
-use crate::trouble::{OrTrouble, Trouble};
+use crate::process::{last_words, run_to_end};
+use crate::trouble::Trouble;
 
 /// How long fio may take beyond its run time: to connect, to flush and to end.
 const GRACE: Duration = Duration::from_secs(60);
 /// How long filling a memory server may take.
 const FILL_WITHIN: Duration = Duration::from_secs(600);
-/// Pause between two looks at fio.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What the load goes to.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +73,74 @@ pub fn command(job: &Job, aim: Aim<'_>, runtime_s: u32) -> Vec<String> {
     line
 }
 
+/// How much of a load there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Amount {
+    /// So many seconds, blocks drawn again and again.
+    Seconds(u32),
+    /// So many blocks, each at most once, or as many of them as can be done in the time.
+    Blocks {
+        /// How many.
+        count: u64,
+        /// The time.
+        seconds_max: u32,
+    },
+}
+
+/// A load that is no [`Job`]: limited in blocks or in the range it goes to.
+#[derive(Debug, Clone)]
+pub struct Load<'a> {
+    /// fio's `rw`.
+    pub rw: &'static str,
+    /// Block size, bytes.
+    pub block_bytes: u64,
+    /// Requests in flight.
+    pub iodepth: u32,
+    /// How much.
+    pub amount: Amount,
+    /// Only so many bytes from the beginning of the export.
+    pub range_bytes: Option<u64>,
+    /// Where the latency of every request goes, as fio writes it; fio adds `_lat.1.log`.
+    pub latency_log: Option<&'a Path>,
+}
+
+impl Load<'_> {
+    /// Random 4 KiB requests on the whole export.
+    pub fn random_4k(rw: &'static str, iodepth: u32, amount: Amount) -> Self {
+        Self { rw, block_bytes: 4096, iodepth, amount, range_bytes: None, latency_log: None }
+    }
+
+    fn seconds_max(&self) -> u32 {
+        match self.amount {
+            Amount::Seconds(seconds) | Amount::Blocks { seconds_max: seconds, .. } => seconds,
+        }
+    }
+
+    fn command(&self, uri: &str) -> Vec<String> {
+        let mut line: Vec<String> = vec!["fio".into(), "--name=load".into()];
+        line.extend(Aim::Uri(uri).arguments());
+        line.extend([
+            format!("--rw={}", self.rw),
+            format!("--bs={}", self.block_bytes),
+            format!("--iodepth={}", self.iodepth),
+            format!("--runtime={}", self.seconds_max()),
+            "--randrepeat=0".into(),
+        ]);
+        line.extend(self.range_bytes.map(|bytes| format!("--size={bytes}")));
+        match self.amount {
+            Amount::Seconds(_) => line.extend(["--time_based", "--norandommap"].map(str::to_owned)),
+            // With fio's map of what was done, no block is drawn twice.
+            Amount::Blocks { count, .. } => line.push(format!("--io_size={}", count * self.block_bytes)),
+        }
+        if let Some(prefix) = self.latency_log {
+            line.push(format!("--write_lat_log={}", prefix.display()));
+            line.push("--log_unix_epoch=1".into());
+        }
+        line.extend(reporting());
+        line
+    }
+}
+
 /// Writes the whole of an export once.
 fn fill_command(uri: &str) -> Vec<String> {
     let mut line: Vec<String> = vec!["fio".into(), "--name=fill".into()];
@@ -111,6 +176,8 @@ pub struct Measurement {
     pub p99_us: f64,
     /// 99.9th percentile, microseconds.
     pub p999_us: f64,
+    /// The longest, microseconds.
+    pub max_us: f64,
     /// Reads, writes and trims in total.
     pub ios: u64,
     /// Flushes in total.
@@ -144,6 +211,7 @@ struct SyncSide {
 
 #[derive(Deserialize)]
 struct Latency {
+    max: f64,
     percentile: Option<Percentiles>,
 }
 
@@ -184,6 +252,7 @@ fn measurement(job: &JobOutput, percentile: &Percentiles) -> Measurement {
         p50_us: percentile.p50 / 1e3,
         p99_us: percentile.p99 / 1e3,
         p999_us: percentile.p999 / 1e3,
+        max_us: job.mixed.lat_ns.max / 1e3,
         ios: job.mixed.total_ios,
         flushes: job.sync.total_ios,
     }
@@ -210,6 +279,15 @@ impl Fio<'_> {
         parse(&self.output_of(command(job, aim, runtime_s), limit)?)
     }
 
+    /// Runs a load on an export.
+    ///
+    /// # Errors
+    /// As of [`Self::run`].
+    pub fn load(&self, load: &Load<'_>, uri: &str) -> Result<Measurement, Trouble> {
+        let limit = Duration::from_secs(load.seconds_max().into()) + GRACE;
+        parse(&self.output_of(load.command(uri), limit)?)
+    }
+
     /// Writes the whole of an export once.
     ///
     /// # Errors
@@ -221,35 +299,13 @@ impl Fio<'_> {
     fn output_of(&self, mut line: Vec<String>, limit: Duration) -> Result<String, Trouble> {
         let (output, log) = (self.dir.join("fio.json"), self.dir.join("fio.log"));
         line.push(format!("--output={}", output.display()));
-        let mut child = spawn(&line, &log, self.cpu)?;
-        let ended = self.wait(&mut child, limit);
-        // A no-op when it has ended by itself; otherwise its end, before anything else is done.
-        Guarded::child(child).stop()?;
+        let status = run_to_end(&line, &log, self.cpu, limit, self.interrupt)?;
         let failed =
             |why: String| Trouble::new("run fio", why, format!("try it by hand: {}", line.join(" ")));
-        if !ended?.success() {
+        if !status.success() {
             return Err(failed(last_words(&log)));
         }
         fs::read_to_string(&output).map_err(|error| failed(error.to_string()))
-    }
-
-    fn wait(
-        &self,
-        child: &mut std::process::Child,
-        limit: Duration,
-    ) -> Result<std::process::ExitStatus, Trouble> {
-        let deadline = Instant::now() + limit;
-        loop {
-            self.interrupt.check()?;
-            if let Some(status) = child.try_wait().or_trouble(|| "wait for fio".into(), "report it")? {
-                return Ok(status);
-            }
-            if Instant::now() > deadline {
-                let why = format!("no end within {limit:?}: the server no longer answers");
-                return Err(Trouble::new("run fio", why, "look at the server's log"));
-            }
-            thread::sleep(LOOK_EVERY);
-        }
     }
 }
 
@@ -291,6 +347,16 @@ mod tests {
             assert!(line.contains(part), "{part} is missing in {line}");
         }
         assert!(!line.contains("rwmixread"));
+    }
+
+    #[test]
+    fn a_load_limited_in_blocks_takes_none_twice() {
+        let blocks = Load::random_4k("randwrite", 64, Amount::Blocks { count: 1000, seconds_max: 5 });
+        let line = blocks.command("nbd+unix:///v?socket=/s").join(" ");
+        assert!(line.contains("--io_size=4096000") && line.contains("--runtime=5"), "{line}");
+        assert!(!line.contains("norandommap") && !line.contains("time_based"), "{line}");
+        let seconds = Load::random_4k("randread", 64, Amount::Seconds(3)).command("u").join(" ");
+        assert!(seconds.contains("--time_based --norandommap"), "{seconds}");
     }
 
     #[test]

@@ -89,12 +89,20 @@ impl Image {
     /// # Errors
     /// The kernel refuses for another reason than missing rights.
     pub fn cool(&self) -> Result<CacheDrop, Trouble> {
-        rustix::fs::sync();
-        match fs::write("/proc/sys/vm/drop_caches", "3\n") {
-            Ok(()) => Ok(CacheDrop::Dropped),
-            Err(error) if is_refusal(&error) => Ok(CacheDrop::NotAllowed),
-            Err(error) => Err(Trouble::new("drop the page cache", error, "mount /proc")),
-        }
+        drop_caches()
+    }
+}
+
+/// Writes back what is dirty and drops the page cache, of all files.
+///
+/// # Errors
+/// The kernel refuses for another reason than missing rights.
+pub fn drop_caches() -> Result<CacheDrop, Trouble> {
+    rustix::fs::sync();
+    match fs::write("/proc/sys/vm/drop_caches", "3\n") {
+        Ok(()) => Ok(CacheDrop::Dropped),
+        Err(error) if is_refusal(&error) => Ok(CacheDrop::NotAllowed),
+        Err(error) => Err(Trouble::new("drop the page cache", error, "mount /proc")),
     }
 }
 

@@ -1,12 +1,13 @@
 //! The comparison with the peers: our server and theirs, one after the other, in one run, on one image.
 //!
 //! ```text
-//! options ─► plan ─► campaign ──────────────► results ─► targets
-//!                      │ per class, job, round, server        │
-//!                      ├─ image    same bytes, same cache     ▼
-//!                      ├─ process  start, ready, stop       report: text, Markdown, JSON
-//!                      ├─ fio      the load
-//!                      └─ cpu      what the server spent
+//! options ─► plan ─┬► campaign ─────────────► results ─► targets
+//!                  │   │ per class, job, round, server       │
+//!                  │   ├─ image    same bytes, same cache    ▼
+//!                  │   ├─ process  start, ready, stop      report: text, Markdown, JSON
+//!                  │   ├─ fio      the load                  ▲
+//!                  │   └─ cpu      what the server spent     │
+//!                  └► store: scenarios with volumes and snapshots
 //! ```
 //!
 //! What lives here: which servers and jobs are compared, how one run is made and what is reported of it.
@@ -27,6 +28,8 @@ pub mod fio;
 pub mod image;
 pub mod interrupt;
 pub mod process;
+
+pub mod store;
 
 pub mod machine;
 pub mod report;

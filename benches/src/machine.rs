@@ -78,9 +78,9 @@ fn kib_of(text: &str, key: &str) -> Option<u64> {
 }
 
 fn file_system_of(dir: Option<&Path>) -> Result<String, Trouble> {
-    let Some(dir) = dir else { return Ok("none used".to_owned()) };
+    let Some(dir) = dir.and_then(|dir| dir.canonicalize().ok()) else { return Ok("none used".to_owned()) };
     let mounts = read("/proc/self/mountinfo")?;
-    Ok(file_system_in(&mounts, dir).unwrap_or(UNKNOWN).to_owned())
+    Ok(file_system_in(&mounts, &dir).unwrap_or(UNKNOWN).to_owned())
 }
 
 /// The type of the file system mounted deepest above `dir`; of several on one place the last hides the others.
@@ -101,6 +101,10 @@ fn versions(plan: &Plan) -> BTreeMap<String, String> {
     for server in &plan.servers {
         let (name, version) = program_version(*server, plan);
         found.insert(name.to_owned(), version);
+    }
+    if let Some(store) = &plan.store {
+        found.insert("blockd".to_owned(), version_of(&store.blockd, "--version"));
+        found.insert("qemu-nbd".to_owned(), version_of(Path::new("qemu-nbd"), "--version"));
     }
     found
 }

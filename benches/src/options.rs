@@ -2,18 +2,21 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Parser, ValueEnum};
 
 use crate::jobs::{self, JOBS, Job};
 use crate::servers::{Class, ServerId};
+use crate::store::Scenario;
 
 /// Bytes an image is a multiple of: the largest block of any job.
 const IMAGE_UNIT: u64 = 1 << 20;
 /// The smallest image worth measuring.
 const IMAGE_MIN: u64 = 16 << 20;
 
-/// Measures our NBD server and its peers, one after the other, on one image, with fio's nbd engine.
+/// Measures our NBD server, blockd's volumes and their peers side by side in one run, with fio's nbd engine.
+///
+/// Without --store, --scenario, --servers, --class, --only and --all: everything.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "compare", version)]
 pub struct Options {
@@ -61,6 +64,30 @@ pub struct Options {
     #[arg(long, value_name = "CLASS,...", value_delimiter = ',')]
     pub class: Vec<Class>,
 
+    /// Run the scenarios of the store only: volumes, snapshots, diffs, memory, starts
+    #[arg(long, conflicts_with_all = ["servers", "class", "only", "all"])]
+    pub store: bool,
+
+    /// Run these scenarios of the store only
+    #[arg(long, value_name = "SCENARIO,...", value_delimiter = ',', conflicts_with_all = ["servers", "class", "only", "all"])]
+    pub scenario: Vec<Scenario>,
+
+    /// Size of the volumes that the scenarios write, and of their peers [default: 1G, with --quick 256M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub store_size: Option<u64>,
+
+    /// Size of the volume that is mapped and not written [default: 1T, with --quick 32G]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub large_size: Option<u64>,
+
+    /// Seconds a job is measured in the scenarios [default: 3, with --quick 1]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub store_runtime: Option<u32>,
+
+    /// The daemon's binary [default: release/blockd in cargo's target directory]
+    #[arg(long, value_name = "PATH")]
+    pub blockd: Option<PathBuf>,
+
     /// Tie the server to CPU 0 and fio to CPU 1
     #[arg(long)]
     pub pinned: bool,
@@ -82,6 +109,40 @@ impl Options {
     /// Seconds each job is measured.
     pub fn runtime_s(&self) -> u32 {
         if self.quick { 3 } else { self.runtime }
+    }
+
+    /// Whether the servers are compared.
+    pub fn wants_servers(&self) -> bool {
+        !self.store && self.scenario.is_empty()
+    }
+
+    /// The scenarios of the store that will be run: none when servers, classes or jobs were asked for.
+    pub fn chosen_scenarios(&self) -> Vec<Scenario> {
+        let servers_only =
+            self.all || !(self.servers.is_empty() && self.class.is_empty() && self.only.is_empty());
+        let all = <Scenario as ValueEnum>::value_variants().iter().copied();
+        let wanted = |scenario: &Scenario| self.scenario.is_empty() || self.scenario.contains(scenario);
+        all.filter(|scenario| !servers_only && wanted(scenario)).collect()
+    }
+
+    /// Size of the volumes that the scenarios write.
+    pub fn store_bytes(&self) -> u64 {
+        self.store_size.unwrap_or(if self.quick { 256 << 20 } else { 1 << 30 })
+    }
+
+    /// Size of the volume that is only mapped.
+    pub fn large_bytes(&self) -> u64 {
+        self.large_size.unwrap_or(if self.quick { 32 << 30 } else { 1 << 40 })
+    }
+
+    /// Seconds a job is measured in the scenarios.
+    pub fn store_runtime_s(&self) -> u32 {
+        self.store_runtime.unwrap_or(if self.quick { 1 } else { 3 })
+    }
+
+    /// Seconds the idle daemon is watched.
+    pub fn idle_s(&self) -> u32 {
+        if self.quick { 5 } else { 20 }
     }
 
     /// How often everything is measured.
@@ -152,6 +213,19 @@ mod tests {
         assert_eq!(options.only[0].name, "read-1m-qd8");
         assert!(Options::try_parse_from(["compare", "--only", "nonsense"]).is_err());
         assert!(Options::try_parse_from(["compare", "--quick", "--rounds", "2"]).is_err());
+    }
+
+    #[test]
+    fn asking_for_one_part_leaves_the_other_out() {
+        let parse = |arguments: &[&str]| {
+            let options = Options::try_parse_from([&["compare"], arguments].concat()).unwrap();
+            (options.wants_servers(), options.chosen_scenarios().len())
+        };
+        assert_eq!(parse(&[]), (true, Scenario::value_variants().len()));
+        assert_eq!(parse(&["--store"]), (false, Scenario::value_variants().len()));
+        assert_eq!(parse(&["--scenario", "diff,full-store"]), (false, 2));
+        assert_eq!(parse(&["--class", "direct"]), (true, 0));
+        assert!(Options::try_parse_from(["compare", "--store", "--all"]).is_err());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::jobs::{JOBS, Job, JobSet};
 use crate::machine;
 use crate::options::Options;
 use crate::servers::{Class, Program, ServerId};
+use crate::store::Scenario;
 use crate::trouble::Trouble;
 
 /// Directories where Debian's nbd-server may be; `PATH` is not asked, ours has the same name.
@@ -40,8 +41,64 @@ pub struct Plan {
     pub ours: PathBuf,
     /// Debian's nbd-server.
     pub debian: PathBuf,
+    /// The scenarios of the store, if any of them will be run.
+    pub store: Option<StorePlan>,
     /// What the reader of the results has to know.
     pub notices: Vec<String>,
+}
+
+/// What will be run of the store's scenarios.
+#[derive(Debug, Clone)]
+pub struct StorePlan {
+    /// Which.
+    pub scenarios: Vec<Scenario>,
+    /// The daemon's binary.
+    pub blockd: PathBuf,
+    /// Our server's binary, for plain files.
+    pub nbd_server: PathBuf,
+    /// Where images and stores go.
+    pub dir: PathBuf,
+    /// Size of the volumes that are written, and of their peers.
+    pub image_bytes: u64,
+    /// Size of the volume that is only mapped.
+    pub large_bytes: u64,
+    /// Seconds a measurement.
+    pub runtime_s: u32,
+    /// Rounds.
+    pub rounds: u32,
+    /// Seconds the idle daemon is watched.
+    pub idle_s: u32,
+}
+
+impl StorePlan {
+    /// Blocks of 4 KiB of a written volume.
+    pub fn image_blocks(&self) -> u64 {
+        self.image_bytes / 4096
+    }
+
+    fn new(options: &Options, dir: &Path) -> Option<Self> {
+        let release = target_dir().join("release");
+        let scenarios = options.chosen_scenarios();
+        (!scenarios.is_empty()).then(|| Self {
+            scenarios,
+            blockd: options.blockd.clone().unwrap_or_else(|| release.join("blockd")),
+            nbd_server: options.ours.clone().unwrap_or_else(|| release.join("nbd-server")),
+            dir: dir.to_owned(),
+            image_bytes: options.store_bytes(),
+            large_bytes: options.large_bytes(),
+            runtime_s: options.store_runtime_s(),
+            rounds: options.round_count(),
+            idle_s: options.idle_s(),
+        })
+    }
+
+    fn check_programs(&self) -> Result<(), Trouble> {
+        need_ours(&self.blockd, "cargo build --release -p blockd   (or --blockd PATH)")?;
+        need_ours(&self.nbd_server, BUILD_SERVER)?;
+        ["qemu-io", "qemu-img", "qemu-nbd"]
+            .iter()
+            .try_for_each(|name| need_in_path(name, "apt install qemu-utils"))
+    }
 }
 
 impl Plan {
@@ -55,9 +112,12 @@ impl Plan {
         if plan.pinned {
             need_two_cpus()?;
         }
-        plan.choose_servers(options)?;
-        plan.check_memory(options.servers.is_empty())?;
-        if plan.servers.is_empty() {
+        if options.wants_servers() {
+            plan.choose_servers(options)?;
+            plan.check_memory(options.servers.is_empty())?;
+        }
+        plan.store.iter().try_for_each(StorePlan::check_programs)?;
+        if plan.servers.is_empty() && plan.store.is_none() {
             let next = "name servers and classes that go together (--help)";
             return Err(Trouble::new("plan the comparison", "no server is left to run", next));
         }
@@ -66,13 +126,15 @@ impl Plan {
 
     pub(crate) fn bare(options: &Options) -> Self {
         let target = target_dir();
+        let dir = options.dir.clone().unwrap_or_else(|| target.join("compare"));
         Self {
             servers: Vec::new(),
             jobs: choose_jobs(options),
             runtime_s: options.runtime_s(),
             rounds: options.round_count(),
             image_bytes: options.image_size,
-            dir: options.dir.clone().unwrap_or_else(|| target.join("compare")),
+            store: StorePlan::new(options, &dir),
+            dir,
             keep: options.keep,
             pinned: options.pinned,
             ours: options.ours.clone().unwrap_or_else(|| target.join("release").join("nbd-server")),
@@ -101,7 +163,7 @@ impl Plan {
 
     fn find_program(&mut self, server: ServerId) -> Result<(), Trouble> {
         match server.program() {
-            Program::Ours => need_ours(&self.ours),
+            Program::Ours => need_ours(&self.ours, BUILD_SERVER),
             Program::InPath(name) => need_in_path(name, &format!("apt install {}", package_of(name))),
             Program::Debian => {
                 self.debian = find_debian()?;
@@ -171,15 +233,15 @@ pub fn target_dir() -> PathBuf {
     built_in.or_else(|| env::var_os("CARGO_TARGET_DIR").map(PathBuf::from)).unwrap_or_else(|| "target".into())
 }
 
-fn need_ours(path: &Path) -> Result<(), Trouble> {
+/// How to get our server.
+const BUILD_SERVER: &str =
+    "cargo build --release -p nbd-server   (or --ours PATH, or --servers without ours)";
+
+fn need_ours(path: &Path, next: &str) -> Result<(), Trouble> {
     if path.is_file() {
         return Ok(());
     }
-    Err(Trouble::new(
-        "find our server",
-        format!("{} is not there", path.display()),
-        "cargo build --release -p nbd-server   (or --ours PATH, or --servers without ours)",
-    ))
+    Err(Trouble::new("find our server", format!("{} is not there", path.display()), next))
 }
 
 fn need_in_path(name: &str, next: &str) -> Result<(), Trouble> {

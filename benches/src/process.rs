@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,8 +20,8 @@ use crate::cpu;
 use crate::interrupt::Interrupt;
 use crate::trouble::{OrTrouble, Trouble};
 
-/// How long a server may take until it accepts a connection.
-const READY_WITHIN: Duration = Duration::from_secs(10);
+/// How long a server may take until it accepts a connection, as a rule.
+pub const READY_WITHIN: Duration = Duration::from_secs(10);
 /// How long a process may take to end after SIGTERM, and again after SIGKILL.
 const STOPPED_WITHIN: Duration = Duration::from_secs(5);
 /// Pause between two looks at a process.
@@ -99,15 +99,21 @@ impl Guarded {
     /// # Errors
     /// It is still there after all that.
     pub fn stop(&mut self) -> Result<(), Trouble> {
+        self.end(&[(Signal::TERM, STOPPED_WITHIN), (Signal::KILL, STOPPED_WITHIN)])
+    }
+
+    /// Ends it by signals, each with the time that it has to help.
+    fn end(&mut self, signals: &[(Signal, Duration)]) -> Result<(), Trouble> {
         let Some(pid) = self.pid() else { return Ok(()) };
         let below = descendants(pid)?;
-        for signal in [Signal::TERM, Signal::KILL] {
-            send(pid, signal)?;
-            if self.ends_within(STOPPED_WITHIN)? {
+        for (signal, limit) in signals {
+            send(pid, *signal)?;
+            if self.ends_within(*limit)? {
                 return kill_left_behind(&below);
             }
         }
-        Err(Trouble::new(format!("stop process {pid:?}"), "it survives SIGKILL", "look at dmesg"))
+        let names = signals.iter().map(|(signal, _)| format!("{signal:?}")).collect::<Vec<_>>().join(", ");
+        Err(Trouble::new(format!("stop process {pid:?}"), format!("it survives {names}"), "look at dmesg"))
     }
 
     fn ends_within(&mut self, limit: Duration) -> Result<bool, Trouble> {
@@ -189,6 +195,45 @@ pub fn spawn(line: &[String], log: &Path, cpu: Option<u32>) -> Result<Child, Tro
     command.spawn().or_trouble(what, "install it, or leave it out with --servers")
 }
 
+/// Runs a program until it ends by itself, its output in `log`; with an error it has been stopped.
+///
+/// # Errors
+/// It cannot be started, does not end in time, or somebody asked to stop.
+pub fn run_to_end(
+    line: &[String],
+    log: &Path,
+    cpu: Option<u32>,
+    limit: Duration,
+    interrupt: &Interrupt,
+) -> Result<ExitStatus, Trouble> {
+    let name = line.first().map_or("a program", String::as_str);
+    let mut child = spawn(line, log, cpu)?;
+    let ended = wait(&mut child, name, limit, interrupt);
+    // A no-op when it has ended by itself; otherwise its end, before anything else is done.
+    Guarded::child(child).stop()?;
+    ended
+}
+
+fn wait(
+    child: &mut Child,
+    name: &str,
+    limit: Duration,
+    interrupt: &Interrupt,
+) -> Result<ExitStatus, Trouble> {
+    let deadline = Instant::now() + limit;
+    loop {
+        interrupt.check()?;
+        if let Some(status) = child.try_wait().or_trouble(|| format!("wait for {name}"), NEXT_REPORT)? {
+            return Ok(status);
+        }
+        if Instant::now() > deadline {
+            let why = format!("no end within {limit:?}: what it works on no longer answers");
+            return Err(Trouble::new(format!("run {name}"), why, "look at the server's log"));
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
 /// The last lines of a log, on one line.
 pub fn last_words(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_else(|error| format!("its log cannot be read: {error}"));
@@ -212,6 +257,8 @@ pub struct Launch {
     pub log: PathBuf,
     /// The CPU it is tied to.
     pub cpu: Option<u32>,
+    /// How long it may take until it accepts a connection.
+    pub ready_within: Duration,
 }
 
 /// A server that accepts connections. Dropping it stops it.
@@ -229,7 +276,7 @@ impl Server {
     pub fn start(launch: &Launch, interrupt: &Interrupt) -> Result<Self, Trouble> {
         check_socket_path(&launch.socket)?;
         let mut process = Guarded::child(spawn(&launch.line, &launch.log, launch.cpu)?);
-        let deadline = Instant::now() + READY_WITHIN;
+        let deadline = Instant::now() + launch.ready_within;
         if let Some(pid_file) = &launch.pid_file {
             process = follow_daemon(process, pid_file, deadline, launch)?;
         }
@@ -250,9 +297,16 @@ impl Server {
     /// # Errors
     /// The server is gone.
     pub fn cpu_spent(&self) -> Result<Duration, Trouble> {
+        cpu::spent_by_tree(self.pid()?)
+    }
+
+    /// Its process id.
+    ///
+    /// # Errors
+    /// The server is gone.
+    pub fn pid(&self) -> Result<u32, Trouble> {
         let gone = || Trouble::new(format!("measure {}", self.name), "it has ended", "start it by hand");
-        let pid = self.process.pid().ok_or_else(gone)?;
-        cpu::spent_by_tree(pid.as_raw_nonzero().get().unsigned_abs())
+        Ok(self.process.pid().ok_or_else(gone)?.as_raw_nonzero().get().unsigned_abs())
     }
 
     /// Stops the server.
@@ -261,6 +315,22 @@ impl Server {
     /// It does not end, even by SIGKILL.
     pub fn stop(mut self) -> Result<(), Trouble> {
         self.process.stop()
+    }
+
+    /// Stops the server by SIGTERM alone: an end that it makes itself, or none.
+    ///
+    /// # Errors
+    /// It has not ended in time.
+    pub fn stop_cleanly(mut self, limit: Duration) -> Result<(), Trouble> {
+        self.process.end(&[(Signal::TERM, limit)])
+    }
+
+    /// Kills the server.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn kill(mut self) -> Result<(), Trouble> {
+        self.process.end(&[(Signal::KILL, STOPPED_WITHIN)])
     }
 }
 
@@ -303,7 +373,7 @@ fn in_time(deadline: Instant, launch: &Launch) -> Result<(), Trouble> {
         thread::sleep(LOOK_EVERY);
         return Ok(());
     }
-    let why = format!("no connection within {READY_WITHIN:?}: {}", last_words(&launch.log));
+    let why = format!("no connection within {:?}: {}", launch.ready_within, last_words(&launch.log));
     Err(Trouble::new(cannot_start(launch), why, by_hand(launch)))
 }
 
@@ -331,6 +401,7 @@ mod tests {
             pid_file: None,
             log: dir.join("log"),
             cpu: None,
+            ready_within: READY_WITHIN,
         }
     }
 

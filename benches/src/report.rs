@@ -3,6 +3,8 @@
 use crate::jobs::Job;
 use crate::results::{FailedRun, Results, Spread, Summary};
 use crate::servers::{Class, Role, ServerId, debian_config};
+use crate::store::StoreResults;
+use crate::store::record::{FailedScenario, Row};
 use crate::targets::Measure;
 
 /// What stands in a cell without a value.
@@ -56,9 +58,12 @@ impl Table {
 
 /// Everything for a terminal.
 pub fn text(results: &Results) -> String {
-    let tables = job_tables(results).into_iter().chain([targets_table(results)]);
-    let mut parts: Vec<String> = tables.map(|table| table.text()).collect();
-    parts.push(LEGEND.to_owned());
+    let jobs = job_tables(results);
+    let legend = (!jobs.is_empty()).then(|| LEGEND.to_owned());
+    let mut parts: Vec<String> = jobs.iter().map(Table::text).chain(legend).collect();
+    parts.extend(results.store.iter().flat_map(scenario_tables).map(|table| table.text()));
+    parts.push(targets_table(results).text());
+    parts.extend(store_remarks(results));
     parts.extend(results.failures.iter().map(|failure| format!("failed: {}", failure_text(failure))));
     parts.extend(results.notices.iter().map(|notice| format!("note: {notice}")));
     if results.interrupted {
@@ -119,6 +124,50 @@ fn job_row(summary: &Summary) -> Vec<String> {
     ]
 }
 
+/// One table a scenario.
+fn scenario_tables(store: &StoreResults) -> Vec<Table> {
+    let mut names: Vec<&str> = store.rows.iter().map(|row| row.scenario).collect();
+    names.dedup();
+    names.iter().map(|name| scenario_table(store, name)).collect()
+}
+
+fn scenario_table(store: &StoreResults, scenario: &str) -> Table {
+    let rows = store.rows.iter().filter(|row| row.scenario == scenario);
+    Table {
+        title: scenario.to_owned(),
+        head: vec!["of", "measure", "median", "unit", "min-max", "values"],
+        rows: rows.map(scenario_row).collect(),
+        words: 2,
+    }
+}
+
+fn scenario_row(row: &Row) -> Vec<String> {
+    let Spread { median, min, max } = row.spread;
+    vec![
+        row.subject.clone(),
+        row.measure.clone(),
+        few_digits(median),
+        row.unit.to_owned(),
+        format!("{}-{}", few_digits(min), few_digits(max)),
+        row.values.len().to_string(),
+    ]
+}
+
+/// Large values whole, small ones with three digits after the point.
+fn few_digits(value: f64) -> String {
+    if value >= 1000.0 { format!("{value:.0}") } else { format!("{value:.3}") }
+}
+
+/// What went wrong in the scenarios, and what a reader of them has to know.
+fn store_remarks(results: &Results) -> Vec<String> {
+    let Some(store) = &results.store else { return Vec::new() };
+    let failures = store.failures.iter().map(|failed| {
+        let FailedScenario { scenario, subject, what, why } = failed;
+        format!("failed: {scenario}, {subject}: {what}: {why}")
+    });
+    failures.chain(store.notices.iter().map(|notice| format!("note: {notice}"))).collect()
+}
+
 fn range(spread: Spread) -> String {
     format!("{:.0}-{:.0}", spread.min, spread.max)
 }
@@ -129,17 +178,13 @@ fn two_digits(value: Option<f64>) -> String {
 
 fn targets_table(results: &Results) -> Table {
     let rows = results.targets.iter().map(|outcome| {
-        let measure = match outcome.measure {
-            Measure::Iops => "IOPS",
-            Measure::CpuPerRequest => "CPU a request",
-        };
         vec![
             outcome.job.to_owned(),
-            outcome.class.name().to_owned(),
-            measure.to_owned(),
+            outcome.class.to_owned(),
+            Measure::text_of(&outcome.measure).to_owned(),
             outcome.demand.clone(),
             outcome.verdict.text().to_owned(),
-            two_digits(outcome.measured),
+            outcome.measured.map_or(NONE.to_owned(), |value| outcome.direction.shown(value)),
         ]
     });
     Table {
@@ -160,12 +205,41 @@ pub fn markdown(results: &Results) -> String {
     let mut page = String::from("# Benchmarks: side by side with the peers\n\n");
     page.push_str(PREFACE);
     section(&mut page, "Targets", &targets_body(results));
-    section(&mut page, "Results", &results_body(results));
+    if !results.servers.is_empty() {
+        section(&mut page, "Results", &results_body(results));
+    }
+    if let Some(store) = &results.store {
+        section(&mut page, "The store", &store_body(results, store));
+    }
     section(&mut page, "How it was measured", &method_body(results));
     section(&mut page, "Machine", &machine_body(results));
-    section(&mut page, "Servers", &servers_body(results));
+    if !results.servers.is_empty() {
+        section(&mut page, "Servers", &servers_body(results));
+    }
     page
 }
+
+fn store_body(results: &Results, store: &StoreResults) -> String {
+    let mut parts = vec![STORE_LEGEND.to_owned()];
+    parts.extend(scenario_tables(store).iter().map(Table::markdown));
+    let remarks: Vec<String> = store_remarks(results).iter().map(|remark| format!("- {remark}")).collect();
+    if !remarks.is_empty() {
+        parts.push(format!("### Remarks on the store\n\n{}\n", remarks.join("\n")));
+    }
+    parts.push(format!("### Disks\n\n{}\n", disks_table(store)));
+    parts.join("\n")
+}
+
+fn disks_table(store: &StoreResults) -> String {
+    let rows = store.disks.iter().map(|entry| format!("| {} | {} |", entry.disk, entry.how));
+    let head = ["| disk | how it is served and cut |".to_owned(), "| --- | --- |".to_owned()];
+    head.into_iter().chain(rows).collect::<Vec<String>>().join("\n")
+}
+
+const STORE_LEGEND: &str = "\
+Everything here goes through the page cache. A row has the median of its values and their ends; rows in `x` are ratios \
+of two values of the same round. What each scenario does is told in benches/README.md.
+";
 
 const PREFACE: &str = "This page is written by `cargo xtask compare --markdown FILE`; do not edit it. Quote the ratios rather than \
      the figures: the latter belong to the machine.\n";
@@ -200,13 +274,28 @@ fn results_body(results: &Results) -> String {
 
 fn method_body(results: &Results) -> String {
     let settings = &results.settings;
+    let command = format!("```console\n$ {}\n```\n", settings.command);
+    let servers = (!results.servers.is_empty()).then(|| servers_method(results));
+    let store = results.store.as_ref().map(store_method);
+    [Some(command), servers, store].into_iter().flatten().collect::<Vec<String>>().join("\n")
+}
+
+fn store_method(store: &StoreResults) -> String {
+    format!(
+        "- The store: volumes and peers of {} MiB, {} round(s), {} s a job; {} GiB mapped without data in `full-store`. \
+         Before each measurement the disk is flushed and nothing is dirty in any page cache.\n",
+        store.image_mib, store.rounds, store.runtime_s, store.large_gib
+    )
+}
+
+fn servers_method(results: &Results) -> String {
+    let settings = &results.settings;
     let pinned =
         if settings.pinned { "the server tied to CPU 0, fio to CPU 1" } else { "free to use all CPUs" };
     format!(
-        "```console\n$ {}\n```\n\n\
-         - One image of {} MiB, completely written, for all servers; {} round(s) of {} s a job, server by server in turn, \
+        "- One image of {} MiB, completely written, for all servers; {} round(s) of {} s a job, server by server in turn, \
          each freshly started; {pinned}.\n{METHOD}",
-        settings.command, settings.image_mib, settings.rounds, settings.runtime_s
+        settings.image_mib, settings.rounds, settings.runtime_s
     )
 }
 
@@ -259,6 +348,8 @@ mod tests {
     use crate::machine::Machine;
     use crate::results::tests::run;
     use crate::results::{SCHEMA_VERSION, ServerEntry, Settings, summarize};
+    use crate::store::record::{Key, Recorder};
+    use crate::store::{DiskEntry, Scenario};
     use crate::targets::evaluate;
 
     fn sample() -> Results {
@@ -292,7 +383,27 @@ mod tests {
             runs,
             failures: vec![],
             notices: vec!["nbd-server left out".into()],
+            store: Some(sample_store()),
             interrupted: false,
+        }
+    }
+
+    fn sample_store() -> StoreResults {
+        let mut recorder = Recorder::default();
+        for (round, value) in [(1, 12.0), (2, 8.0), (3, 9.5)] {
+            let (subject, measure) = ("64 GiB".to_owned(), "diff".to_owned());
+            recorder.put(Key { scenario: "diff", subject, measure, unit: "ms" }, round, value);
+        }
+        StoreResults {
+            scenarios: vec![Scenario::Diff],
+            image_mib: 1024,
+            large_gib: 1024,
+            runtime_s: 3,
+            rounds: 3,
+            disks: vec![DiskEntry { disk: "volume", how: "blockd serve".into() }],
+            rows: recorder.rows(),
+            failures: Vec::new(),
+            notices: vec!["btrfs left out".into()],
         }
     }
 
@@ -325,6 +436,10 @@ mod tests {
             "- CPU: Some CPU, 2 usable",
             "- fio: fio-3.33",
             "- nbd-server left out",
+            "## The store",
+            "| 64 GiB | diff | 9.500 | ms | 8.000-12.000 | 3 |",
+            "- note: btrfs left out",
+            "| volume | blockd serve |",
         ] {
             assert!(page.contains(part), "{part} is missing in\n{page}");
         }
@@ -339,5 +454,8 @@ mod tests {
         assert_eq!(json["runs"][2]["cpu_us_per_request"], serde_json::Value::Null);
         assert_eq!(json["targets"][0]["verdict"], "met");
         assert_eq!(json["jobs"][0]["rw"], "randread");
+        assert_eq!(json["targets"][0]["measure"], "iops");
+        let row = &json["store"]["rows"][0];
+        assert_eq!((&row["median"], &row["unit"]), (&9.5.into(), &"ms".into()));
     }
 }

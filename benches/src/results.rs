@@ -9,6 +9,7 @@ use crate::fio::Measurement;
 use crate::jobs::Job;
 use crate::machine::Machine;
 use crate::servers::{Class, Role, ServerId};
+use crate::store::StoreResults;
 use crate::targets::Outcome;
 
 /// Version of the schema.
@@ -35,10 +36,20 @@ pub struct Results {
     pub summaries: Vec<Summary>,
     /// What we want to reach, and whether we do.
     pub targets: Vec<Outcome>,
+    /// What the scenarios of the store found, if they were run.
+    pub store: Option<StoreResults>,
     /// What a reader has to know.
     pub notices: Vec<String>,
     /// Whether it was stopped before its end.
     pub interrupted: bool,
+}
+
+impl Results {
+    /// Whether something could not be measured.
+    pub fn has_failures(&self) -> bool {
+        let of_store = self.store.as_ref().is_some_and(|store| !store.failures.is_empty());
+        of_store || !self.failures.is_empty()
+    }
 }
 
 /// How the comparison was asked for.
@@ -230,6 +241,7 @@ pub(crate) mod tests {
             p50_us: 10.0,
             p99_us: 20.0,
             p999_us: 30.0,
+            max_us: 30.0,
             ios: 100,
             flushes: 0,
         };

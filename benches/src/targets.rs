@@ -4,16 +4,34 @@ use serde::Serialize;
 
 use crate::jobs::{RANDREAD_QD1, RANDREAD_QD64, RANDWRITE_QD1, RANDWRITE_QD64, READ_256K, WRITE_256K};
 use crate::results::{self, Summary};
-use crate::servers::{Class, ServerId};
+use crate::servers::ServerId;
 
 /// What is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Measure {
     /// I/Os a second.
     Iops,
     /// The server's CPU time a request.
     CpuPerRequest,
+}
+
+impl Measure {
+    /// Its key in the results.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Iops => "iops",
+            Self::CpuPerRequest => "cpu-per-request",
+        }
+    }
+
+    /// What a table says for a key.
+    pub fn text_of(key: &str) -> &str {
+        match key {
+            "iops" => "IOPS",
+            "cpu-per-request" => "CPU a request",
+            other => other,
+        }
+    }
 }
 
 /// Whom we are compared with.
@@ -23,11 +41,52 @@ enum Against {
     BestPeer,
 }
 
-/// The ratio we want.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Demand {
-    AtLeast(f64),
-    AtMost(f64),
+/// Which way a demand goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// More is better.
+    AtLeast,
+    /// Less is better.
+    AtMost,
+}
+
+impl Direction {
+    /// Whether a value is good enough.
+    pub fn is_met(self, value: f64, bound: f64) -> bool {
+        match self {
+            Self::AtLeast => value >= bound,
+            Self::AtMost => value <= bound,
+        }
+    }
+
+    /// How it is written.
+    pub fn sign(self) -> &'static str {
+        match self {
+            Self::AtLeast => ">=",
+            Self::AtMost => "<=",
+        }
+    }
+
+    /// A value with two digits, rounded to the side that flatters nobody.
+    pub fn shown(self, value: f64) -> String {
+        let hundredths = value * 100.0;
+        // So little that it only undoes what binary fractions add: 0.29 is 28.999… hundredths.
+        let slack = 1e-9 * hundredths.abs();
+        let rounded = match self {
+            Self::AtLeast => (hundredths + slack).floor(),
+            Self::AtMost => (hundredths - slack).ceil(),
+        };
+        format!("{:.2}", rounded / 100.0)
+    }
+}
+
+/// Met, not met, or not measured.
+pub fn verdict(measured: Option<f64>, direction: Direction, bound: f64) -> Verdict {
+    match measured {
+        None => Verdict::NotMeasured,
+        Some(value) if direction.is_met(value, bound) => Verdict::Met,
+        Some(_) => Verdict::NotMet,
+    }
 }
 
 /// One thing to reach.
@@ -37,7 +96,8 @@ struct Target {
     job: &'static str,
     measure: Measure,
     against: Against,
-    demand: Demand,
+    direction: Direction,
+    bound: f64,
 }
 
 const TARGETS: [Target; 12] = [
@@ -56,7 +116,14 @@ const TARGETS: [Target; 12] = [
 ];
 
 const fn iops(job: &'static str, at_least: f64, against: Against) -> Target {
-    Target { ours: ServerId::Ours, job, measure: Measure::Iops, against, demand: Demand::AtLeast(at_least) }
+    Target {
+        ours: ServerId::Ours,
+        job,
+        measure: Measure::Iops,
+        against,
+        direction: Direction::AtLeast,
+        bound: at_least,
+    }
 }
 
 const fn half_the_cpu(job: &'static str) -> Target {
@@ -65,7 +132,8 @@ const fn half_the_cpu(job: &'static str) -> Target {
         job,
         measure: Measure::CpuPerRequest,
         against: Against::Server(ServerId::NbdkitFile),
-        demand: Demand::AtMost(0.5),
+        direction: Direction::AtMost,
+        bound: 0.5,
     }
 }
 
@@ -99,16 +167,19 @@ impl Verdict {
 /// A target and what was measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
-    /// Class of both.
-    pub class: Class,
-    /// Job, by name.
+    /// Class of both; `store` for the store's scenarios.
+    pub class: &'static str,
+    /// Job or scenario, by name.
     pub job: &'static str,
-    /// IOPS or CPU time.
-    pub measure: Measure,
+    /// `iops`, `cpu-per-request`, or what the scenario measured of whom.
+    pub measure: String,
     /// What is wanted, in words.
     pub demand: String,
-    /// The ratio of the medians.
+    /// The ratio of the medians; in scenarios the median, in the unit of the demand.
     pub measured: Option<f64>,
+    /// Which way the demand goes.
+    #[serde(skip)]
+    pub direction: Direction,
     /// Whether it is met.
     pub verdict: Verdict,
 }
@@ -126,19 +197,14 @@ pub fn all_met(outcomes: &[Outcome]) -> bool {
 
 fn outcome_of(target: &Target, summaries: &[Summary]) -> Outcome {
     let measured = measured(target, summaries);
-    let verdict = match (measured, target.demand) {
-        (None, _) => Verdict::NotMeasured,
-        (Some(ratio), Demand::AtLeast(bound)) if ratio >= bound => Verdict::Met,
-        (Some(ratio), Demand::AtMost(bound)) if ratio <= bound => Verdict::Met,
-        (Some(_), _) => Verdict::NotMet,
-    };
     Outcome {
-        class: target.ours.class(),
+        class: target.ours.class().name(),
         job: target.job,
-        measure: target.measure,
+        measure: target.measure.key().to_owned(),
         demand: demand_text(target),
         measured,
-        verdict,
+        direction: target.direction,
+        verdict: verdict(measured, target.direction, target.bound),
     }
 }
 
@@ -159,10 +225,7 @@ fn demand_text(target: &Target) -> String {
         Against::Server(server) => server.name(),
         Against::BestPeer => "best peer",
     };
-    match target.demand {
-        Demand::AtLeast(bound) => format!(">= {bound:.1} x {whom}"),
-        Demand::AtMost(bound) => format!("<= {bound:.1} x {whom}"),
-    }
+    format!("{} {:.1} x {whom}", target.direction.sign(), target.bound)
 }
 
 #[cfg(test)]
@@ -196,6 +259,14 @@ mod tests {
         assert_eq!(at_bound, wanted.map(|(text, verdict)| (text.to_owned(), verdict)));
         let below = verdicts(&reads(99.0, 5.1), RANDREAD_QD64);
         assert!(below.iter().take(3).all(|(_, verdict)| *verdict == Verdict::NotMet), "{below:?}");
+    }
+
+    #[test]
+    fn no_figure_is_rounded_in_our_favour() {
+        assert_eq!(Direction::AtLeast.shown(0.8999), "0.89");
+        assert_eq!(Direction::AtMost.shown(140.001), "140.01");
+        assert_eq!(Direction::AtLeast.shown(0.29), "0.29");
+        assert_eq!(verdict(Some(0.8999), Direction::AtLeast, 0.9), Verdict::NotMet);
     }
 
     #[test]

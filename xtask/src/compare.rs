@@ -8,12 +8,13 @@ use crate::prepare;
 use crate::progress::Progress;
 use crate::workspace::Workspace;
 
-/// Installs the peers, builds our server in release, and hands over.
+/// Installs the peers, builds our programs in release, and hands over.
 pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     let progress = Progress::start();
     prepare(workspace, Purpose::Compare, &progress)?;
-    progress.say("building nbd-server and the comparison (release)");
+    progress.say("building nbd-server, blockd and the comparison (release)");
     workspace.build_server()?;
+    workspace.build_blockd()?;
     let mut compare =
         workspace.cargo(&["run", "--quiet", "--release", "-p", "benches", "--bin", "compare", "--"]);
     Ok(process::run_visibly(compare.args(arguments))?)

@@ -64,7 +64,7 @@ fn save(path: &Path, text: &str) -> Result<(), Trouble> {
 fn exit_code(results: &Results, strict: bool) -> ExitCode {
     if results.interrupted {
         ExitCode::from(EXIT_INTERRUPTED)
-    } else if !results.failures.is_empty() || (strict && !all_met(&results.targets)) {
+    } else if results.has_failures() || (strict && !all_met(&results.targets)) {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS

@@ -1,0 +1,127 @@
+//! Stores whose metadata are made directly: volumes completely mapped, without a byte of data written.
+//!
+//! Each volume has its clusters mapped in order in one closed layer, under a snapshot, with an empty head above. That
+//! part of the pool's file is sparse and reads as zeroes. The rest, where new data will go, is written: a pool in use
+//! recycles clusters and does not make its file grow. (Holes of 4 KiB between written blocks also leave hundreds of
+//! thousands of extents, and removing such a file takes minutes on a file system that discards at once.)
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
+
+use blockd::catalog::format::{Change, LayerRecord, MapRecord, SnapshotRecord, VolumeRecord};
+use blockd::catalog::meta::MetaStore;
+use blockd::config::{self, Settings};
+use blockd::open::{OpenStore, open};
+use blockd::size::Size;
+use blockd::units::{CLUSTER_BYTES, ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeId};
+
+use crate::interrupt::Interrupt;
+use crate::trouble::{OrTrouble, Trouble};
+
+/// The snapshot under every made volume.
+pub const BASE: &str = "base";
+/// Records a batch.
+const BATCH_RECORDS: usize = 16_384;
+/// Bytes written at a time.
+const CHUNK: u64 = 1 << 20;
+/// Room in the pool beside what is mapped, for the changes that a scenario makes to large volumes.
+pub const SPARE_BYTES: u64 = 8 << 30;
+const NEXT: &str = "choose another place with --dir, or a smaller --large-size";
+
+/// A volume to make: its name and size in bytes.
+pub type Made = (&'static str, u64);
+
+/// Makes a store with these volumes in `data`, and with so much of its pool written and free.
+///
+/// # Errors
+/// The store cannot be made, or somebody asked to stop.
+pub fn make(data: &Path, volumes: &[Made], spare_bytes: u64, interrupt: &Interrupt) -> Result<(), Trouble> {
+    let mapped_bytes = volumes.iter().map(|(_, bytes)| bytes).sum::<u64>();
+    let pool_size = Some(Size(mapped_bytes + spare_bytes + CLUSTER_BYTES));
+    let settings = Settings { data: Some(data.to_owned()), pool_size, ..Settings::default() };
+    let config = config::load(settings, None).or_trouble(what, NEXT)?;
+    let store = open(&config).or_trouble(what, NEXT)?;
+    let mut writer = Writer { store: &store, commit: store.loaded.commit, batch: Vec::new(), pool: 1 };
+    writer.numbers(volumes.len())?;
+    for (index, volume) in (0..).zip(volumes) {
+        writer.volume(index, volume, interrupt)?;
+    }
+    writer.write()?;
+    drop(store);
+    write_spare(&data.join("pool-0"), mapped_bytes + CLUSTER_BYTES, spare_bytes, interrupt)
+}
+
+fn what() -> String {
+    "make a store".to_owned()
+}
+
+/// Writes the part of the pool that nobody maps.
+fn write_spare(pool: &Path, begin: u64, bytes: u64, interrupt: &Interrupt) -> Result<(), Trouble> {
+    let mut file = File::options().write(true).open(pool).or_trouble(what, NEXT)?;
+    file.seek(SeekFrom::Start(begin)).or_trouble(what, NEXT)?;
+    let chunk = vec![0; CHUNK as usize];
+    for _ in 0..bytes / CHUNK {
+        interrupt.check()?;
+        file.write_all(&chunk).or_trouble(what, NEXT)?;
+    }
+    file.sync_all().or_trouble(what, NEXT)
+}
+
+/// Writes changes in batches, as a daemon would.
+struct Writer<'a> {
+    store: &'a OpenStore,
+    commit: u64,
+    batch: Vec<Change>,
+    /// The next free cluster of the pool; the first holds the superblock.
+    pool: u32,
+}
+
+impl Writer<'_> {
+    /// Sees to it that the daemon gives no number twice.
+    fn numbers(&mut self, volumes: usize) -> Result<(), Trouble> {
+        let count = u32::try_from(volumes).or_trouble(what, NEXT)?;
+        let mut record = self.store.loaded.store.clone();
+        record.next_volume = VolumeId(count + 1);
+        record.next_layer = LayerId(2 * count + 1);
+        record.next_snapshot = SnapshotId(count + 1);
+        self.push(Change::Store(record))
+    }
+
+    fn volume(&mut self, index: u32, made: &Made, interrupt: &Interrupt) -> Result<(), Trouble> {
+        let (id, closed, head) = (VolumeId(index + 1), LayerId(2 * index + 1), LayerId(2 * index + 2));
+        let (name, size) = (made.0.to_owned(), made.1);
+        let base = BASE.to_owned();
+        let snapshot =
+            SnapshotRecord { volume: id, name: base, layer: closed, size, created_ms: 0, holds: Vec::new() };
+        let records = [
+            Change::Layer(closed, Some(LayerRecord { parent: None, volume: id })),
+            Change::Layer(head, Some(LayerRecord { parent: Some(closed), volume: id })),
+            Change::Volume(id, Some(VolumeRecord { name, size, head, created_ms: 0 })),
+            Change::Snapshot(SnapshotId(index + 1), Some(snapshot)),
+        ];
+        records.into_iter().try_for_each(|record| self.push(record))?;
+        let clusters = u32::try_from(size / CLUSTER_BYTES).or_trouble(what, NEXT)?;
+        for cluster in 0..clusters {
+            interrupt.check()?;
+            let place = Some(PoolCluster(self.pool));
+            let record = MapRecord { cluster: place, data: Mask::ALL, ..MapRecord::default() };
+            self.push(Change::Map(closed, ClusterIndex(cluster), Some(record)))?;
+            self.pool += 1;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, change: Change) -> Result<(), Trouble> {
+        self.batch.push(change);
+        if self.batch.len() < BATCH_RECORDS { Ok(()) } else { self.write() }
+    }
+
+    fn write(&mut self) -> Result<(), Trouble> {
+        self.commit += 1;
+        self.batch.push(Change::Commit(self.commit));
+        let written = self.store.meta.write(&self.batch);
+        self.batch.clear();
+        written.or_trouble(what, NEXT).map(drop)
+    }
+}

@@ -1,0 +1,277 @@
+//! Volumes of blockd beside their peers, in scenarios: what snapshots cost, what a large store costs.
+//!
+//! ```text
+//! plan ─► room (directories, programs) ─► scenarios ─► recorder ─► rows ─► targets
+//!                                          │
+//!          disks: a volume, a plain file, ├─ steady         the usual jobs, everything allocated
+//!          qcow2 in four ways, files on   ├─ first-writes   before and after a snapshot
+//!          XFS and on btrfs               ├─ deep-reads     with many snapshots and with none
+//!          stores whose metadata are made ├─ diff, snapshot-calls
+//!          directly                       └─ full-store     memory, idleness, starts, snapshot-calls
+//! ```
+//!
+//! Everything goes through the host's page cache. Within a scenario the disks take turns in rounds, and ratios are of
+//! values of one round. What deliberately does not live here: any NBD code; the client is fio's nbd engine, as
+//! everywhere in this crate.
+
+pub mod daemon;
+pub mod disks;
+pub mod loop_fs;
+pub mod made;
+pub mod room;
+
+pub mod calls;
+pub mod deep_reads;
+pub mod diff;
+pub mod first_writes;
+pub mod full;
+pub mod steady;
+
+pub mod record;
+pub mod targets;
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::image::Image;
+use crate::interrupt::Interrupt;
+use crate::options::format_size;
+use crate::plan::StorePlan;
+use crate::trouble::Trouble;
+use daemon::Daemon;
+use deep_reads::{OVERLAYS, Pair, SNAPSHOTS};
+use disks::{Disk, PlainFile, Qcow2, QcowCut, Shared, Volume};
+use loop_fs::{Kind, LoopFs};
+use record::{FailedScenario, Recorder, Row};
+use room::Room;
+
+/// Size of a peer's file system by that of an image: two disks, and what their snapshots keep.
+const FS_FACTOR: u64 = 6;
+/// Size of the pool by that of an image: two volumes, and 32 snapshots whose scattered blocks take a cluster each.
+const POOL_FACTOR: u64 = 9;
+/// The smallest file system worth making.
+const FS_BYTES_MIN: u64 = 2 << 30;
+
+/// What can be asked for by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scenario {
+    /// The usual jobs on a volume, a plain file and the peers, everything allocated.
+    Steady,
+    /// First writes after a snapshot, and before it.
+    FirstWrites,
+    /// Reads with many snapshots and with none.
+    DeepReads,
+    /// Diffs of a small and a large volume.
+    Diff,
+    /// Snapshot calls beside a writer, on a small volume.
+    SnapshotCalls,
+    /// Memory, idle CPU, starts and snapshot calls of a large store.
+    FullStore,
+}
+
+/// A disk that took part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskEntry {
+    /// Its name in the rows.
+    pub disk: &'static str,
+    /// How it is served and cut.
+    pub how: String,
+}
+
+/// Everything the scenarios found.
+#[derive(Debug, Clone, Serialize)]
+pub struct StoreResults {
+    /// Which were run.
+    pub scenarios: Vec<Scenario>,
+    /// Size of the written volumes and their peers, MiB.
+    pub image_mib: u64,
+    /// Size of the mapped volume, GiB.
+    pub large_gib: u64,
+    /// Seconds a measurement.
+    pub runtime_s: u32,
+    /// Rounds.
+    pub rounds: u32,
+    /// Who took part.
+    pub disks: Vec<DiskEntry>,
+    /// All figures.
+    pub rows: Vec<Row>,
+    /// What could not be measured.
+    pub failures: Vec<FailedScenario>,
+    /// What a reader has to know.
+    pub notices: Vec<String>,
+}
+
+/// Runs the scenarios. Failed ones are part of the results.
+///
+/// # Errors
+/// Nothing can be measured at all: there is no space for an image.
+pub fn run(plan: &StorePlan, interrupt: &Interrupt) -> Result<StoreResults, Trouble> {
+    let mut recorder = Recorder::default();
+    let mut entries = Vec::new();
+    if plan.needs_disks() {
+        eprintln!("writing an image of {}", format_size(plan.image_bytes));
+        let image = Image::create(&plan.dir, plan.image_bytes, false, interrupt)?;
+        let room = Room::new(plan, image.path().to_owned(), interrupt)?;
+        with_disks(&room, &mut recorder, &mut entries).or_else(|trouble| stopped(interrupt, trouble))?;
+    }
+    let room = Room::new(plan, "".into(), interrupt)?;
+    with_made_stores(&room, &mut recorder);
+    Ok(StoreResults {
+        scenarios: plan.scenarios.clone(),
+        image_mib: plan.image_bytes >> 20,
+        large_gib: plan.large_bytes >> 30,
+        runtime_s: plan.runtime_s,
+        rounds: plan.rounds,
+        disks: entries,
+        rows: recorder.rows(),
+        failures: recorder.failures,
+        notices: recorder.notices,
+    })
+}
+
+impl StorePlan {
+    fn wants(&self, scenario: Scenario) -> bool {
+        self.scenarios.contains(&scenario)
+    }
+
+    fn needs_disks(&self) -> bool {
+        [Scenario::Steady, Scenario::FirstWrites, Scenario::DeepReads].iter().any(|one| self.wants(*one))
+    }
+}
+
+/// An early stop keeps what was measured until then; other trouble goes on.
+fn stopped(interrupt: &Interrupt, trouble: Trouble) -> Result<(), Trouble> {
+    if interrupt.requested() { Ok(()) } else { Err(trouble) }
+}
+
+/// The file systems that this host can make.
+#[derive(Default)]
+struct FileSystems {
+    xfs: Option<LoopFs>,
+    btrfs: Option<LoopFs>,
+}
+
+impl FileSystems {
+    fn make(room: &Room<'_>, recorder: &mut Recorder) -> Self {
+        let bytes = (room.plan.image_bytes * FS_FACTOR).max(FS_BYTES_MIN);
+        let mut make = |kind| match LoopFs::make(room, kind, bytes) {
+            Ok(made) => Some(made),
+            Err(trouble) => {
+                recorder.note(format!("{} left out: {}: {}", kind.name(), trouble.what, trouble.why));
+                None
+            }
+        };
+        Self { xfs: make(Kind::Xfs), btrfs: make(Kind::Btrfs) }
+    }
+
+    /// A disk on each of them, under that name.
+    fn disks<'a>(&'a self, name: &'static str) -> Vec<Box<dyn Disk + 'a>> {
+        let all = [(Kind::Xfs, &self.xfs), (Kind::Btrfs, &self.btrfs)];
+        let there = all.into_iter().filter_map(|(kind, fs)| Some((kind, fs.as_ref()?)));
+        there.map(|(kind, fs)| Box::new(Shared::new(fs, kind, name)) as Box<dyn Disk + 'a>).collect()
+    }
+}
+
+/// The scenarios whose disks are written.
+fn with_disks(room: &Room<'_>, recorder: &mut Recorder, entries: &mut Vec<DiskEntry>) -> Result<(), Trouble> {
+    let systems = FileSystems::make(room, recorder);
+    room.interrupt.check()?;
+    let data = room.new_image("store");
+    made::make(&data, &[], room.plan.image_bytes * POOL_FACTOR, room.interrupt)?;
+    let daemon = Daemon::start(room, &data)?;
+    if room.plan.wants(Scenario::Steady) {
+        let mut disks = steady_disks(&daemon, &systems);
+        enter(entries, &disks);
+        steady::run(room, recorder, &mut disks)?;
+    }
+    if room.plan.wants(Scenario::FirstWrites) {
+        let mut disks = cut_disks(&daemon, &systems);
+        enter(entries, &disks);
+        first_writes::run(room, recorder, &mut disks)?;
+    }
+    if room.plan.wants(Scenario::DeepReads) {
+        deep_reads::run(room, recorder, &mut deep_pairs(&daemon, &systems))?;
+    }
+    daemon.stop()
+}
+
+fn steady_disks<'a>(daemon: &'a Daemon, systems: &'a FileSystems) -> Vec<Box<dyn Disk + 'a>> {
+    let mut disks: Vec<Box<dyn Disk + 'a>> = vec![
+        Box::new(Volume::new(daemon, "steady")),
+        Box::<PlainFile>::default(),
+        Box::new(Qcow2::new("qcow2", QcowCut::Overlay)),
+    ];
+    disks.extend(systems.disks("steady"));
+    disks
+}
+
+fn cut_disks<'a>(daemon: &'a Daemon, systems: &'a FileSystems) -> Vec<Box<dyn Disk + 'a>> {
+    let mut disks: Vec<Box<dyn Disk + 'a>> = vec![
+        Box::new(Volume::new(daemon, "cut")),
+        Box::new(Volume::control(daemon)),
+        Box::new(Qcow2::new("qcow2-overlay", QcowCut::Overlay)),
+        Box::new(Qcow2::new("qcow2-extended-l2", QcowCut::ExtendedL2)),
+        Box::new(Qcow2::new(first_writes::CHAIN, QcowCut::Overlay)),
+        Box::new(Qcow2::new("qcow2-internal", QcowCut::Internal)),
+    ];
+    disks.extend(systems.disks("cut"));
+    disks
+}
+
+fn deep_pairs<'a>(daemon: &'a Daemon, systems: &'a FileSystems) -> Vec<Pair<'a>> {
+    let qcow2 = || Box::new(Qcow2::new(first_writes::CHAIN, QcowCut::Overlay));
+    let (deep, flat) = (Volume::new(daemon, "deep"), Volume::new(daemon, "flat"));
+    let mut pairs = vec![
+        Pair { deep: Box::new(deep), flat: Box::new(flat), cuts: SNAPSHOTS },
+        Pair { deep: qcow2(), flat: qcow2(), cuts: OVERLAYS },
+    ];
+    let files = systems.disks("deep").into_iter().zip(systems.disks("flat"));
+    pairs.extend(files.map(|(deep, flat)| Pair { deep, flat, cuts: SNAPSHOTS }));
+    pairs
+}
+
+fn enter(entries: &mut Vec<DiskEntry>, disks: &[Box<dyn Disk + '_>]) {
+    for disk in disks {
+        let entry = DiskEntry { disk: disk.name(), how: disk.how() };
+        if !entries.contains(&entry) {
+            entries.push(entry);
+        }
+    }
+}
+
+/// The scenarios whose metadata are made directly. Each stands for itself.
+fn with_made_stores(room: &Room<'_>, recorder: &mut Recorder) {
+    let wants = |scenario| room.plan.wants(scenario) && !room.interrupt.requested();
+    let note = |recorder: &mut Recorder, scenario, outcome: Result<(), Trouble>| {
+        if let Err(trouble) = outcome
+            && !room.interrupt.requested()
+        {
+            recorder.fail(scenario, "blockd", &trouble);
+        }
+    };
+    if wants(Scenario::Diff) || wants(Scenario::SnapshotCalls) {
+        let outcome = diff_and_calls(room, recorder);
+        note(recorder, diff::NAME, outcome);
+    }
+    if wants(Scenario::FullStore) {
+        let outcome = full::run(room, recorder);
+        note(recorder, full::NAME, outcome);
+    }
+}
+
+fn diff_and_calls(room: &Room<'_>, recorder: &mut Recorder) -> Result<(), Trouble> {
+    let volumes = [diff::SMALL, diff::LARGE];
+    let data = room.new_image("made");
+    made::make(&data, &volumes, made::SPARE_BYTES, room.interrupt)?;
+    let daemon = Daemon::start(room, &data)?;
+    if room.plan.wants(Scenario::Diff) {
+        diff::run(room, recorder, &daemon)?;
+    }
+    if room.plan.wants(Scenario::SnapshotCalls) {
+        for (volume, bytes) in volumes {
+            calls::run(room, recorder, &daemon, volume, &full::subject(bytes))?;
+        }
+    }
+    daemon.stop()
+}

@@ -1,0 +1,121 @@
+//! What we want of volumes, and whether a run shows that we reach it.
+
+use super::record::Row;
+use super::{calls, deep_reads, diff, first_writes, full, steady};
+use crate::jobs::{RANDREAD_QD1, RANDREAD_QD64, RANDWRITE_QD1, RANDWRITE_QD64, READ_256K, WRITE_256K};
+use crate::targets::{Direction, Outcome, verdict};
+
+/// The class of these targets.
+const CLASS: &str = "store";
+
+/// A bound for the median of a row.
+struct Target {
+    scenario: &'static str,
+    subject: &'static str,
+    measure: String,
+    unit: &'static str,
+    direction: Direction,
+    bound: f64,
+}
+
+/// Holds every target against the rows.
+pub fn evaluate(rows: &[Row]) -> Vec<Outcome> {
+    targets().iter().map(|target| outcome(target, rows)).collect()
+}
+
+fn outcome(target: &Target, rows: &[Row]) -> Outcome {
+    let Target { scenario, subject, measure, unit, direction, bound } = target;
+    let is_it = |row: &&Row| row.scenario == *scenario && row.subject == *subject && row.measure == *measure;
+    let measured = rows.iter().find(is_it).map(|row| row.spread.median);
+    Outcome {
+        class: CLASS,
+        job: scenario,
+        measure: format!("{subject}: {measure}"),
+        demand: format!("{} {bound} {unit}", direction.sign()),
+        measured,
+        direction: *direction,
+        verdict: verdict(measured, *direction, *bound),
+    }
+}
+
+fn targets() -> Vec<Target> {
+    let calls = call_targets("4 GiB").into_iter().chain(call_targets("1 TiB"));
+    let rest = steady_targets().into_iter().chain(snapshot_targets());
+    rest.chain(calls).chain(full_targets()).collect()
+}
+
+fn at_least(scenario: &'static str, subject: &'static str, measure: &str, bound: f64) -> Target {
+    let (measure, direction) = (measure.to_owned(), Direction::AtLeast);
+    Target { scenario, subject, measure, unit: "x", direction, bound }
+}
+
+fn at_most(
+    scenario: &'static str,
+    subject: &'static str,
+    measure: &str,
+    bound: f64,
+    unit: &'static str,
+) -> Target {
+    let (measure, direction) = (measure.to_owned(), Direction::AtMost);
+    Target { scenario, subject, measure, unit, direction, bound }
+}
+
+fn steady_targets() -> Vec<Target> {
+    let jobs = [RANDREAD_QD64, RANDWRITE_QD64, RANDREAD_QD1, RANDWRITE_QD1, READ_256K, WRITE_256K];
+    jobs.map(|job| at_least(steady::NAME, steady::RATIO, job, 0.9)).into()
+}
+
+fn snapshot_targets() -> Vec<Target> {
+    vec![
+        at_least(first_writes::NAME, "volume", first_writes::RATIO, 0.85),
+        at_least(first_writes::NAME, "volume / qcow2-extended-l2", first_writes::AFTER, 2.5),
+        at_least(deep_reads::NAME, "volume", &deep_reads::ratio_name(deep_reads::SNAPSHOTS), 0.95),
+        at_most(diff::NAME, diff::RATIO, diff::SAME_CHANGES, 1.25, "x"),
+    ]
+}
+
+fn call_targets(subject: &'static str) -> Vec<Target> {
+    let most = |measure, bound| at_most(calls::NAME, subject, measure, bound, "ms");
+    vec![
+        most(calls::IDLE_CALL, 10.0),
+        most(calls::CALL, 10.0),
+        most(calls::LONGEST_CALL, 10.0),
+        most(calls::LONGEST_OVERLAPPING, 20.0),
+        most(calls::LONGEST_WITH, 20.0),
+    ]
+}
+
+fn full_targets() -> Vec<Target> {
+    let starts = full::STARTS.map(|(measure, ..)| at_most(full::NAME, "1 TiB", measure, 5.0, "s"));
+    let rest = [
+        at_most(full::NAME, "1 TiB", full::RESIDENT, 140.0, "MiB"),
+        at_most(full::NAME, "1 TiB", full::IDLE, 0.5, "%"),
+    ];
+    starts.into_iter().chain(rest).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::Spread;
+    use crate::targets::Verdict;
+
+    fn row(scenario: &'static str, subject: &str, measure: &str, value: f64) -> Row {
+        let spread = Spread::of(&[value]).unwrap();
+        let (subject, measure) = (subject.to_owned(), measure.to_owned());
+        Row { scenario, subject, measure, unit: "x", values: vec![value], spread }
+    }
+
+    #[test]
+    fn a_target_needs_its_own_row() {
+        let rows = [
+            row(first_writes::NAME, "volume", first_writes::RATIO, 0.8499),
+            row(full::NAME, "64 GiB", full::RESIDENT, 1.0),
+        ];
+        let of = |measure: &str| {
+            evaluate(&rows).into_iter().find(|outcome| outcome.measure.contains(measure)).unwrap().verdict
+        };
+        assert_eq!(of("volume: after / before"), Verdict::NotMet);
+        assert_eq!(of(full::RESIDENT), Verdict::NotMeasured, "another size says nothing of 1 TiB");
+    }
+}
