@@ -91,6 +91,24 @@ pub(crate) fn read_block(world: &mut World, name: &str, block: u64) -> u8 {
     }
 }
 
+/// Writes every cluster that is free, into a volume that is large enough.
+pub(crate) fn fill_pool(world: &mut World, volume: &str) {
+    let volume = export(world, volume);
+    for at in 0.. {
+        if write(world, volume, at * CLUSTER, CLUSTER, 0xEE).is_err() {
+            return;
+        }
+    }
+}
+
+/// Lets so many operations end, of the disk or of the metadata.
+pub(crate) fn some_steps(world: &mut World, steps: usize) {
+    for _ in 0..steps {
+        let disk_first = world.rng.bool();
+        let _ended = (disk_first && world.disk_step()) || world.meta_step() || world.disk_step();
+    }
+}
+
 /// Lets so much time pass that the background work comes to rest.
 pub(crate) fn rest(world: &mut World) {
     for _ in 0..100 {

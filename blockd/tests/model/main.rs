@@ -5,6 +5,7 @@
 mod directed;
 mod driver;
 mod killed;
+mod merging;
 mod packing;
 mod reference;
 mod regressions;

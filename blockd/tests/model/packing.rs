@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use nbd_server::export::Command;
 
 use crate::directed::{
-    BLOCK, CLUSTER, create, export, read_block, request, rest, snapshot, status, write, write_block,
+    BLOCK, CLUSTER, create, export, fill_pool, read_block, request, rest, snapshot, some_steps, status,
+    write_block,
 };
 use crate::world::{World, packed_records};
 
@@ -67,9 +68,7 @@ fn begin_packing(seed: u64, steps: usize) -> World {
     }
     snapshot(&mut world, "v", "s");
     world.tick(1000);
-    for _ in 0..steps {
-        let _ended = world.disk_step() || world.meta_step();
-    }
+    some_steps(&mut world, steps);
     world
 }
 
@@ -84,16 +83,6 @@ fn check_sparse(world: &mut World, context: &str) {
     }
 }
 
-/// Every cluster that is free is written.
-fn fill_pool(world: &mut World) {
-    let volume = export(world, "w");
-    for at in 0.. {
-        if write(world, volume, at * CLUSTER, CLUSTER, 0xEE).is_err() {
-            return;
-        }
-    }
-}
-
 /// A map that is read while its records are replaced may show the old ones, and clusters that are free by then.
 #[test]
 fn records_are_not_replaced_while_a_map_is_loaded() {
@@ -104,7 +93,7 @@ fn records_are_not_replaced_while_a_map_is_loaded() {
         world.connect(view);
         world.settle();
         put_off += u32::from(!is_packed(&world));
-        fill_pool(&mut world);
+        fill_pool(&mut world, "w");
         check_sparse(&mut world, &format!("seed {seed}, looked at after {steps} operations"));
     }
     assert!(put_off > 0, "packing never had to wait for the map");

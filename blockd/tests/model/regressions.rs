@@ -6,7 +6,8 @@ use nbd_server::disk::ExportIndex;
 use nbd_server::export::{Command, Payload};
 
 use crate::directed::{
-    self, create, delete_snapshot, read_block, request, rest, snapshot, snapshot_name, status, write_block,
+    self, create, delete_snapshot, read_block, request, rest, snapshot, snapshot_name, some_steps, status,
+    write_block,
 };
 use crate::world::{World, records_of};
 
@@ -89,13 +90,6 @@ fn a_layer_that_waited_for_clusters_is_merged_when_there_are_some() {
     assert_eq!(status(&mut world).layers_to_reclaim, 0, "the layer was forgotten");
     for record in 0..RECORDS {
         assert_eq!(read_block(&mut world, "v", record * cluster / directed::BLOCK), FIRST);
-    }
-}
-
-fn some_steps(world: &mut World, steps: usize) {
-    for _ in 0..steps {
-        let disk_first = world.rng.bool();
-        let _ended = (disk_first && world.disk_step()) || world.meta_step() || world.disk_step();
     }
 }
 
