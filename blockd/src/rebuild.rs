@@ -14,10 +14,11 @@
 //! **Each record is read once**, for the allocator and for a map. Where volumes share layers, the first of them
 //! gets its map here; the others get theirs when they are used, for there may be hundreds of them and no client.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Range};
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, available_parallelism};
 
 use crate::catalog::format::keys::{map_range, map_range_within, maps_range};
@@ -75,23 +76,23 @@ pub fn load_map(
 ) -> Result<FlatMap, MetaError> {
     let stretches = stretches(clusters);
     let layers: Vec<_> = chain.iter().rev().copied().collect();
-    let read = |parts: &mut Vec<(usize, FlatMap)>, at: usize| {
-        let mut map = FlatMap::new(clusters);
+    let whole = Mutex::new(FlatMap::new(clusters));
+    let read = |(): &mut (), at: usize| {
+        let mut part = FlatMap::new(clusters);
         let sound = scan(store, &layers, &stretches[at], |layer, cluster, record| {
-            map.show(cluster, record, Some(&layer) == chain.first())
+            part.show(cluster, record, Some(&layer) == chain.first())
         });
-        parts.push((at, map));
+        locked(&whole).absorb(part);
         sound
     };
-    let Some(parts) = spread(threads, stretches.len(), Vec::new, read) else {
-        return map::load(store, chain, clusters);
-    };
-    let mut parts: Vec<_> = parts.into_iter().flatten().collect();
-    parts.sort_unstable_by_key(|(at, _)| *at);
-    Ok(parts.into_iter().fold(FlatMap::new(clusters), |mut whole, (_, part)| {
-        whole.absorb(part);
-        whole
-    }))
+    match spread(threads, stretches.len(), || (), read) {
+        Some(_) => Ok(whole.into_inner().unwrap_or_else(PoisonError::into_inner)),
+        None => map::load(store, chain, clusters),
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Shows layers' records of some clusters, layer by layer, until one is refused. Tells whether none was, and all could
@@ -124,14 +125,6 @@ fn stretches(clusters: u64) -> Vec<Range<u64>> {
     starts.map(|start| start..end(start)).collect()
 }
 
-/// What one stretch says of a volume's map.
-struct Part {
-    /// Number of the piece of work: of a lower one are lower clusters.
-    work: usize,
-    /// Pages of this stretch alone; `None`: there are records that are not the volume's.
-    map: Option<FlatMap>,
-}
-
 /// Layers that are read together.
 struct Chain {
     /// Oldest first.
@@ -160,12 +153,6 @@ struct Plan<'a> {
     work: Vec<Work>,
 }
 
-/// What a thread has found.
-struct Found<'a> {
-    check: PoolCheck<'a>,
-    parts: Vec<Part>,
-}
-
 impl<'a> Plan<'a> {
     fn new(loaded: &'a Loaded, mapped_max: u64) -> Self {
         let mut chains = volume_chains(loaded, mapped_max);
@@ -183,14 +170,20 @@ impl<'a> Plan<'a> {
 
     /// `None`: something is wrong.
     fn read(&self, store: &dyn MetaStore, threads: usize) -> Option<Checkpoint> {
-        let new = || Found { check: PoolCheck::new(self.loaded), parts: Vec::new() };
-        let found = spread(threads, self.work.len(), new, |found, at| match &self.work[at] {
+        let maps: Vec<_> = self.chains.iter().map(|chain| Mutex::new(chain.new_map())).collect();
+        let new = || PoolCheck::new(self.loaded);
+        let checks = spread(threads, self.work.len(), new, |check, at| match &self.work[at] {
             Work::Gaps => self.gaps_are_empty(store),
             Work::Stretch { chain, clusters } => {
-                self.read_stretch(store, found, at, &self.chains[*chain], clusters)
+                self.chains[*chain].read(store, clusters, check, &maps[*chain])
             }
         })?;
-        self.join(found)
+        let mut in_use = PoolCheck::new(self.loaded).finish();
+        // Two threads may have found the same cluster in use.
+        let sound = checks.into_iter().all(|check| in_use.absorb(check.finish_part()));
+        let maps = maps.into_iter().map(|map| map.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let saved = self.chains.iter().zip(maps).filter_map(|(chain, map)| chain.saved(map?));
+        sound.then(|| Checkpoint { in_use, maps: saved.collect() })
     }
 
     fn gaps_are_empty(&self, store: &dyn MetaStore) -> bool {
@@ -207,57 +200,41 @@ impl<'a> Plan<'a> {
             empty && read.is_ok()
         })
     }
+}
 
-    fn read_stretch(
+impl Chain {
+    fn new_map(&self) -> Option<FlatMap> {
+        self.volume.map(|_| FlatMap::new(self.clusters))
+    }
+
+    /// Reads a stretch into a check of the pool and into the map. A part of the map is only kept until it is complete:
+    /// many at a time would leave holes in our memory.
+    fn read(
         &self,
         store: &dyn MetaStore,
-        found: &mut Found<'_>,
-        work: usize,
-        chain: &Chain,
         clusters: &Range<u64>,
+        check: &mut PoolCheck<'_>,
+        map: &Mutex<Option<FlatMap>>,
     ) -> bool {
-        let mut map = chain.volume.map(|_| FlatMap::new(chain.clusters));
-        let sound = scan(store, &chain.layers, clusters, |layer, cluster, record| {
-            let open = chain.layers.last() == Some(&layer);
-            if map.as_mut().is_some_and(|map| !map.show(cluster, record, open)) {
-                map = None;
+        let mut part = self.new_map();
+        let sound = scan(store, &self.layers, clusters, |layer, cluster, record| {
+            let open = self.layers.last() == Some(&layer);
+            if part.as_mut().is_some_and(|part| !part.show(cluster, record, open)) {
+                // Not the volume's: whoever asks for the map is told.
+                part = None;
             }
-            found.check.take(layer, record).is_ok()
+            check.take(layer, record).is_ok()
         });
-        if chain.volume.is_some() {
-            found.parts.push(Part { work, map });
+        match (&mut *locked(map), part) {
+            (Some(whole), Some(part)) => whole.absorb(part),
+            (whole, _) => *whole = None,
         }
         sound
     }
 
-    /// Puts together what the threads have found. `None`: two of them have found the same cluster in use.
-    fn join(&self, found: Vec<Found<'_>>) -> Option<Checkpoint> {
-        let mut in_use = PoolCheck::new(self.loaded).finish();
-        let mut parts = Vec::new();
-        for thread in found {
-            if !in_use.absorb(thread.check.finish_part()) {
-                return None;
-            }
-            parts.extend(thread.parts);
-        }
-        parts.sort_unstable_by_key(|part| part.work);
-        let mut maps = BTreeMap::new();
-        for Part { work, map } in parts {
-            let Work::Stretch { chain, .. } = &self.work[work] else { continue };
-            let whole =
-                maps.entry(*chain).or_insert_with(|| Some(FlatMap::new(self.chains[*chain].clusters)));
-            match (whole, map) {
-                (Some(whole), Some(part)) => whole.absorb(part),
-                (whole, _) => *whole = None,
-            }
-        }
-        let saved = |(chain, map): (usize, Option<FlatMap>)| self.saved(&self.chains[chain], map?);
-        Some(Checkpoint { in_use, maps: maps.into_iter().filter_map(saved).collect() })
-    }
-
-    fn saved(&self, chain: &Chain, map: FlatMap) -> Option<SavedMap> {
-        let head = *chain.layers.last()?;
-        Some(SavedMap { volume: chain.volume?, head, map: Box::new(map) })
+    fn saved(&self, map: FlatMap) -> Option<SavedMap> {
+        let head = *self.layers.last()?;
+        Some(SavedMap { volume: self.volume?, head, map: Box::new(map) })
     }
 }
 
