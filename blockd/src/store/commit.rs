@@ -277,7 +277,11 @@ impl Store {
 
     pub(super) fn sync_done(&mut self, done: &DiskDone, io: &mut Io<'_>) {
         let State::Syncing(left) = self.commits.state else { unreachable!("a sync ends while syncing") };
-        self.commits.sync_failed |= done.result.is_err();
+        if done.result.is_err() {
+            // At once: a kill may come before the other files' syncs have ended.
+            self.recent.abandon("a sync of the pool failed");
+            self.commits.sync_failed = true;
+        }
         self.commits.state = State::Syncing(left - 1);
         if left > 1 {
             return;
@@ -358,7 +362,6 @@ impl Store {
 
     /// Whatever was written since the last good sync is in doubt.
     fn sync_failed(&mut self, io: &mut Io<'_>) {
-        self.recent.abandon("a sync of the pool failed");
         for disk in self.served.iter_mut().flatten() {
             // The store's own copies are not named yet: they are made again.
             if (disk.syncing || disk.unsynced) && disk.subject != Subject::OwnWork {

@@ -126,3 +126,32 @@ fn a_pin_after_a_failed_sync_keeps_the_records_as_they_are() {
     assert!(kept.len() > 100, "the snapshot could be pinned only {} times", kept.len());
     assert!(kept.iter().all(|&kept| kept), "records have changed under a pin");
 }
+
+/// A sync of one pool file fails while another's is under way. Whether it was that way round, and whether the recent log
+/// was given up.
+fn a_sync_fails_before_another_ends(seed: u64) -> Option<bool> {
+    let mut world = World::new(seed);
+    let clusters = 50;
+    world.command(Control::CreateVolume { name: "v".to_owned(), size: clusters * u64::from(CLUSTER) });
+    world.settle();
+    let (export, ..) = world.find_export("v").expect("it was made");
+    for cluster in 0..clusters as u32 {
+        write(&mut world, export, cluster, cluster * CLUSTER, BLOCK, FIRST);
+    }
+    world.settle();
+    world.take_replies();
+    world.inject(Fault::SyncError);
+    world.start(export, 0, 0, 0, Command::Flush);
+    while world.disk.syncs_failed() == 0 {
+        world.disk_step().then_some(())?;
+    }
+    (world.disk.pending() > 0).then(|| world.recent.is_abandoned())
+}
+
+/// Killed then, the daemon would leave records behind whose data may be on no medium.
+#[test]
+fn the_recent_log_is_given_up_with_the_first_sync_that_fails() {
+    let found: Vec<bool> = (0..16).filter_map(a_sync_fails_before_another_ends).collect();
+    assert!(found.len() > 3, "the order came about only {} times", found.len());
+    assert!(!found.contains(&false), "it was believed while the other sync lasted");
+}
