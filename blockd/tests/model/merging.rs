@@ -11,7 +11,7 @@ use crate::world::World;
 const RECORDS: u64 = 6;
 /// Operations that merging them takes, about.
 const STEPS: usize = 40;
-const SEEDS: u64 = 32;
+const SEEDS: u64 = 12;
 const OLDER: u8 = 1;
 const NEWER: u8 = 2;
 
