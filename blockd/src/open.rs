@@ -134,6 +134,7 @@ pub fn open(config: &Config) -> Result<OpenStore, OpenError> {
     let Opened { meta, mark, loaded } = opened;
     let checkpoint = checkpoint.filter(|_| recovered == 0);
     let Checkpoint { in_use, maps } = checkpoint.map_or_else(|| read_records(&meta, &loaded), Ok)?;
+    meta.begin_merging();
     let readers = loaded.files.values().map(|record| File::open(data.join(&record.path)));
     let readers = readers.collect::<io::Result<_>>().map_err(failed("pool"))?;
     let ballast = Ballast::hold(data, reserve_bytes);

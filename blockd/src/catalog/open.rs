@@ -62,12 +62,12 @@ pub fn look(data: &Path) -> Result<Seen, LoadError> {
     Ok(Seen { identity, loaded })
 }
 
-/// Opens the metadata of a store that was looked at.
+/// Opens the metadata of a store that was looked at, quietly: see [`RocksMeta::open_quiet`].
 ///
 /// # Errors
 /// The first reason not to serve the store.
 pub fn open(data: &Path, seen: &Seen, reserve_bytes: u64) -> Result<Opened, LoadError> {
-    let meta = RocksMeta::open(&data.join(META_DIRECTORY), false)?.with_reserve(reserve_bytes);
+    let meta = RocksMeta::open_quiet(&data.join(META_DIRECTORY))?.with_reserve(reserve_bytes);
     let loaded = load(&meta, seen.loaded.commit)?;
     let mut mark = Mark::open(data, seen.identity)?;
     // A commit that nobody was told of. It is durable now, if it was not before: recovery has written out what it

@@ -57,8 +57,30 @@ impl RocksMeta {
     /// `Damaged`, also if there are none, or some are missing, and `create` is false; `Io`, also if there are and it is
     /// true.
     pub fn open(directory: &Path, create: bool) -> Result<Self, MetaError> {
-        manifest::check(directory)?;
+        Self::open_with(options(), directory, create)
+    }
+
+    /// As [`Self::open`], for a store that will be read as a whole before it is served: until [`Self::begin_merging`]
+    /// RocksDB merges no files. What a crash interrupted would take the processors, and the disk, from the reading.
+    ///
+    /// # Errors
+    /// `Damaged`, `Io`.
+    pub fn open_quiet(directory: &Path) -> Result<Self, MetaError> {
         let mut options = options();
+        options.set_disable_auto_compactions(true);
+        Self::open_with(options, directory, false)
+    }
+
+    /// RocksDB merges files from now on, if it was opened quietly.
+    pub fn begin_merging(&self) {
+        // It fails where there is no room to note the option in a file; it is in force all the same.
+        if let Err(error) = self.db.set_options(&[("disable_auto_compactions", "false")]) {
+            tracing::warn!(%error, "RocksDB's options are not written down");
+        }
+    }
+
+    fn open_with(mut options: Options, directory: &Path, create: bool) -> Result<Self, MetaError> {
+        manifest::check(directory)?;
         // Without `create` a lost CURRENT is an error. With it, RocksDB would begin an empty store in its place.
         options.create_if_missing(create);
         options.set_error_if_exists(create);
@@ -335,6 +357,27 @@ mod tests {
         let rocks = full.with_reserve(0);
         assert_eq!(rocks.get(&COMMIT_KEY).unwrap(), None);
         rocks.write(&[Change::Commit(1)]).unwrap();
+    }
+
+    #[test]
+    fn a_store_that_was_opened_quietly_merges_files_when_it_may() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(META_DIRECTORY);
+        drop(RocksMeta::open(&path, true).unwrap());
+        let rocks = RocksMeta::open_quiet(&path).unwrap().with_reserve(0);
+        let files = || rocks.db.property_int_value("rocksdb.num-files-at-level0").unwrap().unwrap();
+        for commit in 1..=6 {
+            rocks.write(&[Change::Commit(commit)]).unwrap();
+            rocks.flush().unwrap();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert_eq!(files(), 6);
+        rocks.begin_merging();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while files() == 6 {
+            assert!(std::time::Instant::now() < deadline, "nothing is merged");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
     }
 
     #[test]
