@@ -73,7 +73,7 @@ pub fn compare(options: &Options, arguments: &[String], interrupt: &Interrupt) -
 /// The targets of what was asked for.
 fn all_targets(plan: &Plan, summaries: &[Summary], store: Option<&StoreResults>) -> Vec<Outcome> {
     let servers = if plan.servers.is_empty() { Vec::new() } else { targets::evaluate(summaries) };
-    let store = store.map_or(Vec::new(), |store| store::targets::evaluate(&store.rows));
+    let store = store.map_or(Vec::new(), |store| store::targets::evaluate(&store.scenarios, &store.rows));
     [servers, store].concat()
 }
 

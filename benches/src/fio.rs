@@ -100,6 +100,8 @@ pub struct Load<'a> {
     pub amount: Amount,
     /// Only so many bytes from the beginning of the export.
     pub range_bytes: Option<u64>,
+    /// A flush after so many writes.
+    pub flush_every: Option<u32>,
     /// Where the latency of every request goes, as fio writes it; fio adds `_lat.1.log`.
     pub latency_log: Option<&'a Path>,
 }
@@ -107,7 +109,15 @@ pub struct Load<'a> {
 impl Load<'_> {
     /// Random 4 KiB requests on the whole export.
     pub fn random_4k(rw: &'static str, iodepth: u32, amount: Amount) -> Self {
-        Self { rw, block_bytes: 4096, iodepth, amount, range_bytes: None, latency_log: None }
+        Self {
+            rw,
+            block_bytes: 4096,
+            iodepth,
+            amount,
+            range_bytes: None,
+            flush_every: None,
+            latency_log: None,
+        }
     }
 
     fn seconds_max(&self) -> u32 {
@@ -126,6 +136,7 @@ impl Load<'_> {
             format!("--runtime={}", self.seconds_max()),
             "--randrepeat=0".into(),
         ]);
+        line.extend(self.flush_every.map(|writes| format!("--fsync={writes}")));
         line.extend(self.range_bytes.map(|bytes| format!("--size={bytes}")));
         match self.amount {
             Amount::Seconds(_) => line.extend(["--time_based", "--norandommap"].map(str::to_owned)),

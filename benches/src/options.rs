@@ -72,7 +72,7 @@ pub struct Options {
     #[arg(long, value_name = "SCENARIO,...", value_delimiter = ',', conflicts_with_all = ["servers", "class", "only", "all"])]
     pub scenario: Vec<Scenario>,
 
-    /// Size of the volumes that the scenarios write, and of their peers [default: 1G, with --quick 256M]
+    /// Size of the volumes that the scenarios write, and of their peers [default: 2G, with --quick 512M]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub store_size: Option<u64>,
 
@@ -127,7 +127,7 @@ impl Options {
 
     /// Size of the volumes that the scenarios write.
     pub fn store_bytes(&self) -> u64 {
-        self.store_size.unwrap_or(if self.quick { 256 << 20 } else { 1 << 30 })
+        self.store_size.unwrap_or(if self.quick { 512 << 20 } else { 2 << 30 })
     }
 
     /// Size of the volume that is only mapped.

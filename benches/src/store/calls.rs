@@ -1,6 +1,7 @@
 //! What a snapshot costs while a client writes: how long the call takes, and the longest write meanwhile.
 //!
-//! One writer, 4 KiB at random on a part of the volume, one request at a time, for the whole of it. Windows without
+//! One writer, 4 KiB at random on a part of the volume, one request at a time, for the whole of it: one that flushes
+//! now and then, and one that never does, so that each call has to sync all that it wrote. Windows without
 //! snapshots and windows with one every quarter of a second take turns. fio logs the latency of every write with
 //! the time of day at its end, so that a slow write can be told to have overlapped a call.
 
@@ -29,6 +30,8 @@ pub const LONGEST_WITHOUT: &str = "longest write, no snapshots";
 pub const LONGEST_WITH: &str = "longest write, with snapshots";
 /// The longest write that overlapped a call.
 pub const LONGEST_OVERLAPPING: &str = "longest write that met a call";
+/// Added to these for the writer that never flushes.
+pub const NO_FLUSH: &str = ", no flushes";
 const MEDIAN_WITHOUT: &str = "median write, no snapshots";
 const MEDIAN_WITH: &str = "median write, with snapshots";
 /// What the writer writes to.
@@ -39,14 +42,51 @@ const WINDOW: Duration = Duration::from_secs(3);
 const CALL_EVERY: Duration = Duration::from_millis(250);
 /// Calls with nobody writing.
 const IDLE_CALLS: u32 = 20;
-/// Beginning of the snapshots' names.
-const PREFIX: &str = "call-";
 /// fio needs that long until it writes.
 const WRITER_STARTS: Duration = Duration::from_secs(1);
+/// fio's number for writes; flushes have another.
+const WRITE: &str = "1";
 /// Calls run on into the next window for as long as their effects may last.
 const BETWEEN: Duration = Duration::from_millis(500);
 
-/// Measures one volume.
+/// How often the writer flushes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Writer {
+    /// Never: a call has to sync all that it wrote since the last one.
+    NoFlush,
+    /// As a guest with a journal does, more or less: after so many writes.
+    FlushEvery(u32),
+}
+
+/// The two that are measured.
+const WRITERS: [Writer; 2] = [Writer::FlushEvery(32), Writer::NoFlush];
+
+impl Writer {
+    fn flush_every(self) -> Option<u32> {
+        match self {
+            Self::NoFlush => None,
+            Self::FlushEvery(writes) => Some(writes),
+        }
+    }
+
+    /// Beginning of the names of snapshots taken beside it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::NoFlush => "no-flush",
+            Self::FlushEvery(_) => "flush",
+        }
+    }
+
+    /// Key of what was measured beside this writer.
+    fn key(self, measure: &str) -> String {
+        match self {
+            Self::NoFlush => format!("{measure}{NO_FLUSH}"),
+            Self::FlushEvery(_) => measure.to_owned(),
+        }
+    }
+}
+
+/// Measures one volume. The snapshots stay: what deleting them costs is not asked here.
 ///
 /// # Errors
 /// A call or the writer failed, or somebody asked to stop.
@@ -58,26 +98,44 @@ pub fn run(
     subject: &str,
 ) -> Result<(), Trouble> {
     let uri = daemon.uri(volume);
+    let mut idle = Vec::new();
     prepare_range(room, &uri)?;
-    let put = |recorder: &mut Recorder, measure: &str, round: u32, time: Duration| {
-        let (subject, measure) = (subject.to_owned(), measure.to_owned());
-        recorder.put(Key { scenario: NAME, subject, measure, unit: "ms" }, round, time.as_secs_f64() * 1e3);
-    };
-    for round in 1..=IDLE_CALLS {
-        let took = daemon.snapshot(volume, &format!("{PREFIX}idle-{round}"))?;
-        put(recorder, IDLE_CALL, round, took);
+    for number in 0..IDLE_CALLS {
+        idle.push(ms(daemon.snapshot(volume, &format!("idle-{number}"))?));
     }
+    recorder.put_all(key(subject, IDLE_CALL.to_owned()), &idle);
+    for writer in WRITERS {
+        prepare_range(room, &uri)?;
+        beside(room, recorder, daemon, (volume, subject), writer)?;
+    }
+    Ok(())
+}
+
+fn beside(
+    room: &Room<'_>,
+    recorder: &mut Recorder,
+    daemon: &Daemon,
+    (volume, subject): (&str, &str),
+    writer: Writer,
+) -> Result<(), Trouble> {
     let log = room.new_short("writes");
-    let story = tell(room, daemon, volume, &log)?;
-    for (round, call) in (1..).zip(&story.calls) {
-        put(recorder, CALL, round, call.length());
-    }
-    let longest = story.calls.iter().map(Span::length).max().unwrap_or_default();
-    put(recorder, LONGEST_CALL, 1, longest);
+    let story = tell(room, daemon, volume, writer, &log)?;
+    let calls: Vec<f64> = story.calls.iter().map(|call| ms(call.length())).collect();
+    recorder.put_all(key(subject, writer.key(CALL)), &calls);
+    let longest = calls.iter().copied().fold(0.0, f64::max);
+    recorder.put(key(subject, writer.key(LONGEST_CALL)), 1, longest);
     for (measure, time) in story.findings(&read_log(&log)?) {
-        put(recorder, measure, 1, time);
+        recorder.put(key(subject, writer.key(measure)), 1, ms(time));
     }
-    daemon.delete_snapshots(room, volume, PREFIX)
+    Ok(())
+}
+
+fn key(subject: &str, measure: String) -> Key {
+    Key { scenario: NAME, subject: subject.to_owned(), measure, unit: "ms" }
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 /// Writes the writer's range once, so that the first window differs in nothing from the others.
@@ -147,35 +205,42 @@ impl Story {
 }
 
 /// Lets the writer write and takes the snapshots beside it.
-fn tell(room: &Room<'_>, daemon: &Daemon, volume: &str, log: &Path) -> Result<Story, Trouble> {
+fn tell(
+    room: &Room<'_>,
+    daemon: &Daemon,
+    volume: &str,
+    writer: Writer,
+    log: &Path,
+) -> Result<Story, Trouble> {
     let uri = daemon.uri(volume);
     let windows = WRITER_STARTS + (WINDOW + BETWEEN) * 2 * room.plan.rounds;
     let seconds = u32::try_from(windows.as_secs()).unwrap_or(u32::MAX) + 1;
     let load = Load {
         range_bytes: Some(RANGE_BYTES),
         latency_log: Some(log),
+        flush_every: writer.flush_every(),
         ..Load::random_4k("randwrite", 1, Amount::Seconds(seconds))
     };
     // The writer gets what it needs, and not the room: that may not cross threads.
     let fio = room.fio();
     thread::scope(|scope| {
-        let writer = scope.spawn(|| fio.load(&load, &uri));
-        let story = take_turns(room, daemon, volume);
-        let written = writer.join();
+        let running = scope.spawn(|| fio.load(&load, &uri));
+        let story = take_turns(room, daemon, volume, writer);
+        let written = running.join();
         let panicked = |_| Trouble::new("run the writer", "its thread panicked", "report it");
         written.map_err(panicked)??;
         story
     })
 }
 
-fn take_turns(room: &Room<'_>, daemon: &Daemon, volume: &str) -> Result<Story, Trouble> {
+fn take_turns(room: &Room<'_>, daemon: &Daemon, volume: &str, writer: Writer) -> Result<Story, Trouble> {
     let mut story = Story::default();
     room.pause(WRITER_STARTS)?;
     for _ in 0..room.plan.rounds {
         story.quiet.push(Span::of(|| room.pause(WINDOW))?);
         let begin = now();
         while now() < begin + WINDOW {
-            let name = format!("{PREFIX}{}", story.calls.len());
+            let name = format!("{}-{}", writer.name(), story.calls.len());
             story.calls.push(Span::of(|| daemon.snapshot(volume, &name))?);
             room.pause(CALL_EVERY)?;
         }
@@ -192,11 +257,12 @@ fn read_log(prefix: &Path) -> Result<Vec<Span>, Trouble> {
     Ok(text.lines().filter_map(parse_line).collect())
 }
 
-/// A line `end in ms, latency in ns, direction, …`.
+/// A line of a write, `end in ms, latency in ns, direction, …`.
 fn parse_line(line: &str) -> Option<Span> {
     let mut fields = line.split(',').map(str::trim);
     let end = Duration::from_millis(fields.next()?.parse().ok()?);
     let length = Duration::from_nanos(fields.next()?.parse().ok()?);
+    fields.next().filter(|direction| *direction == WRITE)?;
     Some(Span { begin: end.saturating_sub(length), end })
 }
 
@@ -211,6 +277,7 @@ mod tests {
     #[test]
     fn a_line_of_fio_is_read() {
         assert_eq!(parse_line("1000, 4000000, 1, 4096, 0, 0"), Some(span(996, 1000)));
+        assert_eq!(parse_line("1000, 4000000, 3, 4096, 0, 0"), None, "a flush");
         assert_eq!(parse_line("fio"), None);
     }
 

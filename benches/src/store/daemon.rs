@@ -89,26 +89,16 @@ impl Daemon {
         Ok(begun.elapsed())
     }
 
-    /// Deletes a volume's snapshots whose names begin with `prefix`, and waits for the work that this leaves.
-    ///
-    /// # Errors
-    /// As above.
-    pub fn delete_snapshots(&self, room: &Room<'_>, volume: &str, prefix: &str) -> Result<(), Trouble> {
-        let snapshots = self.ask("ask for the snapshots", self.client.snapshots(Some(volume)))?;
-        for snapshot in snapshots.iter().filter(|snapshot| snapshot.name.starts_with(prefix)) {
-            let name = format!("{volume}@{}", snapshot.name);
-            self.ask("ask to delete a snapshot", self.client.delete_snapshot(&name))?;
-        }
-        self.settle(room)
-    }
-
     /// Deletes a volume with its snapshots, and waits for the work that this leaves.
     ///
     /// # Errors
     /// As above.
-    pub fn delete_volume(&self, room: &Room<'_>, name: &str) -> Result<(), Trouble> {
-        self.delete_snapshots(room, name, "")?;
-        self.ask("ask to delete a volume", self.client.delete_volume(name))?;
+    pub fn delete_volume(&self, room: &Room<'_>, volume: &str) -> Result<(), Trouble> {
+        for snapshot in self.ask("ask for the snapshots", self.client.snapshots(Some(volume)))? {
+            let name = format!("{volume}@{}", snapshot.name);
+            self.ask("ask to delete a snapshot", self.client.delete_snapshot(&name))?;
+        }
+        self.ask("ask to delete a volume", self.client.delete_volume(volume))?;
         self.settle(room)
     }
 

@@ -96,8 +96,9 @@ struct Full {
 
 impl Full {
     fn make(room: &Room<'_>) -> Result<Self, Trouble> {
-        let (data, volume) = (room.new_image("full"), (VOLUME, room.plan.large_bytes));
-        let subject = subject(volume.1);
+        let data = room.new_image("full");
+        let volume = Made { name: VOLUME, bytes: room.plan.large_bytes, has_base: false };
+        let subject = subject(volume.bytes);
         eprintln!("making a store of {subject}, all of it mapped");
         made::make(&data, &[volume], made::SPARE_BYTES, room.interrupt)?;
         Ok(Self { data, volume, subject })
@@ -112,7 +113,7 @@ impl Full {
     fn start(&self, room: &Room<'_>) -> Result<(Daemon, Duration), Trouble> {
         let begun = Instant::now();
         let daemon = Daemon::start(room, &self.data)?;
-        room.read_block(&daemon.uri(VOLUME), self.volume.1 / 2)?;
+        room.read_block(&daemon.uri(VOLUME), self.volume.bytes / 2)?;
         Ok((daemon, begun.elapsed()))
     }
 
@@ -141,7 +142,7 @@ impl Full {
     fn measure_idle(&self, room: &Room<'_>, recorder: &mut Recorder, daemon: &Daemon) -> Result<(), Trouble> {
         let _client = connect(room, &daemon.uri(VOLUME))?;
         daemon.settle(room)?;
-        // What the last commit and its background work still do is not idleness.
+        // What the last commit and its background work still do is no idleness.
         room.pause(Duration::from_secs(6))?;
         let (before, begun) = (daemon.cpu_spent()?, Instant::now());
         room.pause(Duration::from_secs(room.plan.idle_s.into()))?;
@@ -152,7 +153,7 @@ impl Full {
     }
 
     fn measure_memory(&self, recorder: &mut Recorder, full: Memory, empty: Memory) {
-        let tib = self.volume.1 as f64 / (1_u64 << 40) as f64;
+        let tib = self.volume.bytes as f64 / (1_u64 << 40) as f64;
         let beyond = (full.resident_mib - empty.resident_mib) / tib;
         for (measure, value) in [
             (RESIDENT, beyond),

@@ -1,7 +1,8 @@
 //! Stores whose metadata are made directly: volumes completely mapped, without a byte of data written.
 //!
-//! Each volume has its clusters mapped in order in one closed layer, under a snapshot, with an empty head above. That
-//! part of the pool's file is sparse and reads as zeroes. The rest, where new data will go, is written: a pool in use
+//! Each volume has its clusters mapped in order, in its head, or in one closed layer under a snapshot with an empty head
+//! above. Such a layer has hashes recorded, which are none of its data: nobody has to hash it in the background, as is
+//! so some time after a snapshot. The mapped part of the pool's file is sparse and reads as zeroes. The rest, where new data will go, is written: a pool in use
 //! recycles clusters and does not make its file grow. (Holes of 4 KiB between written blocks also leave hundreds of
 //! thousands of extents, and removing such a file takes minutes on a file system that discards at once.)
 
@@ -9,7 +10,7 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
-use blockd::catalog::format::{Change, LayerRecord, MapRecord, SnapshotRecord, VolumeRecord};
+use blockd::catalog::format::{Change, LayerRecord, MapRecord, RootRecord, SnapshotRecord, VolumeRecord};
 use blockd::catalog::meta::MetaStore;
 use blockd::config::{self, Settings};
 use blockd::open::{OpenStore, open};
@@ -21,23 +22,33 @@ use crate::trouble::{OrTrouble, Trouble};
 
 /// The snapshot under every made volume.
 pub const BASE: &str = "base";
+/// Stands for a hash that nobody verifies.
+const NO_HASH: [u8; 32] = [0x5a; 32];
 /// Records a batch.
 const BATCH_RECORDS: usize = 16_384;
 /// Bytes written at a time.
 const CHUNK: u64 = 1 << 20;
 /// Room in the pool beside what is mapped, for the changes that a scenario makes to large volumes.
-pub const SPARE_BYTES: u64 = 8 << 30;
+pub const SPARE_BYTES: u64 = 10 << 30;
 const NEXT: &str = "choose another place with --dir, or a smaller --large-size";
 
-/// A volume to make: its name and size in bytes.
-pub type Made = (&'static str, u64);
+/// A volume to make.
+#[derive(Debug, Clone, Copy)]
+pub struct Made {
+    /// Its name.
+    pub name: &'static str,
+    /// Its size.
+    pub bytes: u64,
+    /// Whether everything lies under the snapshot [`BASE`].
+    pub has_base: bool,
+}
 
 /// Makes a store with these volumes in `data`, and with so much of its pool written and free.
 ///
 /// # Errors
 /// The store cannot be made, or somebody asked to stop.
 pub fn make(data: &Path, volumes: &[Made], spare_bytes: u64, interrupt: &Interrupt) -> Result<(), Trouble> {
-    let mapped_bytes = volumes.iter().map(|(_, bytes)| bytes).sum::<u64>();
+    let mapped_bytes = volumes.iter().map(|volume| volume.bytes).sum::<u64>();
     let pool_size = Some(Size(mapped_bytes + spare_bytes + CLUSTER_BYTES));
     let settings = Settings { data: Some(data.to_owned()), pool_size, ..Settings::default() };
     let config = config::load(settings, None).or_trouble(what, NEXT)?;
@@ -89,27 +100,38 @@ impl Writer<'_> {
     }
 
     fn volume(&mut self, index: u32, made: &Made, interrupt: &Interrupt) -> Result<(), Trouble> {
-        let (id, closed, head) = (VolumeId(index + 1), LayerId(2 * index + 1), LayerId(2 * index + 2));
-        let (name, size) = (made.0.to_owned(), made.1);
-        let base = BASE.to_owned();
-        let snapshot =
-            SnapshotRecord { volume: id, name: base, layer: closed, size, created_ms: 0, holds: Vec::new() };
-        let records = [
-            Change::Layer(closed, Some(LayerRecord { parent: None, volume: id })),
-            Change::Layer(head, Some(LayerRecord { parent: Some(closed), volume: id })),
-            Change::Volume(id, Some(VolumeRecord { name, size, head, created_ms: 0 })),
-            Change::Snapshot(SnapshotId(index + 1), Some(snapshot)),
-        ];
-        records.into_iter().try_for_each(|record| self.push(record))?;
+        let (volume, closed, head) = (VolumeId(index + 1), LayerId(2 * index + 1), LayerId(2 * index + 2));
+        let (name, size) = (made.name.to_owned(), made.bytes);
+        self.push(Change::Volume(volume, Some(VolumeRecord { name, size, head, created_ms: 0 })))?;
+        let parent = made.has_base.then_some(closed);
+        self.push(Change::Layer(head, Some(LayerRecord { parent, volume })))?;
+        if made.has_base {
+            self.base(SnapshotId(index + 1), volume, closed, size)?;
+        }
         let clusters = u32::try_from(size / CLUSTER_BYTES).or_trouble(what, NEXT)?;
-        for cluster in 0..clusters {
+        for cluster in (0..clusters).map(ClusterIndex) {
             interrupt.check()?;
-            let place = Some(PoolCluster(self.pool));
-            let record = MapRecord { cluster: place, data: Mask::ALL, ..MapRecord::default() };
-            self.push(Change::Map(closed, ClusterIndex(cluster), Some(record)))?;
-            self.pool += 1;
+            self.map(parent.unwrap_or(head), cluster)?;
+            if made.has_base {
+                self.push(Change::Hash(closed, cluster, Some(NO_HASH)))?;
+            }
         }
         Ok(())
+    }
+
+    fn base(&mut self, id: SnapshotId, volume: VolumeId, layer: LayerId, size: u64) -> Result<(), Trouble> {
+        let (name, holds) = (BASE.to_owned(), Vec::new());
+        let snapshot = SnapshotRecord { volume, name, layer, size, created_ms: 0, holds };
+        self.push(Change::Layer(layer, Some(LayerRecord { parent: None, volume })))?;
+        self.push(Change::Snapshot(id, Some(snapshot)))?;
+        self.push(Change::Root(layer, Some(RootRecord { size, hash: NO_HASH })))
+    }
+
+    fn map(&mut self, layer: LayerId, cluster: ClusterIndex) -> Result<(), Trouble> {
+        let place = Some(PoolCluster(self.pool));
+        let record = MapRecord { cluster: place, data: Mask::ALL, ..MapRecord::default() };
+        self.pool += 1;
+        self.push(Change::Map(layer, cluster, Some(record)))
     }
 
     fn push(&mut self, change: Change) -> Result<(), Trouble> {

@@ -70,6 +70,15 @@ impl Recorder {
         }
     }
 
+    /// Takes many values at once, and says only their median aloud.
+    pub fn put_all(&mut self, key: Key, values: &[f64]) {
+        let Some(spread) = Spread::of(values) else { return };
+        let Key { scenario, subject, measure, unit } = &key;
+        let median = spread.median;
+        eprintln!("{scenario:<15} median  {subject:<36} {measure:<36} {median:12.2} {unit}");
+        self.series.push((key, (1..).zip(values.iter().copied()).collect()));
+    }
+
     /// A ratio of two measures, round by round; rounds that lack one of them have none.
     pub fn put_ratios(&mut self, key: &Key, value: (&str, &str), base: (&str, &str)) {
         let of = |(subject, measure): (&str, &str)| self.values(key.scenario, subject, measure).to_vec();

@@ -1,5 +1,6 @@
 //! What we want of volumes, and whether a run shows that we reach it.
 
+use super::Scenario;
 use super::record::Row;
 use super::{calls, deep_reads, diff, first_writes, full, steady};
 use crate::jobs::{RANDREAD_QD1, RANDREAD_QD64, RANDWRITE_QD1, RANDWRITE_QD64, READ_256K, WRITE_256K};
@@ -18,9 +19,10 @@ struct Target {
     bound: f64,
 }
 
-/// Holds every target against the rows.
-pub fn evaluate(rows: &[Row]) -> Vec<Outcome> {
-    targets().iter().map(|target| outcome(target, rows)).collect()
+/// Holds the targets of the scenarios that were asked for against the rows.
+pub fn evaluate(scenarios: &[Scenario], rows: &[Row]) -> Vec<Outcome> {
+    let asked = |target: &Target| scenarios.iter().any(|scenario| scenario.measures(target.scenario));
+    targets().iter().filter(|target| asked(target)).map(|target| outcome(target, rows)).collect()
 }
 
 fn outcome(target: &Target, rows: &[Row]) -> Outcome {
@@ -75,13 +77,15 @@ fn snapshot_targets() -> Vec<Target> {
 }
 
 fn call_targets(subject: &'static str) -> Vec<Target> {
-    let most = |measure, bound| at_most(calls::NAME, subject, measure, bound, "ms");
+    let most = |measure: &str, bound| at_most(calls::NAME, subject, measure, bound, "ms");
+    let no_flush = |measure| format!("{measure}{}", calls::NO_FLUSH);
     vec![
         most(calls::IDLE_CALL, 10.0),
         most(calls::CALL, 10.0),
         most(calls::LONGEST_CALL, 10.0),
+        most(&no_flush(calls::CALL), 10.0),
         most(calls::LONGEST_OVERLAPPING, 20.0),
-        most(calls::LONGEST_WITH, 20.0),
+        most(&no_flush(calls::LONGEST_OVERLAPPING), 20.0),
     ]
 }
 
@@ -99,6 +103,7 @@ mod tests {
     use super::*;
     use crate::results::Spread;
     use crate::targets::Verdict;
+    use clap::ValueEnum;
 
     fn row(scenario: &'static str, subject: &str, measure: &str, value: f64) -> Row {
         let spread = Spread::of(&[value]).unwrap();
@@ -113,7 +118,11 @@ mod tests {
             row(full::NAME, "64 GiB", full::RESIDENT, 1.0),
         ];
         let of = |measure: &str| {
-            evaluate(&rows).into_iter().find(|outcome| outcome.measure.contains(measure)).unwrap().verdict
+            evaluate(Scenario::value_variants(), &rows)
+                .into_iter()
+                .find(|outcome| outcome.measure.contains(measure))
+                .unwrap()
+                .verdict
         };
         assert_eq!(of("volume: after / before"), Verdict::NotMet);
         assert_eq!(of(full::RESIDENT), Verdict::NotMeasured, "another size says nothing of 1 TiB");
