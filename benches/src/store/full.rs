@@ -16,8 +16,11 @@ use crate::trouble::Trouble;
 
 /// Name of the scenario.
 pub const NAME: &str = "full-store";
-/// Memory a TiB mapped, less that of an empty store's daemon.
-pub const RESIDENT: &str = "resident a TiB mapped, beyond an empty store";
+/// Memory a TiB mapped, less that of an empty store's daemon; after each kind of start.
+pub const RESIDENT: [(Stop, &str); 2] = [
+    (Stop::Clean, "resident a TiB beyond an empty store, after a clean stop"),
+    (Stop::Kill, "resident a TiB beyond an empty store, after kill -9"),
+];
 /// CPU of the idle daemon.
 pub const IDLE: &str = "CPU of the idle daemon, a client connected";
 /// Starts: how it was stopped, and whether the page cache was dropped.
@@ -72,10 +75,13 @@ pub fn run(room: &Room<'_>, recorder: &mut Recorder) -> Result<(), Trouble> {
             let took;
             (daemon, took) = store.restart(room, recorder, daemon, stop, cache)?;
             store.put(recorder, measure, "s", round, took.as_secs_f64());
+            // Warm starts alone: of the others the same comes out.
+            if cache == Cache::Kept {
+                store.put_memory(recorder, round, stop, daemon.memory()?, empty);
+            }
         }
     }
     store.measure_idle(room, recorder, &daemon)?;
-    store.measure_memory(recorder, daemon.memory()?, empty);
     calls::run(room, recorder, &daemon, VOLUME, &store.subject)?;
     daemon.stop()
 }
@@ -152,17 +158,19 @@ impl Full {
         Ok(())
     }
 
-    fn measure_memory(&self, recorder: &mut Recorder, full: Memory, empty: Memory) {
+    fn put_memory(&self, recorder: &mut Recorder, round: u32, stop: Stop, full: Memory, empty: Memory) {
         let tib = self.volume.bytes as f64 / (1_u64 << 40) as f64;
         let beyond = (full.resident_mib - empty.resident_mib) / tib;
-        for (measure, value) in [
-            (RESIDENT, beyond),
+        let measures = RESIDENT.iter().filter(|(of, _)| *of == stop).map(|(_, measure)| (*measure, beyond));
+        let others = [
             ("resident", full.resident_mib),
             ("of it anonymous", full.anonymous_mib),
             ("at its peak, while starting", full.peak_mib),
-            ("resident, empty store", empty.resident_mib),
-        ] {
-            self.put(recorder, measure, "MiB", 1, value);
+        ];
+        let empty = ("resident, empty store", empty.resident_mib);
+        let others = others.into_iter().chain([empty]).filter(|_| stop == Stop::Clean);
+        for (measure, value) in measures.chain(others) {
+            self.put(recorder, measure, "MiB", round, value);
         }
     }
 }
