@@ -3,7 +3,7 @@
 //! *Whole*: every block written, nothing shared with a snapshot. *Cut*: what was written so far belongs to a
 //! snapshot, and the disk goes on above it. A qcow2 overlay is a cut like any other, so a chain is many of them.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use super::daemon::Daemon;
@@ -81,9 +81,7 @@ impl Disk for Volume<'_> {
         self.discard(room)?;
         self.daemon.create_volume(self.volume, room.plan.image_bytes)?;
         self.exists = true;
-        let uri = self.daemon.uri(self.volume);
-        room.fio().fill(&uri)?;
-        Ok(Served { uri, server: None })
+        filled(room, Served { uri: self.daemon.uri(self.volume), server: None })
     }
 
     fn cut(&mut self, _: &Room<'_>, served: Served) -> Result<Served, Trouble> {
@@ -121,8 +119,7 @@ impl Disk for PlainFile {
     fn whole(&mut self, room: &Room<'_>) -> Result<Served, Trouble> {
         self.discard(room)?;
         let file = self.file.insert(room.new_image("raw"));
-        copy(room, file)?;
-        serve_file(room, file)
+        serve_new_file(room, file)
     }
 
     fn cut(&mut self, _: &Room<'_>, _: Served) -> Result<Served, Trouble> {
@@ -206,18 +203,11 @@ impl Disk for Qcow2 {
     fn whole(&mut self, room: &Room<'_>) -> Result<Served, Trouble> {
         self.discard(room)?;
         let file = room.new_image("qcow2");
-        room.run(&[
-            "qemu-img",
-            "convert",
-            "-f",
-            "raw",
-            "-O",
-            "qcow2",
-            &text_of(&room.source),
-            &text_of(&file),
-        ])?;
+        let (path, size) = (text_of(&file), room.plan.image_bytes.to_string());
+        room.run(&["qemu-img", "create", "-q", "-f", "qcow2", &path, &size])?;
         self.chain.push(file);
-        self.serve(room)
+        let served = self.serve(room)?;
+        filled(room, served)
     }
 
     fn cut(&mut self, room: &Room<'_>, served: Served) -> Result<Served, Trouble> {
@@ -284,9 +274,7 @@ impl Disk for Shared<'_> {
                 room.run(&["btrfs", "subvolume", "create", &text_of(&home)]).map(drop)?;
             }
         }
-        let file = home.join("img");
-        copy(room, &file)?;
-        serve_file(room, &file)
+        serve_new_file(room, &home.join("img"))
     }
 
     fn cut(&mut self, room: &Room<'_>, served: Served) -> Result<Served, Trouble> {
@@ -314,16 +302,22 @@ impl Disk for Shared<'_> {
     }
 }
 
-fn copy(room: &Room<'_>, to: &Path) -> Result<(), Trouble> {
-    room.run(&["cp", "--reflink=never", "--sparse=never", &text_of(&room.source), &text_of(to)]).map(drop)
-}
-
-fn serve_file(room: &Room<'_>, file: &Path) -> Result<Served, Trouble> {
+/// Serves a new file, and writes all of it.
+fn serve_new_file(room: &Room<'_>, file: &Path) -> Result<Served, Trouble> {
+    let made = File::create(file).and_then(|file| file.set_len(room.plan.image_bytes));
+    made.or_trouble(|| format!("make {}", file.display()), NEXT_DIR)?;
     let socket = room.new_short("nbd");
     let (ours, file, path) = (text_of(&room.plan.nbd_server), text_of(file), text_of(&socket));
     let line = words(&[&ours, &file, "--unix", &path, "--cache", "writeback"]);
     let server = room.serve("nbd-server", line, &socket)?;
-    Ok(Served { uri: uri("", &socket), server: Some(server) })
+    filled(room, Served { uri: uri("", &socket), server: Some(server) })
+}
+
+/// Writes the whole disk, over NBD as for all: the size of the writes decides in which pieces the page cache holds a
+/// file, and that decides what a small write to it costs.
+fn filled(room: &Room<'_>, served: Served) -> Result<Served, Trouble> {
+    room.fio().fill(&served.uri)?;
+    Ok(served)
 }
 
 fn remove(file: &Path) -> Result<(), Trouble> {

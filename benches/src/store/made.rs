@@ -17,6 +17,8 @@ use blockd::open::{OpenStore, open};
 use blockd::size::Size;
 use blockd::units::{CLUSTER_BYTES, ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeId};
 
+use rustix::fs::{Advice, fadvise};
+
 use crate::interrupt::Interrupt;
 use crate::trouble::{OrTrouble, Trouble};
 
@@ -76,7 +78,9 @@ fn write_spare(pool: &Path, begin: u64, bytes: u64, interrupt: &Interrupt) -> Re
         interrupt.check()?;
         file.write_all(&chunk).or_trouble(what, NEXT)?;
     }
-    file.sync_all().or_trouble(what, NEXT)
+    file.sync_all().or_trouble(what, NEXT)?;
+    // The server's own writes are to decide in which pieces the page cache holds the pool.
+    fadvise(&file, 0, None, Advice::DontNeed).or_trouble(what, NEXT)
 }
 
 /// Writes changes in batches, as a daemon would.

@@ -33,9 +33,7 @@ pub mod targets;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::image::Image;
 use crate::interrupt::Interrupt;
-use crate::options::format_size;
 use crate::plan::StorePlan;
 use crate::trouble::Trouble;
 use daemon::Daemon;
@@ -120,14 +118,12 @@ pub struct StoreResults {
 /// Runs the scenarios. Failed ones are part of the results.
 ///
 /// # Errors
-/// Nothing can be measured at all: there is no space for an image.
+/// Nothing can be measured at all: there is no space for images.
 pub fn run(plan: &StorePlan, interrupt: &Interrupt) -> Result<StoreResults, Trouble> {
     let mut recorder = Recorder::default();
     let mut entries = Vec::new();
     if plan.needs_disks() {
-        eprintln!("writing an image of {}", format_size(plan.image_bytes));
-        let image = Image::create(&plan.dir, plan.image_bytes, false, interrupt)?;
-        let room = Room::new(plan, image.path().to_owned(), interrupt)?;
+        let room = Room::new(plan, interrupt)?;
         with_disks(&room, &mut recorder, &mut entries).or_else(|trouble| stopped(interrupt, trouble))?;
     }
     with_made_stores(plan, &mut recorder, interrupt);
@@ -261,7 +257,7 @@ fn with_made_stores(plan: &StorePlan, recorder: &mut Recorder, interrupt: &Inter
             if !wanted || interrupt.requested() {
                 return;
             }
-            let room = Room::new(plan, "".into(), interrupt);
+            let room = Room::new(plan, interrupt);
             let outcome = room.and_then(|room| scenario(&room, recorder));
             if let Err(trouble) = outcome
                 && !interrupt.requested()

@@ -37,8 +37,6 @@ pub struct Room<'a> {
     pub plan: &'a StorePlan,
     /// Ends everything early.
     pub interrupt: &'a Interrupt,
-    /// The image that peers are copied from.
-    pub source: PathBuf,
     images: TempDir,
     /// Sockets and logs: a socket's path must be short.
     short: TempDir,
@@ -50,7 +48,7 @@ impl<'a> Room<'a> {
     ///
     /// # Errors
     /// No permission or no space.
-    pub fn new(plan: &'a StorePlan, source: PathBuf, interrupt: &'a Interrupt) -> Result<Self, Trouble> {
+    pub fn new(plan: &'a StorePlan, interrupt: &'a Interrupt) -> Result<Self, Trouble> {
         fs::create_dir_all(&plan.dir).or_trouble(|| format!("make {}", plan.dir.display()), NEXT_DIR)?;
         let dir = plan.dir.canonicalize().or_trouble(|| format!("find {}", plan.dir.display()), NEXT_DIR)?;
         let images = tempfile::Builder::new().prefix("store").tempdir_in(dir);
@@ -58,7 +56,7 @@ impl<'a> Room<'a> {
         let short = tempfile::Builder::new().prefix("cmp").tempdir();
         let short =
             short.or_trouble(|| "make a temporary directory".into(), "set TMPDIR to a writable directory")?;
-        Ok(Self { plan, interrupt, source, images, short, taken: Cell::new(0) })
+        Ok(Self { plan, interrupt, images, short, taken: Cell::new(0) })
     }
 
     /// Where images and stores go.
