@@ -160,6 +160,7 @@ struct StoreBackend {
     asked: HashMap<Token, Reply>,
     tokens: u64,
     space: SpaceWatch,
+    pins_in_the_way: Arc<AtomicBool>,
 }
 
 /// Keeps the pool from taking the room that metadata need.
@@ -245,6 +246,7 @@ impl Backend for StoreBackend {
             self.store.set_room(bytes);
         }
         let next = self.store.tick(now, io);
+        self.pins_in_the_way.store(self.store.waits_for_pins(), Ordering::Relaxed);
         self.answer();
         // Without room the next write would be refused on the strength of an old look.
         if self.store.has_room() { next } else { next.map(|next| next.min(self.space.next)) }
@@ -295,6 +297,8 @@ struct Handle {
     waker: Waker,
     reader: ClosedReader,
     hasher: OnceLock<Thread>,
+    /// Pins stand in the way of reclaiming.
+    pins_in_the_way: Arc<AtomicBool>,
 }
 
 impl Handle {
@@ -380,7 +384,9 @@ impl HasherThread {
         let (engine, stopping) = (Arc::clone(handle), Arc::clone(&stop));
         let thread = std::thread::Builder::new().name("hasher".to_owned()).spawn(move || {
             let submit = |command| engine.ask(command);
-            snapshot::run_hasher(&engine.reader, &submit, &stopping, &Sleeps::default());
+            let in_the_way = Arc::clone(&engine.pins_in_the_way);
+            let sleeps = Sleeps { in_the_way, ..Sleeps::default() };
+            snapshot::run_hasher(&engine.reader, &submit, &stopping, &sleeps);
         })?;
         handle.hasher.get_or_init(|| thread.thread().clone());
         Ok(Self { stop, thread })
@@ -416,7 +422,8 @@ impl Host {
         let (queue, exports) = (Arc::<Queue>::default(), Arc::<Exports>::default());
         let late = Arc::<OnceLock<Waker>>::default();
         let (lock, reader, parts) = OpenParts::of(store);
-        let spec = reactor_spec(parts, data.clone(), &queue, &exports, &late)
+        let pins_in_the_way = Arc::<AtomicBool>::default();
+        let spec = reactor_spec(parts, data.clone(), &queue, &exports, &late, &pins_in_the_way)
             .map_err(|error| cannot_serve(data, &error))?;
         // QEMU waits for the next daemon when a connection ends, but hands ESHUTDOWN on as an error of the disk.
         let limits = Limits { refuse_at_stop: false, ..Limits::default() };
@@ -431,7 +438,7 @@ impl Host {
             tokio::spawn(async move { acceptor.serve(listener).await })
         };
         let accepting = opening.nbd.into_iter().map(accept).collect();
-        let handle = Arc::new(Handle { queue, waker, reader, hasher: OnceLock::new() });
+        let handle = Arc::new(Handle { queue, waker, reader, hasher: OnceLock::new(), pins_in_the_way });
         let hasher = HasherThread::start(&handle).map_err(|error| cannot_serve(data, &error))?;
         Ok(Self { server, handle, hasher, accepting, _lock: lock })
     }
@@ -479,6 +486,7 @@ fn reactor_spec(
     queue: &Arc<Queue>,
     exports: &Arc<Exports>,
     late: &Arc<OnceLock<Waker>>,
+    pins_in_the_way: &Arc<AtomicBool>,
 ) -> io::Result<ReactorSpec> {
     let OpenParts { loaded, in_use, maps, files, meta, mark, recent, ballast, reserve_bytes } = parts;
     let wake_late = Arc::clone(late);
@@ -490,6 +498,7 @@ fn reactor_spec(
     });
     let worker = MetaWorker::start(meta, mark, ballast, wake)?;
     let (queue, exports, late) = (Arc::clone(queue), Arc::clone(exports), Arc::clone(late));
+    let pins_in_the_way = Arc::clone(pins_in_the_way);
     let epoch_ms = crate::events::now_ms();
     let build = move |ids: &[FileId], _pool: &nbd_server::reactor::buffer::Pool, waker: Waker| {
         late.get_or_init(|| waker);
@@ -505,7 +514,17 @@ fn reactor_spec(
         let space = SpaceWatch { data, keep_bytes, next: Nanos::default() };
         let published = store.version();
         let asked = HashMap::new();
-        let backend = StoreBackend { store, worker, queue, exports, published, asked, tokens: 0, space };
+        let backend = StoreBackend {
+            store,
+            worker,
+            queue,
+            exports,
+            published,
+            asked,
+            tokens: 0,
+            space,
+            pins_in_the_way,
+        };
         Box::new(backend) as Box<dyn Backend>
     };
     Ok(ReactorSpec { files, build: Box::new(build) })

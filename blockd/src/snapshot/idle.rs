@@ -1,7 +1,11 @@
 //! Hashes new snapshots while nobody waits for it, one after the other, oldest first.
+//!
+//! What it hashes is pinned. It lets go when layers are to be reclaimed, and goes on later with what it has kept: a large
+//! snapshot takes hours at this pace, and so long no space would be given back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -19,25 +23,32 @@ use crate::units::{SnapshotId, VolumeId};
 const NICE_MAX: i32 = 19;
 
 /// How the hasher passes the time. Must return soon once it is to stop.
-pub trait Waits: Sync {
+pub trait Waits {
     /// Between two pieces of work, of a mebibyte of data or a run of zeroes.
     fn between_pieces(&self);
     /// Until there may be a new snapshot.
     fn for_work(&self);
+    /// Until whatever the hasher was in the way of has begun.
+    fn for_others(&self);
+    /// Space of deleted snapshots cannot be given back while layers are pinned: the hasher lets go of its own.
+    fn is_in_the_way(&self) -> bool;
 }
 
 /// Sleeps. Whoever makes a snapshot or stops the hasher unparks its thread.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Sleeps {
     /// After each mebibyte: 10 ms limit the hasher to 100 MiB/s.
     pub between_pieces: Duration,
     /// Without being woken.
     pub for_work: Duration,
+    /// Told by the store.
+    pub in_the_way: Arc<AtomicBool>,
 }
 
 impl Default for Sleeps {
     fn default() -> Self {
-        Self { between_pieces: Duration::from_millis(10), for_work: Duration::from_secs(60) }
+        let in_the_way = Arc::default();
+        Self { between_pieces: Duration::from_millis(10), for_work: Duration::from_secs(60), in_the_way }
     }
 }
 
@@ -48,6 +59,14 @@ impl Waits for Sleeps {
 
     fn for_work(&self) {
         thread::park_timeout(self.for_work);
+    }
+
+    fn for_others(&self) {
+        thread::park_timeout(Duration::from_secs(1));
+    }
+
+    fn is_in_the_way(&self) -> bool {
+        self.in_the_way.load(Ordering::Relaxed)
     }
 }
 
@@ -62,6 +81,7 @@ pub fn run_hasher(reader: &ClosedReader, submit: &Submit<'_>, stop: &AtomicBool,
     while !stop.load(Ordering::Relaxed) {
         match hasher.hash_next(submit, stop, waits) {
             Ok(true) => {}
+            Ok(false) if waits.is_in_the_way() => waits.for_others(),
             Ok(false) => waits.for_work(),
             Err(error) => {
                 tracing::warn!(%error, "a snapshot was not hashed");
@@ -98,7 +118,7 @@ impl Hasher {
         for (id, name) in self.unhashed().map_err(meta_error)? {
             let mut go_on = |_, _| {
                 waits.between_pieces();
-                !stop.load(Ordering::Relaxed)
+                !stop.load(Ordering::Relaxed) && !waits.is_in_the_way()
             };
             let hashed = with_pin(submit, &name, |pinned| hash(&self.reader, pinned, submit, &mut go_on));
             match hashed.map_err(|error| (error.kind, error)) {

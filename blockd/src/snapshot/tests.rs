@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
 
 use fastrand::Rng;
@@ -308,11 +308,41 @@ fn what_cannot_be_read_is_damaged_and_the_rest_is_read() {
 /// Counts what it is asked, and ends the hasher when there is no work.
 struct NoWait<'a>(&'a AtomicBool);
 
+/// In the way from the first piece on, until it was told to let others go on so many times.
+struct InTheWay<'a> {
+    stop: &'a AtomicBool,
+    pinned: &'a dyn Fn() -> bool,
+    left: AtomicU32,
+}
+
+impl Waits for InTheWay<'_> {
+    fn between_pieces(&self) {}
+
+    fn for_work(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    fn for_others(&self) {
+        assert!(!(self.pinned)(), "it waits for others with a pin in its hand");
+        self.left.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn is_in_the_way(&self) -> bool {
+        self.left.load(Ordering::Relaxed) > 0
+    }
+}
+
 impl Waits for NoWait<'_> {
     fn between_pieces(&self) {}
 
     fn for_work(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn for_others(&self) {}
+
+    fn is_in_the_way(&self) -> bool {
+        false
     }
 }
 
@@ -328,6 +358,22 @@ fn the_hasher_hashes_every_snapshot() {
         assert_eq!(root, Some(*blake3::hash(&layer.image).as_bytes()));
     }
     assert!(!world.is_pinned());
+}
+
+/// A layer of a deleted snapshot waits for the pin: the hasher gives it back, and hashes everything all the same.
+#[test]
+fn the_hasher_lets_others_go_on() {
+    let world = World::new(11, 8);
+    world.name_all();
+    let stop = AtomicBool::new(false);
+    let submit = |command| world.submit(command);
+    let pinned = || world.is_pinned();
+    let waits = InTheWay { stop: &stop, pinned: &pinned, left: AtomicU32::new(3) };
+    run_hasher(&world.reader(), &submit, &stop, &waits);
+    assert!(!waits.is_in_the_way(), "it never let go");
+    for (&id, layer) in &world.layers {
+        assert!(recorded_root(&*world.meta, LayerId(id), layer.image.len() as u64).unwrap().is_some());
+    }
 }
 
 #[test]

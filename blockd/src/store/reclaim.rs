@@ -94,6 +94,8 @@ pub(super) struct Reclaim {
     unreadable: BTreeSet<LayerId>,
     /// Layers with records that wait for free clusters.
     blocked: BTreeSet<LayerId>,
+    /// A pin stands in the way of some layer, when that was last looked at.
+    pinned: bool,
     commit_ended: bool,
     /// Records are being read, maybe those of a layer that was given up.
     scanning: bool,
@@ -244,10 +246,19 @@ impl Store {
             && !self.reclaim.blocked.contains(&layer)
             && !unsettled(layer)
             && !child.is_some_and(unsettled)
-            && !self.pins.iter().any(|(_, chain)| chain.contains(&layer))
+            && !self.is_pinned(layer)
             && !self.served.iter().flatten().any(loading)
             && !failed(layer)
             && !child.is_some_and(failed)
+    }
+
+    fn is_pinned(&self, layer: LayerId) -> bool {
+        self.pins.iter().any(|(_, chain)| chain.contains(&layer))
+    }
+
+    /// Space waits to be given back until a pin is released: who holds one without being waited for should do so.
+    pub fn waits_for_pins(&self) -> bool {
+        self.reclaim.pinned
     }
 
     /// Whether a layer could be reclaimed and nobody is going to look for it. Never true between two events: whatever
@@ -276,7 +287,9 @@ impl Store {
         }
         // Whatever stands in the way of the others says so when it ends: this is not asked at every turn.
         self.reclaim.wanted = false;
-        let found = self.reclaimable().into_iter().find(|&(layer, child)| self.is_movable(layer, child));
+        let layers = self.reclaimable();
+        self.reclaim.pinned = layers.iter().any(|&(layer, _)| self.is_pinned(layer));
+        let found = layers.into_iter().find(|&(layer, child)| self.is_movable(layer, child));
         let Some((layer, child)) = found else { return };
         self.reclaim.commit_ended = false;
         let (stage, from) = (Stage::Scanning, ClusterIndex(0));

@@ -155,3 +155,27 @@ fn the_recent_log_is_given_up_with_the_first_sync_that_fails() {
     assert!(found.len() > 3, "the order came about only {} times", found.len());
     assert!(!found.contains(&false), "it was believed while the other sync lasted");
 }
+
+/// The idle hasher pinned snapshots for hours, and a layer below of a deleted one kept its space so long.
+#[test]
+fn the_store_says_when_a_pin_keeps_space() {
+    let mut world = World::new(1);
+    let v = create(&mut world, "v", u64::from(CLUSTER));
+    for (block, name) in [(0, "a"), (1, "b")] {
+        write_block(&mut world, v, block, FIRST);
+        snapshot(&mut world, "v", name);
+    }
+    let Answer::Pinned(pinned) =
+        directed::command(&mut world, Control::Pin { name: snapshot_name("v", "b") })
+    else {
+        panic!("no pin")
+    };
+    rest(&mut world);
+    assert!(!world.store.waits_for_pins(), "nothing was deleted");
+    delete_snapshot(&mut world, "v", "a");
+    rest(&mut world);
+    assert!(world.store.waits_for_pins() && status(&mut world).layers_to_reclaim == 1);
+    directed::command(&mut world, Control::Unpin { pin: pinned.pin });
+    rest(&mut world);
+    assert!(!world.store.waits_for_pins() && status(&mut world).layers_to_reclaim == 0);
+}
