@@ -98,7 +98,7 @@ fn a_frame_that_is_not_whole_is_not_used() {
     for end in 0..bytes.len() {
         std::fs::write(&path, &bytes[..end]).unwrap();
         let changes = found(data.path(), 4);
-        assert!(changes == [] || changes == [change(1)], "{end}: {changes:?}");
+        assert!(changes.is_empty() || changes == [change(1)], "{end}: {changes:?}");
         lengths.push(changes.len());
     }
     assert!(lengths.is_sorted() && lengths.contains(&1));
@@ -107,7 +107,7 @@ fn a_frame_that_is_not_whole_is_not_used() {
         damaged[at] ^= 0x10;
         std::fs::write(&path, &damaged).unwrap();
         let changes = open(data.path()).recover(4).unwrap_or_default().changes;
-        assert!(changes == [] || changes == [change(1)], "byte {at}: {changes:?}");
+        assert!(changes.is_empty() || changes == [change(1)], "byte {at}: {changes:?}");
     }
 }
 
