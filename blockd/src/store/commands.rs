@@ -58,12 +58,42 @@ impl Store {
         if self.stopping {
             return self.answer(token, refuse(ErrorKind::Stopping, "the daemon is stopping".to_owned()));
         }
+        self.carry_out_or_defer(token, command, io);
+        self.pump(io);
+    }
+
+    fn carry_out_or_defer(&mut self, token: Token, command: Control, io: &mut Io<'_>) {
+        if self.meets_own_work(&command) {
+            return self.deferred.push((token, command));
+        }
         match self.carry_out(token, command, io) {
             Ok(None) => {}
             Ok(Some(answer)) => self.answer(token, Ok(answer)),
             Err(error) => self.answer(token, Err(error)),
         }
-        self.pump(io);
+    }
+
+    /// A volume without clients whose records are being moved: nobody who wants it deleted should be told that it is
+    /// in use. The moves of a step end soon.
+    fn meets_own_work(&self, command: &Control) -> bool {
+        let name = match command {
+            Control::DeleteVolume { name } | Control::RenameVolume { from: name, .. } => name,
+            Control::Rollback { name } => &name.volume,
+            _ => return false,
+        };
+        let export = self.catalog.find_volume(name).map(|volume| self.volume_export(volume));
+        export.is_ok_and(|export| self.disk(export).clients == 0 && self.disk(export).jobs > 0)
+    }
+
+    /// Commands that met the store's own work are tried again, in order of arrival.
+    pub(super) fn retry_deferred(&mut self, io: &mut Io<'_>) {
+        for (token, command) in std::mem::take(&mut self.deferred) {
+            if self.stopping {
+                self.answer(token, refuse(ErrorKind::Stopping, "the daemon is stopping".to_owned()));
+            } else {
+                self.carry_out_or_defer(token, command, io);
+            }
+        }
     }
 
     /// `Some`: the answer. `None`: it comes with a commit.

@@ -47,7 +47,7 @@ use crate::catalog::format::StoreRecord;
 use crate::catalog::load::Loaded;
 use crate::catalog::meta::{MetaAnswer, MetaDone, MetaOp, MetaPort};
 use crate::checkpoint::{Saved, SavedMap};
-use crate::control::{Answer, ControlError, Counters, Health};
+use crate::control::{Answer, Control, ControlError, Counters, Health};
 use crate::map::FlatMap;
 use crate::units::{LayerId, VolumeId};
 
@@ -97,6 +97,8 @@ pub struct Store {
     pack: Pack,
     pins: Slab<Vec<LayerId>>,
     cuts: Vec<commands::Cut>,
+    /// Commands that wait for the store's own work; as many as the host lets wait.
+    deferred: Vec<(Token, Control)>,
     meta: Box<dyn MetaPort>,
     answers: Vec<(Token, Result<Answer, ControlError>)>,
     counters: Counters,
@@ -129,6 +131,7 @@ impl Store {
             pack: Pack::default(),
             pins: Slab::new(),
             cuts: Vec::new(),
+            deferred: Vec::new(),
             meta,
             answers: Vec::new(),
             counters: Counters::default(),
@@ -303,6 +306,7 @@ impl Store {
 
     /// What can go on, goes on. Every event ends with it.
     fn pump(&mut self, io: &mut Io<'_>) {
+        self.retry_deferred(io);
         self.perform_cuts(io);
         self.feed_starved(io);
         self.start_commit(io);

@@ -1,6 +1,6 @@
 //! Orders of events that went wrong once, and that random cases meet too seldom to be relied on.
 
-use blockd::control::{Answer, Control};
+use blockd::control::{Answer, Control, ControlError};
 use fixtures::sim::Fault;
 use nbd_server::disk::ExportIndex;
 use nbd_server::export::{Command, Payload};
@@ -178,4 +178,36 @@ fn the_store_says_when_a_pin_keeps_space() {
     directed::command(&mut world, Control::Unpin { pin: pinned.pin });
     rest(&mut world);
     assert!(!world.store.waits_for_pins() && status(&mut world).layers_to_reclaim == 0);
+}
+
+/// A snapshot is deleted, and so many steps later its volume.
+fn delete_after(steps: usize) -> Result<Answer, ControlError> {
+    let mut world = World::new(1);
+    let v = create(&mut world, "v", 8 * u64::from(CLUSTER));
+    for (name, first) in [("a", 0), ("b", 1)] {
+        for block in 0..32 {
+            write_block(&mut world, v, 4 * block + first, FIRST);
+        }
+        if name == "a" {
+            snapshot(&mut world, "v", name);
+        }
+    }
+    world.command(Control::DeleteSnapshot { name: snapshot_name("v", "a") });
+    for _ in 0..steps {
+        world.tick(0);
+        some_steps(&mut world, 1);
+    }
+    world.take_answers();
+    let token = world.command(Control::DeleteVolume { name: "v".to_owned() });
+    rest(&mut world);
+    world.take_answers().into_iter().find(|(found, _)| *found == token).expect("an answer").1
+}
+
+/// It was refused while records were moved into the volume, for its "0 clients".
+#[test]
+fn a_volume_is_deleted_while_a_layer_is_merged_into_it() {
+    for steps in 0..60 {
+        let answer = delete_after(steps);
+        assert!(answer.is_ok(), "after {steps} steps: {answer:?}");
+    }
 }
