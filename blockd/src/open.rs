@@ -7,8 +7,9 @@
 //! **Opening** looks before it touches: catalog, mark and superblocks are checked with everything open for reading only,
 //! so that a store that is refused stays as it was found.
 //!
-//! **Beginning.** Every opening makes a commit of its own, with what a killed daemon has left in the recent log. So no
-//! log that was left earlier, and was not found now, can be taken for one that follows a later commit.
+//! **Beginning.** Every opening makes a commit of its own, with what a killed daemon has left in the recent log. Its number
+//! is behind all that the log can be for: so no part of a log that was left earlier, and was not found now, can be taken
+//! for one that follows a later commit.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -159,14 +160,15 @@ fn begin(
         forget_cached(files).map_err(failed("page cache of the pool"))?;
     }
     let recovered = batch.len();
-    batch.push(Change::Commit(last + 1));
+    let first = last + recent::COMMITS_AHEAD;
+    batch.push(Change::Commit(first));
     opened.meta.write(&batch)?;
-    opened.mark.advance(last + 1)?;
+    opened.mark.advance(first)?;
     if recovered > 0 {
         tracing::info!(changes = recovered, "took over what the last daemon had not committed");
-        opened.loaded = load(&opened.meta, last + 1)?;
+        opened.loaded = load(&opened.meta, first)?;
     }
-    opened.loaded.commit = last + 1;
+    opened.loaded.commit = first;
     if let Some(log) = &mut recent {
         log.clear().map_err(failed("recent log"))?;
     }

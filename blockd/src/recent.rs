@@ -19,6 +19,8 @@ mod frames;
 
 use frames::{ABANDONED, Header, Kept};
 
+/// The log is for the commit under way and for the next: so many numbers may be ahead of the last durable one.
+pub const COMMITS_AHEAD: u64 = 2;
 /// Bytes that the log may hold for one commit: many more than a disk can fall behind by.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 /// Where the log is without a word of the user's, for root.

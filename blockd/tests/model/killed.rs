@@ -40,9 +40,10 @@ impl SimRecent {
         let (last, kept) = (meta.commit(), self.kept.borrow());
         let left = kept.changes.iter().filter(|(commit, _)| *commit > last && !kept.abandoned);
         let mut batch: Vec<Change> = left.map(|(_, change)| change.clone()).collect();
-        batch.push(Change::Commit(last + 1));
+        let first = last + blockd::recent::COMMITS_AHEAD;
+        batch.push(Change::Commit(first));
         meta.write(&batch).expect("memory");
-        meta.set_mark(last + 1);
+        meta.set_mark(first);
     }
 }
 
