@@ -115,7 +115,7 @@ pub struct Settings {
     pub pool_size: Option<Size>,
 
     /// Directory, best in memory, where a daemon that is killed leaves what was not flushed to the next one; "none":
-    /// nowhere. Default: /run/blockd for root, else one in /dev/shm.
+    /// nowhere. Default: /run/blockd-recent for root, else one in /dev/shm.
     #[arg(long, value_name = "DIR", env = "BLOCKD_RECENT_DIR")]
     pub recent_dir: Option<PathBuf>,
 

@@ -23,8 +23,8 @@ use frames::{ABANDONED, Header, Kept};
 pub const COMMITS_AHEAD: u64 = 2;
 /// Bytes that the log may hold for one commit: many more than a disk can fall behind by.
 const FILE_BYTES_MAX: u64 = 256 << 20;
-/// Where the log is without a word of the user's, for root.
-const RUN_DIRECTORY: &str = "/run/blockd";
+/// Where the log is without a word of the user's, for root. Not where the sockets are: others must get in there.
+const RUN_DIRECTORY: &str = "/run/blockd-recent";
 /// Where memory can be had as a file system by everybody.
 const SHARED_MEMORY: &str = "/dev/shm";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
