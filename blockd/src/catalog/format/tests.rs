@@ -265,25 +265,10 @@ fn record() -> impl Strategy<Value = Record> {
     ]
 }
 
-fn change(record: Record) -> Change {
-    match record {
-        Record::Store(record) => Change::Store(record),
-        Record::Commit(commit) => Change::Commit(commit),
-        Record::Volume(id, record) => Change::Volume(id, Some(record)),
-        Record::Snapshot(id, record) => Change::Snapshot(id, Some(record)),
-        Record::Layer(id, record) => Change::Layer(id, Some(record)),
-        Record::PoolFile(id, record) => Change::PoolFile(id, record),
-        Record::Map(id, cluster, record) => Change::Map(id, cluster, Some(record)),
-        Record::Hash(id, cluster, hash) => Change::Hash(id, cluster, Some(hash)),
-        Record::Root(id, record) => Change::Root(id, Some(record)),
-        Record::Journal(commit, changed) => Change::Journal(commit, changed),
-    }
-}
-
 proptest! {
     #[test]
     fn a_record_comes_back_as_it_was(record in record()) {
-        let raw = encoded(&change(record.clone()));
+        let raw = encoded(&Change::from(record.clone()));
         let (key, value) = &raw.puts[0];
         prop_assert!(key.len() <= keys::KEY_BYTES_MAX);
         prop_assert_eq!(Record::decode(key, value), Ok(record));
@@ -298,7 +283,7 @@ proptest! {
     ) {
         let key: Vec<u8> = [kind].into_iter().chain(rest).collect();
         match Record::decode(&key, &value) {
-            Ok(record) => prop_assert_eq!(&encoded(&change(record)).puts[0], &(key, value)),
+            Ok(record) => prop_assert_eq!(&encoded(&Change::from(record)).puts[0], &(key, value)),
             Err(error) => prop_assert!(matches!(error, MetaError::Damaged(_))),
         }
     }
@@ -308,14 +293,14 @@ proptest! {
     fn damaged_bytes_decode_to_one_record_or_to_an_error(
         record in record(), at in any::<prop::sample::Index>(), bit in 0..8_u8, cut in any::<prop::sample::Index>(),
     ) {
-        let raw = encoded(&change(record));
+        let raw = encoded(&Change::from(record));
         let (key, mut value) = raw.puts[0].clone();
         if let Some(byte) = (!value.is_empty()).then(|| at.index(value.len())) {
             value[byte] ^= 1 << bit;
             value.truncate(cut.index(value.len() + 1).max(value.len() / 2));
         }
         match Record::decode(&key, &value) {
-            Ok(record) => prop_assert_eq!(&encoded(&change(record)).puts[0], &(key, value)),
+            Ok(record) => prop_assert_eq!(&encoded(&Change::from(record)).puts[0], &(key, value)),
             Err(error) => prop_assert!(matches!(error, MetaError::Damaged(_))),
         }
     }
