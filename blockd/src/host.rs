@@ -473,8 +473,10 @@ impl OpenParts {
             reserve_bytes,
         } = store;
         let handles = readers.into_iter().zip(loaded.files.values());
-        let handles =
-            handles.map(|(file, record)| PoolHandle { file, first: record.first, clusters: record.clusters });
+        let handles = handles.map(|(file, record)| {
+            let (first, clusters) = (record.first, record.clusters);
+            PoolHandle { file: Arc::new(file), first, clusters }
+        });
         let reader = ClosedReader::new(Arc::<RocksMeta>::clone(&meta), handles.collect());
         (lock, reader, Self { loaded, in_use, maps, files, meta, mark, recent, ballast, reserve_bytes })
     }

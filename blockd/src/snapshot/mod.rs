@@ -26,7 +26,7 @@ mod verify;
 pub use compute::hash;
 pub use diff::diff;
 pub use idle::{Hasher, Sleeps, Waits, run_hasher};
-pub use reader::{ClosedReader, PoolHandle};
+pub use reader::{ClosedReader, PoolHandle, PoolRead};
 pub use verify::verify;
 
 use crate::catalog::meta::MetaError;

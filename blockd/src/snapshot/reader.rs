@@ -14,11 +14,27 @@ use crate::units::{BLOCK_BYTES, CLUSTER_BYTES, Mask, PoolCluster};
 /// Bytes of a cluster, as an index.
 pub(super) const CLUSTER: usize = CLUSTER_BYTES as usize;
 
+/// How a file of the pool is read: several threads at once, each where it likes.
+pub trait PoolRead: Send + Sync {
+    /// Fills the buffer with what begins at `offset`, bytes from the file's start.
+    ///
+    /// # Errors
+    /// The medium's; `UnexpectedEof` if the file ends before.
+    fn fill(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+/// Through the page cache: a file that was opened in direct mode would want aligned buffers.
+impl PoolRead for File {
+    fn fill(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buffer, offset)
+    }
+}
+
 /// A file of the pool, open for reading.
-#[derive(Debug)]
+#[derive(Clone)]
 pub struct PoolHandle {
-    /// The file; not in direct mode.
-    pub file: File,
+    /// The file.
+    pub file: Arc<dyn PoolRead>,
     /// Its superblock's number in the pool.
     pub first: PoolCluster,
     /// Clusters, the superblock's included.
@@ -35,6 +51,13 @@ pub struct ClosedReader {
     pub(super) zeroes: Arc<Zeroes>,
     /// That hash zeroes at once.
     pub(super) threads: usize,
+}
+
+impl std::fmt::Debug for PoolHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { file: _, first, clusters } = self;
+        f.debug_struct("PoolHandle").field("first", first).field("clusters", clusters).finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for ClosedReader {
@@ -80,7 +103,7 @@ impl ClosedReader {
         }
         for segment in join(segments) {
             let place = &mut buffer[segment.at..segment.at + segment.length];
-            self.files[segment.file].file.read_exact_at(place, segment.offset)?;
+            self.files[segment.file].file.fill(place, segment.offset)?;
         }
         Ok(())
     }

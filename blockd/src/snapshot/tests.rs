@@ -3,7 +3,7 @@
 mod world;
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -99,6 +99,34 @@ fn what_is_recorded_is_not_read_again() {
         check_hashes(&mut world);
     }
     assert!(tried > 20, "{tried} layers");
+}
+
+/// Bytes in memory in a file's place: what a simulated disk is to us.
+struct InMemory(Vec<u8>);
+
+impl PoolRead for InMemory {
+    fn fill(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+        let start = usize::try_from(offset).unwrap();
+        let bytes = self.0.get(start..start + buffer.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        buffer.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+#[test]
+fn the_pool_need_not_be_files() {
+    let world = World::new(3, 8);
+    let handles = world.pool_files().into_iter().map(|(path, first, clusters)| {
+        let mut bytes = Vec::new();
+        File::open(path).unwrap().take(16 << 20).read_to_end(&mut bytes).unwrap();
+        PoolHandle { file: Arc::new(InMemory(bytes)), first, clusters }
+    });
+    let reader = ClosedReader::new(world.meta.clone(), handles.collect());
+    for (&id, layer) in &world.layers {
+        let submit = |command| world.submit(command);
+        let hashed = hash(&reader, &world.pinned(id), &submit, &mut |_, _| true);
+        assert_eq!(hashed, Ok(*blake3::hash(&layer.image).as_bytes()));
+    }
 }
 
 fn diff_of(world: &World, from: Option<u32>, to: u32) -> Vec<DiffExtent> {
@@ -435,8 +463,8 @@ fn speed_of_snapshots() {
     };
     let records = (0..CLUSTERS).map(|at| Change::Map(LayerId(1), ClusterIndex(at), Some(record(at))));
     meta.write(&records.collect::<Vec<_>>()).unwrap();
-    let files =
-        vec![PoolHandle { file: File::open(&path).unwrap(), first: PoolCluster(0), clusters: CLUSTERS + 64 }];
+    let file = Arc::new(File::open(&path).unwrap());
+    let files = vec![PoolHandle { file, first: PoolCluster(0), clusters: CLUSTERS + 64 }];
     let reader = ClosedReader::new(meta.clone(), files);
     let pinned = Pinned { pin: 1, chain: vec![LayerId(1)], size: CLUSTER_BYTES * u64::from(CLUSTERS) };
     let submit = |command| {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use fastrand::Rng;
@@ -67,14 +68,18 @@ impl World {
         (file, u64::from(cluster.0 - first) * CLUSTER_BYTES)
     }
 
+    /// The files of the pool: path, first cluster, clusters.
+    pub(super) fn pool_files(&self) -> [(PathBuf, PoolCluster, u32); 2] {
+        let path = |name| self.directory.path().join(name);
+        [(path("1"), PoolCluster(SECOND_FILE), POOL_CLUSTERS), (path("0"), PoolCluster(0), SECOND_FILE)]
+    }
+
     pub(super) fn reader(&self) -> ClosedReader {
-        let handle = |name: &str, first, clusters| PoolHandle {
-            file: File::open(self.directory.path().join(name)).unwrap(),
-            first: PoolCluster(first),
-            clusters,
-        };
-        let files = vec![handle("1", SECOND_FILE, POOL_CLUSTERS), handle("0", 0, SECOND_FILE)];
-        ClosedReader::new(Arc::clone(&self.meta) as Arc<dyn MetaStore>, files)
+        let handles = self.pool_files().map(|(path, first, clusters)| {
+            let file = Arc::new(File::open(path).unwrap());
+            PoolHandle { file, first, clusters }
+        });
+        ClosedReader::new(Arc::clone(&self.meta) as Arc<dyn MetaStore>, handles.into())
     }
 
     fn take_cluster(&mut self) -> PoolCluster {
