@@ -11,7 +11,7 @@ use crate::hash::Value;
 use crate::units::{ClusterIndex, LayerId, cluster_count};
 
 /// Clusters that are read at a time: 1 MiB.
-const READ_CLUSTERS: usize = if cfg!(test) { 3 } else { 16 };
+pub(super) const READ_CLUSTERS: usize = if cfg!(test) { 3 } else { 16 };
 /// Clusters, read or not, that wait for each other.
 const BATCH_CLUSTERS: usize = if cfg!(test) { 5 } else { 1024 };
 
@@ -30,16 +30,16 @@ pub(super) struct Cluster {
 /// The clusters of a snapshot that any layer has a record of, in order.
 pub(super) struct Contents<'a> {
     pinned: &'a Pinned,
-    merge: Merge<'a>,
-    hashes: Vec<Cursor<'a, Value>>,
+    merge: Merge,
+    hashes: Vec<Cursor<Value>>,
 }
 
 impl<'a> Contents<'a> {
-    pub(super) fn new(reader: &'a ClosedReader, pinned: &'a Pinned) -> Result<Self, ControlError> {
-        let meta = &*reader.meta;
+    pub(super) fn new(reader: &ClosedReader, pinned: &'a Pinned) -> Result<Self, ControlError> {
+        let meta = &reader.meta;
         let limit = batch_records(pinned.chain.len());
         let hashes = pinned.chain.iter().map(|&layer| Cursor::new(meta, layer, limit)).collect();
-        let merge = Merge::new(meta, &pinned.chain).map_err(meta_error)?;
+        let merge = Merge::new(meta, &pinned.chain, ClusterIndex(0)).map_err(meta_error)?;
         Ok(Self { pinned, merge, hashes })
     }
 

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  records ─► contents (cluster by cluster: sources, recorded hash) ─► reader (bytes) ─► compute, verify
-//!     └─────► diff (only layers that one side has)                                            │
+//!     └─────► sides ─► diff, changes (only layers that one side has)                           │
 //!  reactor ◄── Control::KeepHashes ◄──────────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -13,16 +13,19 @@
 //! of the cluster, else at the next older one that has: the content is the same there. It stays right when older
 //! layers are merged into that layer; the merged layers' own are dropped, and computed again when asked for.
 
+mod changes;
 mod compute;
 mod contents;
 mod diff;
 mod idle;
 mod reader;
 mod records;
+mod sides;
 #[cfg(test)]
 mod tests;
 mod verify;
 
+pub use changes::{Changed, Changes, Content};
 pub use compute::hash;
 pub use diff::diff;
 pub use idle::{Hasher, Sleeps, Waits, run_hasher};

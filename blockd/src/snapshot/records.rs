@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::ops::{ControlFlow, RangeInclusive};
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 
@@ -17,8 +18,11 @@ use crate::units::{ClusterIndex, LayerId, Mask};
 const RECORDS_HELD: usize = 65_536;
 /// Records that one cursor reads at a time, at least and at most. Small worlds must see several batches, too.
 const BATCH_RECORDS: RangeInclusive<usize> = if cfg!(test) { 1..=3 } else { 16..=4096 };
+/// Records of a cursor's first batch, and of one that is asked for clusters far from each other.
+const FIRST_RECORDS: usize = 16;
+const FEWEST_RECORDS: usize = 2;
 
-/// How many records each of `cursors` cursors reads at a time.
+/// How many records each of `cursors` cursors reads at a time, at most.
 pub(super) fn batch_records(cursors: usize) -> usize {
     (RECORDS_HELD / cursors.max(1)).clamp(*BATCH_RECORDS.start(), *BATCH_RECORDS.end())
 }
@@ -55,19 +59,27 @@ impl LayerRecord for Value {
 }
 
 /// A layer's records of one kind, in order. Asked for clusters in order, it knows those that it was not asked for
-/// from the same batch: a layer with few records is read once.
-pub(super) struct Cursor<'a, R> {
-    meta: &'a dyn MetaStore,
+/// from the same batch: a layer with few records is read once. Batches grow while most of what is read answers
+/// something, and shrink where clusters are asked for that have many others between them.
+pub(super) struct Cursor<R> {
+    meta: Arc<dyn MetaStore>,
     layer: LayerId,
+    /// Of the next batch.
     limit: usize,
+    limit_max: usize,
     batch: VecDeque<(ClusterIndex, R)>,
+    /// What the last batch held, and how often it was asked.
+    filled: usize,
+    asked: usize,
     /// There may be records after the batch.
     more: bool,
 }
 
-impl<'a, R: LayerRecord> Cursor<'a, R> {
-    pub(super) fn new(meta: &'a dyn MetaStore, layer: LayerId, limit: usize) -> Self {
-        Self { meta, layer, limit, batch: VecDeque::new(), more: true }
+impl<R: LayerRecord> Cursor<R> {
+    /// Reads at most so many records at a time.
+    pub(super) fn new(meta: &Arc<dyn MetaStore>, layer: LayerId, limit_max: usize) -> Self {
+        let (meta, limit) = (Arc::clone(meta), FIRST_RECORDS.min(limit_max));
+        Self { meta, layer, limit, limit_max, batch: VecDeque::new(), filled: 0, asked: 0, more: true }
     }
 
     /// The first cluster at or after `from` that has a record. What lies before is not seen again.
@@ -78,6 +90,7 @@ impl<'a, R: LayerRecord> Cursor<'a, R> {
         if self.batch.is_empty() && self.more {
             self.fill(from)?;
         }
+        self.asked += 1;
         Ok(self.batch.front().map(|&(at, _)| at))
     }
 
@@ -88,12 +101,17 @@ impl<'a, R: LayerRecord> Cursor<'a, R> {
     }
 
     fn fill(&mut self, from: ClusterIndex) -> Result<(), MetaError> {
+        if self.filled > 0 {
+            let wanted = if 2 * self.asked >= self.filled { 2 * self.limit } else { self.limit / 2 };
+            self.limit = wanted.max(FEWEST_RECORDS).min(self.limit_max);
+        }
         let (range, limit, batch) = (R::range_from(self.layer, from), self.limit, &mut self.batch);
         self.meta.scan(&range.start, &range.end, &mut |key, value| {
             batch.push_back(R::decode(key, value)?);
             Ok(if batch.len() == limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
         self.more = batch.len() == limit;
+        (self.filled, self.asked) = (batch.len(), 0);
         Ok(())
     }
 }
@@ -102,20 +120,24 @@ impl<'a, R: LayerRecord> Cursor<'a, R> {
 pub(super) type Stack = SmallVec<[(usize, MapRecord); 2]>;
 
 /// Several layers' map records, cluster by cluster.
-pub(super) struct Merge<'a> {
-    cursors: Vec<Cursor<'a, MapRecord>>,
+pub(super) struct Merge {
+    cursors: Vec<Cursor<MapRecord>>,
     /// The next cluster of each layer that has more, by its place in the chain.
     heads: BinaryHeap<Reverse<(ClusterIndex, usize)>>,
 }
 
-impl<'a> Merge<'a> {
-    /// Of these layers, in this order, newest first.
-    pub(super) fn new(meta: &'a dyn MetaStore, chain: &[LayerId]) -> Result<Self, MetaError> {
+impl Merge {
+    /// Of these layers, in this order, newest first, from a cluster on.
+    pub(super) fn new(
+        meta: &Arc<dyn MetaStore>,
+        chain: &[LayerId],
+        from: ClusterIndex,
+    ) -> Result<Self, MetaError> {
         let limit = batch_records(chain.len());
         let cursors = chain.iter().map(|&layer| Cursor::new(meta, layer, limit)).collect();
         let mut merge = Self { cursors, heads: BinaryHeap::new() };
         for place in 0..merge.cursors.len() {
-            merge.advance(place, ClusterIndex(0))?;
+            merge.advance(place, from)?;
         }
         Ok(merge)
     }

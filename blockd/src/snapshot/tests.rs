@@ -1,7 +1,9 @@
 //! Random trees of layers against their images.
 
+mod changes;
 mod world;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
@@ -13,7 +15,7 @@ use fastrand::Rng;
 
 use super::compute::recorded_root;
 use super::*;
-use crate::catalog::format::keys::{hash_range, map_key};
+use crate::catalog::format::keys::{hash_key, hash_range, map_key};
 use crate::catalog::format::{Change, MapRecord, Record};
 use crate::catalog::memory::{MemoryMeta, collect};
 use crate::catalog::meta::MetaStore;
