@@ -8,8 +8,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::format::RootRecord;
-use crate::units::{ClusterIndex, LayerId};
+use crate::catalog::format::{ReceivingRecord, RootRecord};
+use crate::units::{ClusterIndex, LayerId, SnapshotUid};
+
+pub mod replication;
+
+use replication::{Replication, VolumeIdentity};
 
 /// `VOLUME@SNAPSHOT`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -142,6 +146,8 @@ pub enum Control {
         /// Of whole layers.
         roots: Vec<(LayerId, RootRecord)>,
     },
+    /// See [`Replication`].
+    Replication(Replication),
 }
 
 /// An answer.
@@ -155,8 +161,14 @@ pub enum Answer {
     Snapshots(Vec<SnapshotInfo>),
     /// To `Status`.
     Status(Box<StoreStatus>),
-    /// To `Pin`.
+    /// To `Pin` and `PinStaged`.
     Pinned(Pinned),
+    /// To `Identify`, by name.
+    Identities(Vec<VolumeIdentity>),
+    /// To `Locate`.
+    Located(Vec<(SnapshotUid, SnapshotName)>),
+    /// To `Receive`.
+    Receiving(Box<ReceivingRecord>),
 }
 
 /// A snapshot whose layers stay as they are until it is unpinned.
@@ -312,4 +324,6 @@ pub enum ErrorKind {
     Damaged,
     /// The daemon is stopping.
     Stopping,
+    /// What another host sends is older than what is here, or its epoch is.
+    Stale,
 }

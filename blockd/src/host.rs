@@ -64,11 +64,13 @@ struct Exports {
 
 impl Exports {
     fn publish(&self, store: &Store) {
-        let exports = store.exports().map(|(index, served)| {
-            let info = served.info();
-            (info.name.clone(), (ExportAddress { reactor: 0, index }, info))
-        });
-        *self.by_name.write().unwrap_or_else(PoisonError::into_inner) = exports.collect();
+        let listed =
+            |index, info: ExportInfo| (info.name.clone(), (ExportAddress { reactor: 0, index }, info));
+        let exports = store.exports().map(|(index, served)| listed(index, served.info()));
+        let mut exports: BTreeMap<_, _> = exports.collect();
+        // A replica's own name stands for its newest snapshot. Who has opened it stays with the one that it was then.
+        exports.extend(store.replicas().map(|(index, info)| listed(index, info)));
+        *self.by_name.write().unwrap_or_else(PoisonError::into_inner) = exports;
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::catalog::format::keys::{self, KeyRange, key_text};
-use crate::catalog::format::{MapRecord, Record};
+use crate::catalog::format::{LinkRecord, MapRecord, Record, Role};
 use crate::catalog::mark::{MarkError, Slot, Slots};
 use crate::catalog::meta::{MetaError, MetaStore};
 use crate::catalog::rocks::{META_DIRECTORY, RocksMeta};
@@ -17,7 +17,7 @@ use crate::checkpoint::file::{CheckpointError, read_header};
 use crate::fsck;
 use crate::lock::{DataLock, LockError};
 use crate::store::superblock::Superblock;
-use crate::units::LayerId;
+use crate::units::{LayerId, VolumeId};
 
 /// What to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,6 +192,14 @@ fn layer_record(record: Record) -> Value {
         Record::Hash(layer, cluster, hash) => {
             json!({ "record": "hash", "layer": layer.0, "cluster": cluster.0, "hash": hex(&hash) })
         }
+        Record::Link(volume, link) => link_record(volume, &link),
+        Record::Origin(snapshot, origin) => json!({
+            "record": "origin",
+            "snapshot": snapshot.0,
+            "uid": origin.uid.to_string(),
+            "epoch": origin.point.epoch,
+            "sequence": origin.point.sequence,
+        }),
         Record::Root(layer, root) => {
             json!({ "record": "root", "layer": layer.0, "size": root.size, "hash": hex(&root.hash) })
         }
@@ -202,6 +210,33 @@ fn layer_record(record: Record) -> Value {
         // `record` has shown those.
         other => json!({ "record": format!("{other:?}") }),
     }
+}
+
+fn link_record(volume: VolumeId, link: &LinkRecord) -> Value {
+    let receiving = link.receiving.as_ref().map(|receiving| {
+        json!({
+            "uid": receiving.uid.to_string(),
+            "epoch": receiving.point.epoch,
+            "sequence": receiving.point.sequence,
+            "base": receiving.base.map(|id| id.0),
+            "size": receiving.size,
+            "name": receiving.name,
+            "cursor": receiving.cursor,
+            "staged": receiving.staged.map(|id| id.0),
+        })
+    });
+    json!({
+        "record": "link",
+        "volume": volume.0,
+        "lineage": link.lineage.to_string(),
+        "epoch": link.epoch,
+        "role": if link.role == Role::Replica { "replica" } else { "primary" },
+        "peer": link.peer.to_string(),
+        "diverged": link.diverged,
+        "published": link.published.map(|id| id.0),
+        "sequence": link.point.sequence,
+        "receiving": receiving,
+    })
 }
 
 fn map_record(layer: LayerId, cluster: u32, map: &MapRecord) -> Value {

@@ -49,6 +49,39 @@ number!(
     PoolCluster
 );
 
+macro_rules! identity {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(pub [u8; 16]);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self)
+            }
+        }
+    };
+}
+
+identity!(
+    /// What a volume and its replicas on other hosts have in common; nothing else has it.
+    Lineage
+);
+identity!(
+    /// A snapshot, on whichever hosts it exists.
+    SnapshotUid
+);
+identity!(
+    /// A host.
+    HostId
+);
+
 impl ClusterIndex {
     /// The cluster that holds a byte of a volume.
     ///

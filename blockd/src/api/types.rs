@@ -275,6 +275,8 @@ pub enum Kind {
     Damaged,
     /// The daemon is stopping.
     Stopping,
+    /// What another host sends is older than what is here, or its epoch is.
+    Stale,
     /// The request is none that this version knows: path, method, JSON or field.
     BadRequest,
     /// The body has more than 1 MiB.
@@ -292,7 +294,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind that the server sends.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::BadName,
         Self::BadValue,
         Self::NotFound,
@@ -303,6 +305,7 @@ impl Kind {
         Self::Io,
         Self::Damaged,
         Self::Stopping,
+        Self::Stale,
         Self::BadRequest,
         Self::TooLarge,
         Self::Timeout,
@@ -315,7 +318,7 @@ impl Kind {
         match self {
             Self::BadName | Self::BadValue | Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
-            Self::Exists | Self::Busy | Self::Refused => StatusCode::CONFLICT,
+            Self::Exists | Self::Busy | Self::Refused | Self::Stale => StatusCode::CONFLICT,
             Self::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
             Self::Io | Self::Damaged | Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Stopping | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
@@ -339,6 +342,7 @@ impl From<ErrorKind> for Kind {
             ErrorKind::Io => Self::Io,
             ErrorKind::Damaged => Self::Damaged,
             ErrorKind::Stopping => Self::Stopping,
+            ErrorKind::Stale => Self::Stale,
         }
     }
 }

@@ -7,15 +7,21 @@ use crate::units::{ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeI
 mod decode;
 mod encode;
 pub mod keys;
+mod links;
 mod replay;
 #[cfg(test)]
 mod tests;
 
 pub use decode::{Record, decode_map, decode_version};
 pub use encode::RawSink;
+pub use links::{LinkRecord, OriginRecord, Point, ReceivingRecord, Role};
 
-/// What this program reads and writes.
+/// Version of the store's files, and of its metadata as long as they hold nothing that came later.
 pub const FORMAT_VERSION: u32 = 1;
+
+/// Newest version of metadata that this program knows. Version 2 came with keys `14` and `15`: a store gets it with the
+/// first of these, so that a program that does not know them refuses it.
+pub const METADATA_VERSION: u32 = 2;
 
 /// "No cluster" in a map record.
 pub const NO_CLUSTER: u32 = u32::MAX;
@@ -23,7 +29,7 @@ pub const NO_CLUSTER: u32 = u32::MAX;
 /// Key `00`: the store as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreRecord {
-    /// See [`FORMAT_VERSION`].
+    /// From [`FORMAT_VERSION`] to [`METADATA_VERSION`].
     pub version: u32,
     /// Random, made with the store; in every superblock and in the mark.
     pub identity: [u8; 16],
@@ -137,6 +143,10 @@ pub enum Change {
     Layer(LayerId, Option<LayerRecord>),
     /// Key `13`.
     PoolFile(u16, PoolFileRecord),
+    /// Key `14`.
+    Link(VolumeId, Option<Box<LinkRecord>>),
+    /// Key `15`.
+    Origin(SnapshotId, Option<OriginRecord>),
     /// Key `20`.
     Map(LayerId, ClusterIndex, Option<MapRecord>),
     /// Key `30`.

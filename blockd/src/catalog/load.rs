@@ -8,8 +8,8 @@ use std::ops::ControlFlow;
 
 use crate::catalog::format::keys::{self, KeyRange, STORE_KEY, key_text};
 use crate::catalog::format::{
-    FORMAT_VERSION, LayerRecord, PoolFileRecord, Record, RootRecord, SnapshotRecord, StoreRecord,
-    VolumeRecord, decode_version,
+    FORMAT_VERSION, LayerRecord, LinkRecord, METADATA_VERSION, OriginRecord, PoolFileRecord, Record,
+    RootRecord, SnapshotRecord, StoreRecord, VolumeRecord, decode_version,
 };
 use crate::catalog::mark::MarkError;
 use crate::catalog::meta::{MetaError, MetaStore};
@@ -26,7 +26,7 @@ pub use pool_use::{MapFault, PoolCheck, PoolUse, scan_pool_use};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
     /// Written by a later program.
-    #[error("FORMAT_NEWER: metadata of version {found}, this program knows {FORMAT_VERSION}")]
+    #[error("FORMAT_NEWER: metadata of version {found}, this program knows {METADATA_VERSION}")]
     Newer {
         /// Its version.
         found: u32,
@@ -68,6 +68,10 @@ pub struct Loaded {
     pub layers: BTreeMap<LayerId, LayerRecord>,
     /// By index.
     pub files: BTreeMap<u16, PoolFileRecord>,
+    /// What volumes are to other hosts.
+    pub links: BTreeMap<VolumeId, LinkRecord>,
+    /// Snapshots that came from other hosts.
+    pub origins: BTreeMap<SnapshotId, OriginRecord>,
     /// Hashes of layers.
     pub roots: BTreeMap<LayerId, RootRecord>,
     /// What commits changed, oldest first.
@@ -105,6 +109,8 @@ impl Loaded {
             snapshots: BTreeMap::new(),
             layers: BTreeMap::new(),
             files: BTreeMap::new(),
+            links: BTreeMap::new(),
+            origins: BTreeMap::new(),
             roots: BTreeMap::new(),
             journal: BTreeMap::new(),
         }
@@ -142,7 +148,7 @@ pub fn survey(store: &dyn MetaStore, mark: u64) -> Result<(Loaded, Vec<LoadError
 fn check_version(store: &dyn MetaStore) -> Result<(), LoadError> {
     let Some(value) = store.get(&STORE_KEY)? else { return Ok(()) };
     match decode_version(&STORE_KEY, &value)? {
-        found if found > FORMAT_VERSION => Err(LoadError::Newer { found }),
+        found if found > METADATA_VERSION => Err(LoadError::Newer { found }),
         _ => Ok(()),
     }
 }
@@ -176,6 +182,8 @@ impl Reading {
             Ok(Record::Snapshot(id, record)) => drop(loaded.snapshots.insert(id, record)),
             Ok(Record::Layer(id, record)) => drop(loaded.layers.insert(id, record)),
             Ok(Record::PoolFile(file, record)) => drop(loaded.files.insert(file, record)),
+            Ok(Record::Link(id, record)) => drop(loaded.links.insert(id, *record)),
+            Ok(Record::Origin(id, record)) => drop(loaded.origins.insert(id, record)),
             Ok(Record::Root(id, record)) => drop(loaded.roots.insert(id, record)),
             Ok(Record::Journal(commit, changed)) => drop(loaded.journal.insert(commit, changed)),
             // Not in the ranges that are read.

@@ -37,6 +37,8 @@ fn loaded() -> Loaded {
         snapshots: BTreeMap::new(),
         layers: [1, 2].map(layer).into(),
         files: [(0, file)].into(),
+        links: BTreeMap::new(),
+        origins: BTreeMap::new(),
         roots: BTreeMap::new(),
         journal: BTreeMap::new(),
     }

@@ -6,17 +6,23 @@ use std::collections::BTreeMap;
 
 use nbd_server::disk::ExportIndex;
 
-use crate::catalog::format::{LayerRecord, SnapshotRecord, StoreRecord, VolumeRecord};
+use super::identity::Names;
+use crate::catalog::format::{
+    LayerRecord, LinkRecord, OriginRecord, Role, SnapshotRecord, StoreRecord, VolumeRecord,
+};
 use crate::catalog::load::Loaded;
 use crate::control::{ControlError, ErrorKind, SnapshotName};
 use crate::units::{LayerId, SnapshotId, VolumeId};
 
 /// See the module.
 pub(super) struct Catalog {
+    pub(super) names: Names,
     pub(super) store: StoreRecord,
     pub(super) volumes: BTreeMap<VolumeId, VolumeRecord>,
     pub(super) snapshots: BTreeMap<SnapshotId, SnapshotRecord>,
     pub(super) layers: BTreeMap<LayerId, LayerRecord>,
+    pub(super) links: BTreeMap<VolumeId, LinkRecord>,
+    pub(super) origins: BTreeMap<SnapshotId, OriginRecord>,
     /// Where each is served.
     pub(super) volume_exports: BTreeMap<VolumeId, ExportIndex>,
     pub(super) snapshot_exports: BTreeMap<SnapshotId, ExportIndex>,
@@ -25,10 +31,13 @@ pub(super) struct Catalog {
 impl Catalog {
     pub(super) fn new(loaded: Loaded) -> Self {
         Self {
+            names: Names::new(loaded.store.identity, &loaded.origins),
             store: loaded.store,
             volumes: loaded.volumes,
             snapshots: loaded.snapshots,
             layers: loaded.layers,
+            links: loaded.links,
+            origins: loaded.origins,
             volume_exports: BTreeMap::new(),
             snapshot_exports: BTreeMap::new(),
         }
@@ -43,9 +52,9 @@ impl Catalog {
 
     pub(super) fn find_snapshot(&self, name: &SnapshotName) -> Result<SnapshotId, ControlError> {
         let volume = self.find_volume(&name.volume)?;
-        let found = self.snapshots.iter().find(|(_, r)| r.volume == volume && r.name == name.snapshot);
+        let found = self.snapshots_of(volume).find(|(_, r)| r.name == name.snapshot);
         found
-            .map(|(&id, _)| id)
+            .map(|(id, _)| id)
             .ok_or_else(|| ControlError::new(ErrorKind::NotFound, format!("there is no snapshot {name}")))
     }
 
@@ -62,11 +71,23 @@ impl Catalog {
         self.volumes.iter().find(|(_, record)| record.head == layer).map(|(&id, _)| id)
     }
 
+    /// Those that there are for anybody else: what was staged is not.
     pub(super) fn snapshots_of(
         &self,
         volume: VolumeId,
     ) -> impl Iterator<Item = (SnapshotId, &SnapshotRecord)> {
-        self.snapshots.iter().filter(move |(_, r)| r.volume == volume).map(|(&id, r)| (id, r))
+        let staged = self.staged_of(volume);
+        let own = self.snapshots.iter().filter(move |(_, r)| r.volume == volume).map(|(&id, r)| (id, r));
+        own.filter(move |(id, _)| Some(*id) != staged)
+    }
+
+    /// What has come and whose root was not compared yet.
+    pub(super) fn staged_of(&self, volume: VolumeId) -> Option<SnapshotId> {
+        self.links.get(&volume)?.receiving.as_ref()?.staged
+    }
+
+    pub(super) fn is_replica(&self, volume: VolumeId) -> bool {
+        self.links.get(&volume).is_some_and(|link| link.role == Role::Replica)
     }
 
     pub(super) fn new_volume(&mut self) -> VolumeId {

@@ -30,13 +30,19 @@ pub(super) struct Cut {
     volumes: Vec<(VolumeId, SnapshotName)>,
 }
 
-type Outcome<T> = Result<T, ControlError>;
+impl Cut {
+    pub(super) fn is_of(&self, volume: VolumeId) -> bool {
+        self.volumes.iter().any(|(other, _)| *other == volume)
+    }
+}
 
-fn refuse<T>(kind: ErrorKind, message: String) -> Outcome<T> {
+pub(super) type Outcome<T> = Result<T, ControlError>;
+
+pub(super) fn refuse<T>(kind: ErrorKind, message: String) -> Outcome<T> {
     Err(ControlError::new(kind, message))
 }
 
-fn check_name(name: &str) -> Outcome<()> {
+pub(super) fn check_name(name: &str) -> Outcome<()> {
     if is_valid_name(name) {
         return Ok(());
     }
@@ -44,7 +50,7 @@ fn check_name(name: &str) -> Outcome<()> {
     refuse(ErrorKind::BadName, text)
 }
 
-fn check_size(size: u64) -> Outcome<()> {
+pub(super) fn check_size(size: u64) -> Outcome<()> {
     if size > 0 && size <= VOLUME_BYTES_MAX && size.is_multiple_of(SIZE_UNIT_BYTES) {
         return Ok(());
     }
@@ -79,6 +85,10 @@ impl Store {
         let name = match command {
             Control::DeleteVolume { name } | Control::RenameVolume { from: name, .. } => name,
             Control::Rollback { name } => &name.volume,
+            Control::Replication(command) => {
+                let export = self.replaces_head_of(command).map(|volume| self.volume_export(volume));
+                return export.is_some_and(|export| self.disk(export).jobs > 0);
+            }
             _ => return false,
         };
         let export = self.catalog.find_volume(name).map(|volume| self.volume_export(volume));
@@ -114,6 +124,7 @@ impl Store {
             Control::Status => return Ok(Some(Answer::Status(Box::new(self.status())))),
             Control::Pin { name } => return self.pin(&name).map(Some),
             Control::KeepHashes { pin, hashes, roots } => self.keep_hashes(token, pin, hashes, roots)?,
+            Control::Replication(command) => return self.replication(token, command, io),
             Control::Unpin { pin } => {
                 self.unpin(pin);
                 return Ok(Some(Answer::Done));
@@ -122,7 +133,7 @@ impl Store {
         Ok(None)
     }
 
-    fn check_durable(&self, volume: Option<VolumeId>) -> Outcome<()> {
+    pub(super) fn check_durable(&self, volume: Option<VolumeId>) -> Outcome<()> {
         if self.commits.meta_failed || volume.is_some_and(|volume| self.volume_failed(volume)) {
             let text =
                 "an earlier sync has failed: nothing can be made durable until the daemon was restarted";
@@ -131,7 +142,18 @@ impl Store {
         Ok(())
     }
 
-    fn check_free_name(&self, name: &str) -> Outcome<()> {
+    /// What follows another host changes with it only.
+    fn check_primary(&self, volume: VolumeId, name: &str) -> Outcome<()> {
+        if self.catalog.is_replica(volume) {
+            return refuse(
+                ErrorKind::Refused,
+                format!("{name:?} is a replica: promote it, or clone a snapshot"),
+            );
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_free_name(&self, name: &str) -> Outcome<()> {
         check_name(name)?;
         match self.catalog.find_volume(name) {
             Ok(_) => refuse(ErrorKind::Exists, format!("there is a volume {name:?} already")),
@@ -139,12 +161,12 @@ impl Store {
         }
     }
 
-    fn volume_export(&self, volume: VolumeId) -> ExportIndex {
+    pub(super) fn volume_export(&self, volume: VolumeId) -> ExportIndex {
         self.catalog.volume_exports[&volume]
     }
 
     /// The export of a volume that nobody uses.
-    fn unused_volume(&self, volume: VolumeId, name: &str) -> Outcome<ExportIndex> {
+    pub(super) fn unused_volume(&self, volume: VolumeId, name: &str) -> Outcome<ExportIndex> {
         let export = self.volume_export(volume);
         let disk = self.disk(export);
         if disk.clients > 0 || disk.jobs > 0 {
@@ -153,26 +175,31 @@ impl Store {
         Ok(export)
     }
 
-    fn store_change(&self) -> Change {
+    pub(super) fn store_change(&self) -> Change {
         Change::Store(self.catalog.store.clone())
     }
 
-    fn volume_change(&self, volume: VolumeId) -> Change {
+    pub(super) fn volume_change(&self, volume: VolumeId) -> Change {
         Change::Volume(volume, self.catalog.volumes.get(&volume).cloned())
     }
 
-    fn commit_changes(&mut self, token: Token, volumes: Vec<VolumeId>, changes: Vec<Change>) {
+    pub(super) fn commit_changes(&mut self, token: Token, volumes: Vec<VolumeId>, changes: Vec<Change>) {
         self.commit_bundle(Bundle { token: Some(token), ..Bundle::new(changes, volumes) });
     }
 
-    fn new_head(&mut self, volume: VolumeId, parent: Option<LayerId>) -> (LayerId, Change) {
+    pub(super) fn new_head(&mut self, volume: VolumeId, parent: Option<LayerId>) -> (LayerId, Change) {
         let head = self.catalog.new_layer();
         let record = LayerRecord { parent, volume };
         self.catalog.layers.insert(head, record);
         (head, Change::Layer(head, Some(record)))
     }
 
-    fn add_volume(&mut self, name: &str, size: u64, parent: Option<LayerId>) -> (ExportIndex, Vec<Change>) {
+    pub(super) fn add_volume(
+        &mut self,
+        name: &str,
+        size: u64,
+        parent: Option<LayerId>,
+    ) -> (ExportIndex, Vec<Change>) {
         let volume = self.catalog.new_volume();
         let (head, layer) = self.new_head(volume, parent);
         let record = VolumeRecord { name: name.to_owned(), size, head, created_ms: self.wall_ms() };
@@ -195,6 +222,7 @@ impl Store {
     fn resize_volume(&mut self, token: Token, name: &str, size: u64) -> Outcome<()> {
         let volume = self.catalog.find_volume(name)?;
         check_size(size)?;
+        self.check_primary(volume, name)?;
         self.check_durable(Some(volume))?;
         let record = self.catalog.volumes.get_mut(&volume).expect("found");
         if size < record.size {
@@ -234,7 +262,7 @@ impl Store {
     }
 
     /// What of the head is not committed becomes part of the changes: afterwards its records are complete.
-    fn seal(&mut self, export: ExportIndex) -> Vec<Change> {
+    pub(super) fn seal(&mut self, export: ExportIndex) -> Vec<Change> {
         let disk = self.disk_mut(export);
         if disk.dirty.is_empty() { Vec::new() } else { disk.take_dirty() }
     }
@@ -248,12 +276,18 @@ impl Store {
         }
         self.check_durable(Some(volume))?;
         let mut changes = self.seal(export);
+        let mut bundle = Bundle::new(Vec::new(), Vec::new());
+        self.drop_staged(volume, &mut bundle);
+        if self.catalog.links.remove(&volume).is_some() {
+            changes.push(Change::Link(volume, None));
+        }
         let head = self.catalog.volumes.remove(&volume).expect("found").head;
         self.catalog.volume_exports.remove(&volume);
         self.unserve(export);
         changes.push(self.volume_change(volume));
-        let bundle = Bundle { token: Some(token), settles: vec![head], ..Bundle::new(changes, Vec::new()) };
-        self.commit_bundle(bundle);
+        bundle.changes.append(&mut changes);
+        bundle.settles.push(head);
+        self.commit_bundle(Bundle { token: Some(token), ..bundle });
         self.reclaim_later();
         Ok(())
     }
@@ -270,18 +304,29 @@ impl Store {
             }
             volumes.push((volume, name));
         }
+        self.begin_cut(token, volumes, io);
+        Ok(())
+    }
+
+    /// The names are free, and nothing forbids it.
+    pub(super) fn begin_cut(
+        &mut self,
+        token: Token,
+        volumes: Vec<(VolumeId, SnapshotName)>,
+        io: &mut Io<'_>,
+    ) {
         for (volume, _) in &volumes {
             let export = self.volume_export(*volume);
             self.disk_mut(export).holds += 1;
         }
         self.cuts.push(Cut { token, volumes });
         self.perform_cuts(io);
-        Ok(())
     }
 
     fn check_new_snapshot(&self, name: &SnapshotName) -> Outcome<VolumeId> {
         check_name(&name.snapshot)?;
         let volume = self.catalog.find_volume(&name.volume)?;
+        self.check_primary(volume, &name.volume)?;
         self.check_durable(Some(volume))?;
         let pending = self.cuts.iter().flat_map(|cut| &cut.volumes).any(|(_, other)| other == name);
         if pending || self.catalog.find_snapshot(name).is_ok() {
@@ -332,10 +377,10 @@ impl Store {
         let (closed, size) = (record.head, record.size);
         let (head, layer) = self.new_head(volume, Some(closed));
         self.catalog.volumes.get_mut(&volume).expect("it is being cut").head = head;
-        let created_ms = self.wall_ms();
+        let id = self.catalog.new_snapshot();
+        let created_ms = self.staging(volume, id, bundle).unwrap_or_else(|| self.wall_ms());
         let name = name.snapshot.clone();
         let snapshot = SnapshotRecord { volume, name, layer: closed, size, created_ms, holds: Vec::new() };
-        let id = self.catalog.new_snapshot();
         self.catalog.snapshots.insert(id, snapshot.clone());
         bundle.publishes.push(self.serve_snapshot(id));
         bundle.settles.push(closed);
@@ -357,12 +402,14 @@ impl Store {
         if self.disk(export).clients > 0 || self.disk(export).jobs > 0 {
             return refuse(ErrorKind::Busy, format!("{name} has {} clients", self.disk(export).clients));
         }
+        self.check_not_needed(id, name)?;
         self.check_durable(None)?;
         let layer = self.catalog.snapshots.remove(&id).expect("found").layer;
         self.catalog.snapshot_exports.remove(&id);
         self.unserve(export);
         // Until that is durable the layer must stay as it is: a crash would bring the snapshot back.
-        let bundle = Bundle::new(vec![Change::Snapshot(id, None)], Vec::new());
+        let mut bundle = Bundle::new(vec![Change::Snapshot(id, None)], Vec::new());
+        self.forget_received(id, &mut bundle);
         self.commit_bundle(Bundle { token: Some(token), settles: vec![layer], ..bundle });
         self.reclaim_later();
         Ok(())
@@ -372,6 +419,7 @@ impl Store {
         let snapshot = self.catalog.find_snapshot(name)?;
         let record = self.catalog.snapshots[&snapshot].clone();
         let volume = record.volume;
+        self.check_primary(volume, &name.volume)?;
         let old = self.unused_volume(volume, &name.volume)?;
         self.check_durable(Some(volume))?;
         let mut changes = self.seal(old);
@@ -453,8 +501,11 @@ impl Store {
 
     fn list_snapshots(&self, volume: Option<String>) -> Outcome<Answer> {
         let volume = volume.map(|name| self.catalog.find_volume(&name)).transpose()?;
-        let wanted = |record: &SnapshotRecord| volume.is_none_or(|volume| record.volume == volume);
-        let found = self.catalog.snapshots.iter().filter(|(_, record)| wanted(record));
+        let wanted = |id: SnapshotId, record: &SnapshotRecord| {
+            volume.is_none_or(|volume| record.volume == volume)
+                && self.catalog.staged_of(record.volume) != Some(id)
+        };
+        let found = self.catalog.snapshots.iter().filter(|(id, record)| wanted(**id, record));
         Ok(Answer::Snapshots(found.map(|(&id, record)| self.snapshot_info(id, record)).collect()))
     }
 
@@ -497,8 +548,12 @@ impl Store {
     }
 
     fn pin(&mut self, name: &SnapshotName) -> Outcome<Answer> {
-        let id = self.catalog.find_snapshot(name)?;
+        self.pin_snapshot(self.catalog.find_snapshot(name)?)
+    }
+
+    pub(super) fn pin_snapshot(&mut self, id: SnapshotId) -> Outcome<Answer> {
         let record = &self.catalog.snapshots[&id];
+        let name = self.catalog.snapshot_name(record);
         let (size, chain) = (record.size, self.catalog.chain(record.layer));
         let published = self.disk(self.catalog.snapshot_exports[&id]).published;
         // Being packed, or merged when a sync failed and gave that up: some of the records are still to come.

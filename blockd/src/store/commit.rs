@@ -48,6 +48,8 @@ pub(super) struct Bundle {
     /// Volumes whose data the changes name: if their sync fails, the changes are void.
     pub(super) volumes: Vec<VolumeId>,
     pub(super) token: Option<Token>,
+    /// What it is answered.
+    pub(super) answer: Answer,
     /// Exports that exist for clients once the bundle is durable.
     pub(super) publishes: Vec<ExportIndex>,
     /// Layers whose records are complete once it is.
@@ -56,7 +58,14 @@ pub(super) struct Bundle {
 
 impl Bundle {
     pub(super) fn new(changes: Vec<Change>, volumes: Vec<VolumeId>) -> Self {
-        Self { changes, volumes, token: None, publishes: Vec::new(), settles: Vec::new() }
+        Self {
+            changes,
+            volumes,
+            token: None,
+            answer: Answer::Done,
+            publishes: Vec::new(),
+            settles: Vec::new(),
+        }
     }
 }
 
@@ -356,7 +365,7 @@ impl Store {
             self.publish(export);
         }
         if let Some(token) = bundle.token {
-            self.answer(token, Ok(Answer::Done));
+            self.answer(token, Ok(bundle.answer.clone()));
         }
     }
 

@@ -19,6 +19,8 @@
 //! | `reclaim` | layers that nobody names any more are merged or dropped in the background |
 //! | `pack` | sparse records of closed layers are packed in the background |
 //! | `copy` | blocks are copied for the two |
+//! | `replica` | volumes that follow another host's |
+//! | `identity` | what volumes and snapshots are called on every host |
 //! | `recent` | what is not committed is kept for the next process |
 //! | `pool` | where clusters lie, which are free |
 
@@ -26,10 +28,12 @@ mod catalog;
 mod commands;
 mod commit;
 mod copy;
+mod identity;
 mod pack;
 pub mod pool;
 mod recent;
 mod reclaim;
+mod replica;
 mod served;
 pub mod superblock;
 mod transfer;
@@ -61,6 +65,7 @@ use served::{MapState, Served};
 use transfer::Job;
 
 pub use recent::RecentLog;
+pub use replica::PATCHES_MAX;
 pub use served::Subject;
 
 /// Changed map records of a volume are committed when there are so many, asked for or not.
@@ -96,6 +101,7 @@ pub struct Store {
     reclaim: Reclaim,
     pack: Pack,
     pins: Slab<Vec<LayerId>>,
+    applying: Slab<replica::Applying>,
     cuts: Vec<commands::Cut>,
     /// Commands that wait for the store's own work; as many as the host lets wait.
     deferred: Vec<(Token, Control)>,
@@ -130,6 +136,7 @@ impl Store {
             reclaim: Reclaim::default(),
             pack: Pack::default(),
             pins: Slab::new(),
+            applying: Slab::new(),
             cuts: Vec::new(),
             deferred: Vec::new(),
             meta,
@@ -163,7 +170,7 @@ impl Store {
     /// What there is to export, with the index of each.
     pub fn exports(&self) -> impl Iterator<Item = (ExportIndex, &Served)> {
         self.served.iter().enumerate().filter_map(|(index, served)| {
-            let served = served.as_ref().filter(|served| served.published)?;
+            let served = served.as_ref().filter(|served| served.published && !served.hidden)?;
             Some((ExportIndex(u32::try_from(index).expect("few exports")), served))
         })
     }
@@ -266,8 +273,8 @@ impl Store {
 
     /// Starts a request.
     pub fn start(&mut self, export: ExportIndex, request: Request, io: &mut Io<'_>) {
-        if self.find_disk(export).is_none() {
-            // Deleted between the handshake and now.
+        if self.find_disk(export).is_none_or(|disk| disk.hidden) {
+            // Deleted between the handshake and now, or a replica since.
             return io.reply(request.id, Err(Errno::Shutdown));
         }
         self.begin_request(export, request, io);

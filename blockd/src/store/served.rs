@@ -61,6 +61,10 @@ pub struct Served {
     pub(super) map_top: LayerId,
     /// It is durable that this exists: clients may see it, its records are complete.
     pub(super) published: bool,
+    /// Clients never see it: a replica's head, or what was staged for one.
+    pub(super) hidden: bool,
+    /// What clients see of a replica instead.
+    pub(super) shows: Option<SnapshotId>,
     /// Somebody waits for the map, which cannot be loaded yet.
     pub(super) map_wanted: bool,
     pub(super) clients: u32,
@@ -100,6 +104,8 @@ impl Served {
             map: MapState::Absent,
             map_top: top,
             published: false,
+            hidden: false,
+            shows: None,
             map_wanted: false,
             clients: 0,
             changing: 0,
@@ -302,17 +308,34 @@ impl Store {
 
     /// It is durable that an export exists: from now on clients see it.
     pub(super) fn publish(&mut self, export: ExportIndex) {
-        if let Some(disk) = self.find_disk(export) {
-            disk.published = true;
-            self.version += 1;
+        let Some(disk) = self.find_disk(export) else { return };
+        disk.published = true;
+        let subject = disk.subject;
+        self.version += 1;
+        if let Subject::Snapshot(id) = subject {
+            self.show(id);
+        }
+    }
+
+    /// It is durable that a snapshot exists: if it is a replica's newest, that is what is seen of the replica.
+    fn show(&mut self, id: SnapshotId) {
+        let Some(volume) = self.catalog.snapshots.get(&id).map(|record| record.volume) else { return };
+        let newest = self.catalog.links.get(&volume).and_then(|link| link.published);
+        if newest == Some(id) {
+            let export = self.catalog.volume_exports[&volume];
+            self.disk_mut(export).shows = newest;
         }
     }
 
     pub(super) fn serve_volume(&mut self, id: VolumeId) -> ExportIndex {
         let record = &self.catalog.volumes[&id];
         let has_parent = self.catalog.layers.get(&record.head).is_some_and(|layer| layer.parent.is_some());
-        let served =
+        let mut served =
             Served::new(Subject::Volume(id), record.name.clone(), record.size, record.head, has_parent);
+        served.hidden = self.catalog.is_replica(id);
+        // Of a head that is replaced, what it showed goes on being seen.
+        let before = self.catalog.volume_exports.get(&id).copied();
+        served.shows = before.and_then(|export| self.find_disk(export)).and_then(|disk| disk.shows);
         let export = self.serve(served);
         self.catalog.volume_exports.insert(id, export);
         export
@@ -321,7 +344,8 @@ impl Store {
     pub(super) fn serve_snapshot(&mut self, id: SnapshotId) -> ExportIndex {
         let record = &self.catalog.snapshots[&id];
         let name = self.catalog.snapshot_name(record).to_string();
-        let served = Served::new(Subject::Snapshot(id), name, record.size, record.layer, true);
+        let mut served = Served::new(Subject::Snapshot(id), name, record.size, record.layer, true);
+        served.hidden = self.catalog.staged_of(record.volume) == Some(id);
         let export = self.serve(served);
         self.catalog.snapshot_exports.insert(id, export);
         export

@@ -27,6 +27,7 @@ use super::pool::Extension;
 use super::reclaim::{Merge, OWN_WORK};
 use super::served::{MapState, is_aligned};
 use super::{DIRTY_RECORDS_LIMIT, DIRTY_RECORDS_MAX, Store};
+use crate::control::replication::Patch;
 use crate::map::Entry;
 use crate::units::{BLOCK_BYTES, CLUSTER_BYTES, ClusterIndex, Mask, PoolCluster};
 
@@ -40,6 +41,8 @@ pub(super) struct Job {
     pub(super) client: Option<RequestId>,
     /// The job that this one is a part of.
     parent: Option<usize>,
+    /// The `Apply` that this one is a part of.
+    applying: Option<usize>,
     /// Bytes of the export.
     pub(super) range: Range<u64>,
     pub(super) task: Task,
@@ -134,6 +137,7 @@ impl Job {
             export,
             client,
             parent: None,
+            applying: None,
             range,
             task,
             pending: 0,
@@ -237,6 +241,30 @@ impl Store {
             Command::Cache => new(Task::Cache),
         };
         self.add_job(job, io);
+    }
+
+    /// Makes a job of a part of what another host sends.
+    pub(super) fn apply_patch(
+        &mut self,
+        export: ExportIndex,
+        applying: usize,
+        patch: Patch,
+        io: &mut Io<'_>,
+    ) {
+        let range = patch.range().expect("patches are checked");
+        let task = match patch {
+            Patch::Zero { .. } => Task::Zero { fua: false, keep: false },
+            Patch::Data { offset, bytes } => {
+                let mut buf = io.pool().take(bytes.len());
+                buf.copy_from_slice(&bytes);
+                if !is_aligned(offset, u32::try_from(bytes.len()).expect("a patch is small")) {
+                    let job = Job::around(export, None, range, Some(buf), false);
+                    return self.add_job(Job { applying: Some(applying), ..job }, io);
+                }
+                Task::Write { buf: Some(buf), at: offset, fua: false, targets: SmallVec::new() }
+            }
+        };
+        self.add_job(Job { applying: Some(applying), ..Job::new(export, None, range, task) }, io);
     }
 
     fn count_request(&mut self, command: &Command, length: u32) {
@@ -745,6 +773,9 @@ impl Store {
         disk.drop_idle_view();
         if let Some(parent) = job.parent {
             self.part_ended(parent, error, io);
+        }
+        if let Some(applying) = job.applying {
+            self.applied(applying, error);
         }
         if waiting {
             self.admit(job.export, io);

@@ -194,6 +194,7 @@ impl State {
                 return Ok(Answer::Pinned(Pinned { pin: 7, chain: vec![LayerId(3), LayerId(1)], size }));
             }
             Control::Unpin { pin: 7 } | Control::KeepHashes { .. } => {}
+            Control::Replication(_) => return error(ErrorKind::Refused, "this engine keeps no replicas"),
             Control::Unpin { .. } => return error(ErrorKind::NotFound, "there is no such pin"),
         }
         Ok(Answer::Done)

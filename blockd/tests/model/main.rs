@@ -9,6 +9,7 @@ mod merging;
 mod packing;
 mod reference;
 mod regressions;
+mod replicas;
 mod world;
 
 const CASES: u64 = 2000;

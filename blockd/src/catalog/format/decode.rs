@@ -3,7 +3,8 @@
 
 use super::keys::{key_text, kind};
 use super::{
-    LayerRecord, MapRecord, NO_CLUSTER, PoolFileRecord, RootRecord, SnapshotRecord, StoreRecord, VolumeRecord,
+    LayerRecord, LinkRecord, MapRecord, NO_CLUSTER, OriginRecord, PoolFileRecord, RootRecord, SnapshotRecord,
+    StoreRecord, VolumeRecord,
 };
 use crate::catalog::meta::MetaError;
 use crate::units::{CLUSTER_BLOCKS, ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeId};
@@ -23,6 +24,10 @@ pub enum Record {
     Layer(LayerId, LayerRecord),
     /// Key `13`.
     PoolFile(u16, PoolFileRecord),
+    /// Key `14`.
+    Link(VolumeId, Box<LinkRecord>),
+    /// Key `15`.
+    Origin(SnapshotId, OriginRecord),
     /// Key `20`.
     Map(LayerId, ClusterIndex, MapRecord),
     /// Key `30`.
@@ -67,7 +72,7 @@ fn damaged(key: &[u8], fault: &str) -> MetaError {
 }
 
 /// What is wrong with a record.
-type Fault = &'static str;
+pub(super) type Fault = &'static str;
 
 fn record(key: &[u8], value: &[u8]) -> Result<Record, Fault> {
     let (kind, rest) = key.split_first().ok_or("has an empty key")?;
@@ -86,6 +91,8 @@ fn record(key: &[u8], value: &[u8]) -> Result<Record, Fault> {
             let file = u16::from_be_bytes(key.take()?);
             Record::PoolFile(key.end(file)?, Reader(value).pool_file()?)
         }
+        kind::LINK => Record::Link(key.last(VolumeId)?, Box::new(LinkRecord::decode(value)?)),
+        kind::ORIGIN => Record::Origin(key.last(SnapshotId)?, OriginRecord::decode(value)?),
         kind::MAP => {
             let (layer, cluster, record) = map(rest, value)?;
             Record::Map(layer, cluster, record)
@@ -159,24 +166,24 @@ fn journal(value: &[u8]) -> Result<Vec<(LayerId, ClusterIndex)>, Fault> {
 }
 
 /// What is left to decode.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl Reader<'_> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+    pub(super) fn take<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
         let (taken, rest) = self.0.split_first_chunk().ok_or(WRONG_LENGTH)?;
         self.0 = rest;
         Ok(*taken)
     }
 
-    fn u32(&mut self) -> Result<u32, Fault> {
+    pub(super) fn u32(&mut self) -> Result<u32, Fault> {
         self.take().map(u32::from_be_bytes)
     }
 
-    fn u64(&mut self) -> Result<u64, Fault> {
+    pub(super) fn u64(&mut self) -> Result<u64, Fault> {
         self.take().map(u64::from_be_bytes)
     }
 
-    fn text(&mut self) -> Result<String, Fault> {
+    pub(super) fn text(&mut self) -> Result<String, Fault> {
         let length = usize::from(u16::from_be_bytes(self.take()?));
         let (text, rest) = self.0.split_at_checked(length).ok_or(WRONG_LENGTH)?;
         self.0 = rest;
@@ -184,7 +191,7 @@ impl Reader<'_> {
     }
 
     /// The value, if nothing follows.
-    fn end<T>(&self, value: T) -> Result<T, Fault> {
+    pub(super) fn end<T>(&self, value: T) -> Result<T, Fault> {
         if self.0.is_empty() { Ok(value) } else { Err(WRONG_LENGTH) }
     }
 

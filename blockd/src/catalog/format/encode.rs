@@ -2,8 +2,8 @@
 
 use super::keys::{self, KeyRange};
 use super::{
-    Change, LayerRecord, MapRecord, NO_CLUSTER, PoolFileRecord, RootRecord, SnapshotRecord, StoreRecord,
-    VolumeRecord,
+    Change, LayerRecord, MapRecord, NO_CLUSTER, OriginRecord, PoolFileRecord, RootRecord, SnapshotRecord,
+    StoreRecord, VolumeRecord,
 };
 use crate::units::{ClusterIndex, LayerId};
 
@@ -31,6 +31,10 @@ impl Change {
             Self::Snapshot(id, record) => set(sink, &keys::snapshot_key(*id), record.as_ref().map(snapshot)),
             Self::Layer(id, record) => set(sink, &keys::layer_key(*id), record.as_ref().map(layer)),
             Self::PoolFile(file, record) => sink.put(&keys::pool_file_key(*file), &pool_file(record)),
+            Self::Link(id, record) => set(sink, &keys::link_key(*id), record.as_ref().map(|r| r.encode())),
+            Self::Origin(id, record) => {
+                set(sink, &keys::origin_key(*id), record.as_ref().map(OriginRecord::encode));
+            }
             Self::Map(id, cluster, record) => {
                 set(sink, &keys::map_key(*id, *cluster), record.as_ref().map(map));
             }
@@ -54,7 +58,7 @@ fn set<V: AsRef<[u8]>>(sink: &mut dyn RawSink, key: &[u8], value: Option<V>) {
 }
 
 /// Appends a length and the text.
-fn text(value: &mut Vec<u8>, text: &str) {
+pub(super) fn text(value: &mut Vec<u8>, text: &str) {
     let length = u16::try_from(text.len()).expect("names and paths are short");
     value.extend(length.to_be_bytes());
     value.extend(text.as_bytes());

@@ -19,6 +19,10 @@ pub mod kind {
     pub const LAYER: u8 = 0x12;
     /// A pool file.
     pub const POOL_FILE: u8 = 0x13;
+    /// What a volume is to other hosts.
+    pub const LINK: u8 = 0x14;
+    /// Where a snapshot came from.
+    pub const ORIGIN: u8 = 0x15;
     /// A map record.
     pub const MAP: u8 = 0x20;
     /// The hash of a cluster.
@@ -71,6 +75,16 @@ pub fn layer_key(layer: LayerId) -> [u8; 5] {
 pub fn pool_file_key(file: u16) -> [u8; 3] {
     let [high, low] = file.to_be_bytes();
     [kind::POOL_FILE, high, low]
+}
+
+/// The key of what a volume is to other hosts.
+pub fn link_key(volume: VolumeId) -> [u8; 5] {
+    with_u32(kind::LINK, volume.0)
+}
+
+/// The key of where a snapshot came from.
+pub fn origin_key(snapshot: SnapshotId) -> [u8; 5] {
+    with_u32(kind::ORIGIN, snapshot.0)
 }
 
 /// The key of a map record.

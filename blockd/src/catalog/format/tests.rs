@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::keys::{self, KeyRange};
 use super::*;
 use crate::catalog::meta::MetaError;
+use crate::units::{HostId, Lineage, SnapshotUid};
 
 /// What a change did, in the order in which it did it.
 #[derive(Default)]
@@ -98,6 +99,54 @@ fn the_catalog_records_are_as_drawn() {
     golden(&Change::Layer(LayerId(6), Some(layer)), "12 00000006", "00000000 00000003");
     let file = PoolFileRecord { first: PoolCluster(0x100), clusters: 0x200, path: "p".into() };
     golden(&Change::PoolFile(1, file), "13 0001", "00000100 00000200 0001 70");
+}
+
+#[test]
+fn links_and_origins_are_as_drawn() {
+    let (uid, token) = (SnapshotUid(*b"uuuuuuuuuuuuuuuu"), *b"tttttttttttttttt");
+    let receiving = ReceivingRecord {
+        uid,
+        token,
+        point: Point { epoch: 3, sequence: 9 },
+        base: Some(SnapshotId(5)),
+        size: 0x10000,
+        created_ms: 7,
+        name: "s".into(),
+        cursor: 0x0102,
+        staged: None,
+    };
+    let link = LinkRecord {
+        lineage: Lineage(*b"llllllllllllllll"),
+        epoch: 3,
+        role: Role::Replica,
+        peer: HostId(*b"hhhhhhhhhhhhhhhh"),
+        diverged: false,
+        published: Some(SnapshotId(5)),
+        point: Point { epoch: 3, sequence: 8 },
+        receiving: Some(receiving),
+    };
+    let sixteen = |byte: u8| hex(&[byte; 16]);
+    let head = format!(
+        "{} 0000000000000003 01 {} 00 00000005 0000000000000003 0000000000000008",
+        sixteen(b'l'),
+        sixteen(b'h')
+    );
+    let tail = format!(
+        "01 {} {} 0000000000000003 0000000000000009 00000005 0000000000010000 0000000000000007 \
+         0000000000000102 00000000 0001 73",
+        sixteen(b'u'),
+        sixteen(b't')
+    );
+    golden(
+        &Change::Link(VolumeId(2), Some(Box::new(link.clone()))),
+        "14 00000002",
+        &format!("{head} {tail}"),
+    );
+    let idle = LinkRecord { receiving: None, ..link };
+    golden(&Change::Link(VolumeId(2), Some(Box::new(idle))), "14 00000002", &format!("{head} 00"));
+    let origin = OriginRecord { uid, point: Point { epoch: 1, sequence: 2 } };
+    let value = format!("{} 0000000000000001 0000000000000002", sixteen(b'u'));
+    golden(&Change::Origin(SnapshotId(6), Some(origin)), "15 00000006", &value);
 }
 
 #[test]
@@ -216,6 +265,47 @@ fn map_record() -> impl Strategy<Value = MapRecord> {
     })
 }
 
+fn point() -> impl Strategy<Value = Point> {
+    any::<[u64; 2]>().prop_map(|[epoch, sequence]| Point { epoch, sequence })
+}
+
+fn snapshot_number() -> impl Strategy<Value = Option<SnapshotId>> {
+    any::<u32>().prop_map(|id| (id != 0).then_some(SnapshotId(id)))
+}
+
+fn receiving() -> impl Strategy<Value = ReceivingRecord> {
+    let numbers = (any::<[u8; 16]>(), any::<[u8; 16]>(), any::<[u64; 3]>(), point(), text());
+    (numbers, snapshot_number(), snapshot_number()).prop_map(
+        |((uid, token, [size, created_ms, cursor], point, name), base, staged)| ReceivingRecord {
+            uid: SnapshotUid(uid),
+            token,
+            point,
+            base,
+            size,
+            created_ms,
+            name,
+            cursor,
+            staged,
+        },
+    )
+}
+
+fn link() -> impl Strategy<Value = LinkRecord> {
+    let numbers = (any::<[u8; 16]>(), any::<[u8; 16]>(), any::<u64>(), any::<bool>(), any::<bool>());
+    (numbers, snapshot_number(), point(), proptest::option::of(receiving())).prop_map(
+        |((lineage, peer, epoch, replica, diverged), published, point, receiving)| LinkRecord {
+            lineage: Lineage(lineage),
+            epoch,
+            role: if replica { Role::Replica } else { Role::Primary },
+            peer: HostId(peer),
+            diverged,
+            published,
+            point,
+            receiving,
+        },
+    )
+}
+
 fn record() -> impl Strategy<Value = Record> {
     let store = (any::<u32>(), any::<[u8; 16]>(), any::<[u32; 3]>(), any::<u64>()).prop_map(
         |(version, identity, [volume, layer, snapshot], created_ms)| StoreRecord {
@@ -251,6 +341,10 @@ fn record() -> impl Strategy<Value = Record> {
     let root = (layer_id(), any::<u64>(), any::<[u8; 32]>())
         .prop_map(|(id, size, hash)| Record::Root(id, RootRecord { size, hash }));
     prop_oneof![
+        (1..=u32::MAX, link()).prop_map(|(id, record)| Record::Link(VolumeId(id), Box::new(record))),
+        (1..=u32::MAX, any::<[u8; 16]>(), point()).prop_map(|(id, uid, point)| {
+            Record::Origin(SnapshotId(id), OriginRecord { uid: SnapshotUid(uid), point })
+        }),
         store.prop_map(Record::Store),
         any::<u64>().prop_map(Record::Commit),
         (1..=u32::MAX, volume).prop_map(|(id, record)| Record::Volume(VolumeId(id), record)),

@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{LoadError, Loaded};
-use crate::catalog::format::{FORMAT_VERSION, NO_CLUSTER, SnapshotRecord};
+use crate::catalog::format::{METADATA_VERSION, NO_CLUSTER, SnapshotRecord};
 use crate::control::is_valid_name;
 use crate::units::{LayerId, SIZE_UNIT_BYTES, VOLUME_BYTES_MAX, VolumeId};
 
+mod links;
+
 /// Where problems go.
-type Problems = Vec<LoadError>;
+pub(super) type Problems = Vec<LoadError>;
 
 /// Adds every contradiction within a catalog.
 pub(super) fn catalog(loaded: &Loaded, problems: &mut Problems) {
@@ -18,18 +20,19 @@ pub(super) fn catalog(loaded: &Loaded, problems: &mut Problems) {
     volumes(loaded, problems);
     snapshots(loaded, problems);
     heads_are_open(loaded, problems);
+    links::check(loaded, problems);
     roots(loaded, problems);
     journal(loaded, problems);
 }
 
-fn damaged(problems: &mut Problems, text: String) {
+pub(super) fn damaged(problems: &mut Problems, text: String) {
     problems.push(LoadError::Damaged(text));
 }
 
 /// A number that would be given out again would make two things one.
 fn numbers(loaded: &Loaded, problems: &mut Problems) {
     let store = &loaded.store;
-    if store.version != FORMAT_VERSION {
+    if store.version == 0 || store.version > METADATA_VERSION {
         damaged(problems, format!("the store is of version {}", store.version));
     }
     let last = |last: Option<u32>| last.unwrap_or(0);
@@ -96,12 +99,12 @@ fn layers(loaded: &Loaded, problems: &mut Problems) {
     }
 }
 
-fn size_problem(size: u64) -> Option<String> {
+pub(super) fn size_problem(size: u64) -> Option<String> {
     let legal = size > 0 && size <= VOLUME_BYTES_MAX && size.is_multiple_of(SIZE_UNIT_BYTES);
     (!legal).then(|| format!("has the size {size}"))
 }
 
-fn name_problem(name: &str) -> Option<String> {
+pub(super) fn name_problem(name: &str) -> Option<String> {
     (!is_valid_name(name)).then(|| format!("has the name {name:?}"))
 }
 

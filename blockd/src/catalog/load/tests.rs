@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::catalog::format::{Change, MapRecord};
+use crate::catalog::format::{Change, MapRecord, Point, ReceivingRecord, Role};
 use crate::catalog::memory::MemoryMeta;
-use crate::units::{Mask, PoolCluster, VOLUME_BYTES_MAX};
+use crate::units::{HostId, Lineage, Mask, PoolCluster, SnapshotUid, VOLUME_BYTES_MAX};
 
 const IDENTITY: [u8; 16] = [9; 16];
 
@@ -50,6 +50,51 @@ fn in_place(cluster: u32) -> MapRecord {
 fn packed(cluster: u32, start: u8, blocks: u32) -> MapRecord {
     let data = Mask::of(0..blocks);
     MapRecord { cluster: Some(PoolCluster(cluster)), data, zero: Mask::NONE, packed: Some(start) }
+}
+
+fn receiving(link: &mut LinkRecord) -> &mut ReceivingRecord {
+    link.receiving.as_mut().unwrap()
+}
+
+/// A sound one, but for a change.
+fn link(volume: u32, change: impl FnOnce(&mut LinkRecord)) -> Change {
+    let receiving = ReceivingRecord {
+        uid: SnapshotUid([1; 16]),
+        token: [2; 16],
+        point: Point { epoch: 1, sequence: 2 },
+        base: Some(SnapshotId(1)),
+        size: 1 << 20,
+        created_ms: 4,
+        name: "next".into(),
+        cursor: 0,
+        staged: None,
+    };
+    let mut link = LinkRecord {
+        lineage: Lineage([3; 16]),
+        epoch: 1,
+        role: Role::Replica,
+        peer: HostId([4; 16]),
+        diverged: false,
+        published: None,
+        point: Point::default(),
+        receiving: Some(receiving),
+    };
+    change(&mut link);
+    Change::Link(VolumeId(volume), Some(Box::new(link)))
+}
+
+fn origin() -> OriginRecord {
+    OriginRecord { uid: SnapshotUid([1; 16]), point: Point::default() }
+}
+
+#[test]
+fn sound_links_and_origins_load() {
+    let newer = Change::Store(StoreRecord { version: METADATA_VERSION, ..store_record() });
+    let changes = [newer, link(1, |_| {}), Change::Origin(SnapshotId(1), Some(origin()))];
+    let loaded = load(&store(&changes), 7).unwrap();
+    assert_eq!((loaded.links.len(), loaded.origins.len()), (1, 1));
+    let refused = refusal(&[link(1, |_| {}), link(2, |_| {})]);
+    assert!(refused.contains("volumes 1 and 2 have the lineage"), "{refused}");
 }
 
 /// Two volumes, one with a snapshot, and a layer that nothing refers to.
@@ -133,9 +178,9 @@ fn the_mark_decides_whether_commits_are_missing() {
 
 #[test]
 fn a_later_format_is_named_before_anything_is_decoded() {
-    let newer = StoreRecord { version: 2, ..store_record() };
+    let newer = StoreRecord { version: 3, ..store_record() };
     let refused = refusal(&[Change::Store(newer), Change::Layer(LayerId(1), None)]);
-    assert!(refused.starts_with("FORMAT_NEWER: metadata of version 2"), "{refused}");
+    assert!(refused.starts_with("FORMAT_NEWER: metadata of version 3"), "{refused}");
 }
 
 #[test]
@@ -180,6 +225,14 @@ fn each_contradiction_is_refused_by_its_name() {
         (Change::Root(LayerId(9), Some(RootRecord { size: 1, hash: [0; 32] })), "hash of layer 9"),
         (Change::Root(LayerId(2), Some(RootRecord { size: 1, hash: [0; 32] })), "layer 2, which is a head"),
         (Change::Journal(8, vec![]), "journal of commit 8"),
+        (link(9, |_| {}), "link of volume 9, which does not exist"),
+        (link(1, |link| link.published = Some(SnapshotId(7))), "names snapshot 7, which is none of its own"),
+        (link(2, |link| link.published = Some(SnapshotId(1))), "names snapshot 1, which is none of its own"),
+        (link(1, |link| link.role = Role::Primary), "receives, and is no replica"),
+        (link(1, |link| receiving(link).staged = Some(SnapshotId(7))), "has staged snapshot 7"),
+        (link(1, |link| receiving(link).base = Some(SnapshotId(7))), "builds on snapshot 7"),
+        (link(1, |link| receiving(link).name = "/".into()), "has the name \"/\""),
+        (Change::Origin(SnapshotId(7), Some(origin())), "origin of snapshot 7, which does not exist"),
     ];
     for (change, expected) in cases {
         let refused = refusal(std::slice::from_ref(&change));

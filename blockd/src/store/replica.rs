@@ -1,0 +1,591 @@
+//! Replicas: volumes that follow another host's (docs/replication.md, "What the store keeps").
+//!
+//! ```text
+//!            Receive             Stage (a cut)           Publish
+//!  Idle ───────────────► Receiving ─────────► Staged ───────────────► Idle, a snapshot more
+//!   ▲  head: empty over    head: what came      an unseen snapshot,      one commit
+//!   │  the base            over the base        its root is compared
+//!   └──── Abandon, or another Receive ◄──┴─────────┘
+//! ```
+//!
+//! What clients see of a replica are snapshots that were published. Its head has no clients: a request that reaches
+//! it, of one who came by an old listing, is refused.
+
+use nbd_server::disk::ExportIndex;
+use nbd_server::export::{ExportInfo, Io};
+use nbd_server::wire::Errno;
+
+use super::commands::{Outcome, check_name, check_size, refuse};
+use super::commit::Bundle;
+use super::{Store, Token};
+use crate::catalog::format::{
+    Change, LinkRecord, METADATA_VERSION, OriginRecord, Point, ReceivingRecord, Role,
+};
+use crate::control::replication::{Incoming, Patch, ReceiveToken, Replication};
+use crate::control::{Answer, ControlError, ErrorKind, SnapshotName};
+use crate::units::{HostId, LayerId, Lineage, SnapshotId, VolumeId};
+
+/// Pieces of one `Apply`, at most.
+pub const PATCHES_MAX: usize = 4096;
+/// Epoch of a volume that was never promoted.
+pub(super) const FIRST_EPOCH: u64 = 1;
+
+/// An `Apply` some of whose patches are under way.
+pub(super) struct Applying {
+    token: Token,
+    left: usize,
+    error: Option<Errno>,
+}
+
+impl Store {
+    /// `Some`: the answer. `None`: it comes later.
+    pub(super) fn replication(
+        &mut self,
+        token: Token,
+        command: Replication,
+        io: &mut Io<'_>,
+    ) -> Outcome<Option<Answer>> {
+        match command {
+            Replication::Identify { volume } => return self.identify(volume.as_deref()).map(Some),
+            Replication::Locate { uids } => return Ok(Some(Answer::Located(self.locate(&uids)))),
+            Replication::Receive(incoming) => self.receive(token, incoming)?,
+            Replication::Apply { lineage, token: attempt, patches } => {
+                self.apply(token, lineage, attempt, patches, io)?;
+            }
+            Replication::Confirm { lineage, token: attempt, cursor } => {
+                self.confirm(token, lineage, attempt, cursor)?;
+            }
+            Replication::Stage { lineage, token: attempt } => {
+                return self.stage(token, lineage, attempt, io);
+            }
+            Replication::PinStaged { lineage, token: attempt } => {
+                return self.pin_staged(lineage, attempt).map(Some);
+            }
+            Replication::Publish { staged } => self.publish_staged(token, &staged)?,
+            Replication::Abandon { lineage, token: attempt } => self.abandon(token, lineage, attempt)?,
+            Replication::Promote { volume } => self.promote(token, &volume)?,
+            Replication::Demote { volume, peer } => self.demote(token, &volume, peer)?,
+        }
+        Ok(None)
+    }
+
+    /// The volume whose head a command is about to replace: what is still being written to it must have ended.
+    pub(super) fn replaces_head_of(&self, command: &Replication) -> Option<VolumeId> {
+        match command {
+            Replication::Receive(Incoming { lineage, .. }) | Replication::Abandon { lineage, .. } => {
+                self.catalog.find_lineage(*lineage)
+            }
+            Replication::Promote { volume } => self.catalog.find_volume(volume).ok(),
+            _ => None,
+        }
+    }
+
+    /// The record, changed; and that change. A store that did not know links is of a later version from now on.
+    fn link_changes(&mut self, volume: VolumeId) -> Vec<Change> {
+        let link = self.catalog.links.get(&volume).cloned().map(Box::new);
+        let mut changes = vec![Change::Link(volume, link)];
+        if self.catalog.store.version < METADATA_VERSION {
+            self.catalog.store.version = METADATA_VERSION;
+            changes.push(self.store_change());
+        }
+        changes
+    }
+
+    fn receive(&mut self, token: Token, incoming: Incoming) -> Outcome<()> {
+        check_size(incoming.size)?;
+        check_name(&incoming.name)?;
+        check_name(&incoming.volume)?;
+        let base = self.find_base(&incoming)?;
+        match self.catalog.find_lineage(incoming.lineage) {
+            Some(volume) => self.receive_next(token, volume, incoming, base),
+            None => self.receive_first(token, incoming, base),
+        }
+    }
+
+    fn find_base(&self, incoming: &Incoming) -> Outcome<Option<SnapshotId>> {
+        let Some(uid) = incoming.base else { return Ok(None) };
+        let Some(id) = self.catalog.find_uid(uid) else {
+            return refuse(ErrorKind::NotFound, format!("there is no snapshot {uid} to build on"));
+        };
+        let size = self.catalog.snapshots[&id].size;
+        if size > incoming.size {
+            let text = format!("{} bytes on a base of {size}: a volume does not shrink", incoming.size);
+            return refuse(ErrorKind::BadValue, text);
+        }
+        Ok(Some(id))
+    }
+
+    fn receive_first(&mut self, token: Token, incoming: Incoming, base: Option<SnapshotId>) -> Outcome<()> {
+        self.check_free_name(&incoming.volume)?;
+        self.check_durable(base.map(|id| self.catalog.snapshots[&id].volume))?;
+        let parent = base.map(|id| self.catalog.snapshots[&id].layer);
+        let volume = self.catalog.store.next_volume;
+        let name = incoming.name.clone();
+        let link = LinkRecord {
+            lineage: incoming.lineage,
+            epoch: incoming.point.epoch,
+            role: Role::Replica,
+            peer: incoming.peer,
+            diverged: false,
+            published: None,
+            point: Point::default(),
+            receiving: Some(receiving_record(&incoming, base, name)),
+        };
+        // Before the volume is served: a replica's head is not shown.
+        self.catalog.links.insert(volume, link);
+        let (export, mut changes) = self.add_volume(&incoming.volume, incoming.size, parent);
+        changes.extend(self.link_changes(volume));
+        let answer = self.receiving_answer(volume);
+        let bundle = Bundle {
+            token: Some(token),
+            publishes: vec![export],
+            answer,
+            ..Bundle::new(changes, Vec::new())
+        };
+        self.commit_bundle(bundle);
+        Ok(())
+    }
+
+    fn receiving_answer(&self, volume: VolumeId) -> Answer {
+        let receiving = self.catalog.links.get(&volume).and_then(|link| link.receiving.clone());
+        Answer::Receiving(Box::new(receiving.expect("it was just set")))
+    }
+
+    fn receive_next(
+        &mut self,
+        token: Token,
+        volume: VolumeId,
+        incoming: Incoming,
+        base: Option<SnapshotId>,
+    ) -> Outcome<()> {
+        self.check_may_receive(volume, &incoming)?;
+        self.check_durable(Some(volume))?;
+        let link = self.catalog.links.get_mut(&volume).expect("checked");
+        let goes_on = link.receiving.as_mut().filter(|r| r.uid == incoming.uid && r.base == base);
+        if let Some(receiving) = goes_on {
+            receiving.token = incoming.token;
+            let (changes, answer) = (self.link_changes(volume), self.receiving_answer(volume));
+            let bundle = Bundle::new(changes, vec![volume]);
+            self.commit_bundle(Bundle { token: Some(token), answer, ..bundle });
+            return Ok(());
+        }
+        let mut bundle = Bundle { token: Some(token), ..Bundle::new(Vec::new(), Vec::new()) };
+        if link.diverged {
+            self.move_aside(volume, base, &mut bundle);
+        }
+        self.reset_head(volume, base, Some(incoming.size), &mut bundle);
+        let name = self.free_snapshot_name(volume, &incoming);
+        let receiving = receiving_record(&incoming, base, name);
+        let link = self.catalog.links.get_mut(&volume).expect("checked");
+        (link.receiving, link.epoch) = (Some(receiving), incoming.point.epoch);
+        bundle.changes.extend(self.link_changes(volume));
+        bundle.answer = self.receiving_answer(volume);
+        self.commit_bundle(bundle);
+        self.reclaim_later();
+        Ok(())
+    }
+
+    fn check_may_receive(&self, volume: VolumeId, incoming: &Incoming) -> Outcome<()> {
+        let name = &self.catalog.volumes[&volume].name;
+        let link = self.catalog.links.get(&volume).filter(|link| link.role == Role::Replica);
+        let Some(link) = link else {
+            let text = format!("NOT_A_REPLICA: {name:?} is written to on this host");
+            return refuse(ErrorKind::Refused, text);
+        };
+        if link.peer != incoming.peer {
+            let text = format!("NOT_A_REPLICA: {name:?} follows host {}", link.peer);
+            return refuse(ErrorKind::Refused, text);
+        }
+        let epoch = incoming.point.epoch;
+        if epoch < link.epoch || (link.diverged && epoch == link.epoch) {
+            let text = format!("STALE_EPOCH: epoch {epoch} is sent, {name:?} is in epoch {}", link.epoch);
+            return refuse(ErrorKind::Stale, text);
+        }
+        if incoming.point <= link.point {
+            let (sent, here) = (incoming.point.sequence, link.point.sequence);
+            let text = format!("STALE_SNAPSHOT: snapshot {sent} is sent, {name:?} shows {here} already");
+            return refuse(ErrorKind::Stale, text);
+        }
+        Ok(())
+    }
+
+    /// Snapshots of the same name may have come before.
+    fn free_snapshot_name(&self, volume: VolumeId, incoming: &Incoming) -> String {
+        let taken = self.catalog.snapshots_of(volume).any(|(_, record)| record.name == incoming.name);
+        if !taken {
+            return incoming.name.clone();
+        }
+        let uid = incoming.uid.to_string();
+        let room = crate::control::NAME_BYTES_MAX - uid.len() - 1;
+        format!("{}-{uid}", &incoming.name[..incoming.name.len().min(room)])
+    }
+
+    /// A new, empty head over a snapshot; what the old one held is gone.
+    fn reset_head(
+        &mut self,
+        volume: VolumeId,
+        base: Option<SnapshotId>,
+        size: Option<u64>,
+        bundle: &mut Bundle,
+    ) {
+        self.drop_staged(volume, bundle);
+        let old = self.volume_export(volume);
+        bundle.changes.append(&mut self.seal(old));
+        bundle.settles.push(self.disk(old).top);
+        let record = base.map(|id| &self.catalog.snapshots[&id]);
+        let (parent, base_size) = (record.map(|record| record.layer), record.map(|record| record.size));
+        self.replace_head(volume, parent, size.or(base_size), bundle);
+        self.unserve(old);
+    }
+
+    fn replace_head(
+        &mut self,
+        volume: VolumeId,
+        parent: Option<LayerId>,
+        size: Option<u64>,
+        bundle: &mut Bundle,
+    ) {
+        let (head, layer) = self.new_head(volume, parent);
+        let entry = self.catalog.volumes.get_mut(&volume).expect("it exists");
+        entry.head = head;
+        entry.size = size.unwrap_or(entry.size);
+        bundle.publishes.push(self.serve_volume(volume));
+        bundle.changes.extend([self.store_change(), layer, self.volume_change(volume)]);
+    }
+
+    /// What was staged and will never be shown.
+    pub(super) fn drop_staged(&mut self, volume: VolumeId, bundle: &mut Bundle) {
+        let link = self.catalog.links.get_mut(&volume);
+        let Some(id) = link.and_then(|link| link.receiving.take()).and_then(|r| r.staged) else { return };
+        let layer = self.catalog.snapshots.remove(&id).expect("staged").layer;
+        let export = self.catalog.snapshot_exports.remove(&id).expect("staged");
+        self.unserve(export);
+        bundle.changes.push(Change::Snapshot(id, None));
+        bundle.settles.push(layer);
+    }
+
+    /// What this host alone has written becomes a volume of its own: the head, and the snapshots that the base does not
+    /// descend from.
+    fn move_aside(&mut self, volume: VolumeId, base: Option<SnapshotId>, bundle: &mut Bundle) {
+        let old = self.volume_export(volume);
+        bundle.changes.append(&mut self.seal(old));
+        let record = self.catalog.volumes[&volume].clone();
+        let name = self.free_branch_name(volume, &record.name);
+        let branch = self.catalog.new_volume();
+        self.catalog.volumes.insert(branch, crate::catalog::format::VolumeRecord { name, ..record.clone() });
+        self.give_layer(record.head, branch, bundle);
+        bundle.publishes.push(self.serve_volume(branch));
+        bundle.changes.push(self.volume_change(branch));
+        bundle.settles.push(record.head);
+        let kept = base.map(|id| self.catalog.chain(self.catalog.snapshots[&id].layer)).unwrap_or_default();
+        let own: Vec<SnapshotId> = self.catalog.snapshots_of(volume).map(|(id, _)| id).collect();
+        for id in own {
+            if !kept.contains(&self.catalog.snapshots[&id].layer) {
+                self.give_snapshot(id, branch, bundle);
+            }
+        }
+        let link = self.catalog.links.get_mut(&volume).expect("a replica");
+        link.diverged = false;
+        let moved = |id: &SnapshotId| self.catalog.snapshots[id].volume == branch;
+        link.published = link.published.filter(|id| !moved(id));
+    }
+
+    fn give_layer(&mut self, layer: LayerId, to: VolumeId, bundle: &mut Bundle) {
+        let record = self.catalog.layers.get_mut(&layer).expect("a head");
+        record.volume = to;
+        bundle.changes.push(Change::Layer(layer, Some(*record)));
+    }
+
+    fn give_snapshot(&mut self, id: SnapshotId, to: VolumeId, bundle: &mut Bundle) {
+        let record = self.catalog.snapshots.get_mut(&id).expect("listed");
+        record.volume = to;
+        bundle.changes.push(Change::Snapshot(id, Some(record.clone())));
+        let name = self.catalog.snapshot_name(&self.catalog.snapshots[&id]).to_string();
+        let export = self.catalog.snapshot_exports[&id];
+        self.disk_mut(export).name = name;
+    }
+
+    fn free_branch_name(&self, volume: VolumeId, name: &str) -> String {
+        let epoch = self.catalog.epoch(volume);
+        let room = name.len().min(crate::control::NAME_BYTES_MAX - 48);
+        let stem = format!("{}-diverged-{epoch}", &name[..room]);
+        let numbered = (2_u64..).map(|n| format!("{stem}-{n}"));
+        let mut names = std::iter::once(stem.clone()).chain(numbered);
+        names.find(|name| self.catalog.find_volume(name).is_err()).expect("there are many numbers")
+    }
+
+    /// The attempt that a command is of.
+    fn attempt(&self, lineage: Lineage, token: ReceiveToken) -> Outcome<(VolumeId, &ReceivingRecord)> {
+        let volume = self.catalog.find_lineage(lineage);
+        let found = volume.and_then(|volume| {
+            let receiving = self.catalog.links.get(&volume)?.receiving.as_ref()?;
+            (receiving.token == token).then_some((volume, receiving))
+        });
+        found.ok_or_else(|| {
+            ControlError::new(ErrorKind::Stale, "another session has taken over, or this one was given up")
+        })
+    }
+
+    fn apply(
+        &mut self,
+        token: Token,
+        lineage: Lineage,
+        attempt: ReceiveToken,
+        patches: Vec<Patch>,
+        io: &mut Io<'_>,
+    ) -> Outcome<()> {
+        let (volume, receiving) = self.attempt(lineage, attempt)?;
+        if receiving.staged.is_some() {
+            return refuse(ErrorKind::BadValue, "all has come already".to_owned());
+        }
+        check_patches(&patches, receiving.size)?;
+        self.check_durable(Some(volume))?;
+        let export = self.volume_export(volume);
+        let applying = Applying { token, left: patches.len(), error: None };
+        let key = self.applying.insert(applying);
+        for patch in patches {
+            self.apply_patch(export, key, patch, io);
+        }
+        Ok(())
+    }
+
+    /// A patch of an `Apply` has ended.
+    pub(super) fn applied(&mut self, key: usize, error: Option<Errno>) {
+        let applying = &mut self.applying[key];
+        applying.error = applying.error.or(error);
+        applying.left -= 1;
+        if applying.left > 0 {
+            return;
+        }
+        let Applying { token, error, .. } = self.applying.remove(key);
+        self.answer(token, error.map_or(Ok(Answer::Done), |error| Err(apply_error(error))));
+    }
+
+    fn confirm(&mut self, token: Token, lineage: Lineage, attempt: ReceiveToken, cursor: u64) -> Outcome<()> {
+        let (volume, receiving) = self.attempt(lineage, attempt)?;
+        if cursor < receiving.cursor {
+            let text = format!("the cursor goes back from {} to {cursor}", receiving.cursor);
+            return refuse(ErrorKind::BadValue, text);
+        }
+        self.check_durable(Some(volume))?;
+        let link = self.catalog.links.get_mut(&volume).expect("an attempt has a link");
+        link.receiving.as_mut().expect("an attempt").cursor = cursor;
+        let changes = self.link_changes(volume);
+        self.commit_changes(token, vec![volume], changes);
+        Ok(())
+    }
+
+    fn stage(
+        &mut self,
+        token: Token,
+        lineage: Lineage,
+        attempt: ReceiveToken,
+        io: &mut Io<'_>,
+    ) -> Outcome<Option<Answer>> {
+        let (volume, receiving) = self.attempt(lineage, attempt)?;
+        let staged = receiving.staged;
+        self.check_durable(Some(volume))?;
+        let snapshot = SnapshotName {
+            volume: self.catalog.volumes[&volume].name.clone(),
+            snapshot: receiving_name(&self.catalog.links[&volume]),
+        };
+        match staged {
+            Some(id) if self.disk(self.catalog.snapshot_exports[&id]).published => Ok(Some(Answer::Done)),
+            Some(_) => refuse(ErrorKind::Busy, "it is being staged".to_owned()),
+            None if self.cuts.iter().any(|cut| cut.is_of(volume)) => {
+                refuse(ErrorKind::Busy, "it is being staged".to_owned())
+            }
+            None => {
+                self.begin_cut(token, vec![(volume, snapshot)], io);
+                Ok(None)
+            }
+        }
+    }
+
+    /// A volume is being cut. If it is a replica, all has come: the snapshot stays unseen. Returns when it was taken.
+    pub(super) fn staging(&mut self, volume: VolumeId, id: SnapshotId, bundle: &mut Bundle) -> Option<u64> {
+        let receiving = self.catalog.links.get_mut(&volume)?.receiving.as_mut()?;
+        receiving.staged = Some(id);
+        let created_ms = receiving.created_ms;
+        bundle.changes.extend(self.link_changes(volume));
+        Some(created_ms)
+    }
+
+    fn pin_staged(&mut self, lineage: Lineage, attempt: ReceiveToken) -> Outcome<Answer> {
+        let (_, receiving) = self.attempt(lineage, attempt)?;
+        match receiving.staged {
+            Some(id) => self.pin_snapshot(id),
+            None => refuse(ErrorKind::BadValue, "nothing was staged".to_owned()),
+        }
+    }
+
+    fn publish_staged(&mut self, token: Token, staged: &[(Lineage, ReceiveToken)]) -> Outcome<()> {
+        let mut volumes = Vec::new();
+        for &(lineage, attempt) in staged {
+            let (volume, receiving) = self.attempt(lineage, attempt)?;
+            let Some(id) = receiving.staged else {
+                return refuse(ErrorKind::BadValue, "nothing was staged".to_owned());
+            };
+            self.check_durable(Some(volume))?;
+            if volumes.contains(&(volume, id)) {
+                return refuse(ErrorKind::BadValue, "a volume is named twice".to_owned());
+            }
+            volumes.push((volume, id));
+        }
+        let names = volumes.iter().map(|(volume, _)| *volume).collect();
+        let mut bundle = Bundle { token: Some(token), ..Bundle::new(Vec::new(), names) };
+        for (volume, id) in volumes {
+            self.publish_one(volume, id, &mut bundle);
+        }
+        self.commit_bundle(bundle);
+        Ok(())
+    }
+
+    fn publish_one(&mut self, volume: VolumeId, id: SnapshotId, bundle: &mut Bundle) {
+        let link = self.catalog.links.get_mut(&volume).expect("an attempt has a link");
+        let receiving = link.receiving.take().expect("staged");
+        link.published = Some(id);
+        link.point = receiving.point;
+        let origin = OriginRecord { uid: receiving.uid, point: receiving.point };
+        self.catalog.add_origin(id, origin);
+        bundle.changes.push(Change::Origin(id, Some(origin)));
+        bundle.changes.extend(self.link_changes(volume));
+        // It is seen when that is durable, not before.
+        let export = self.catalog.snapshot_exports[&id];
+        let name = self.catalog.snapshot_name(&self.catalog.snapshots[&id]).to_string();
+        let disk = self.disk_mut(export);
+        (disk.hidden, disk.published, disk.name) = (false, false, name);
+        bundle.publishes.push(export);
+    }
+
+    fn abandon(&mut self, token: Token, lineage: Lineage, attempt: ReceiveToken) -> Outcome<()> {
+        let (volume, _) = self.attempt(lineage, attempt)?;
+        self.check_durable(Some(volume))?;
+        let published = self.catalog.links[&volume].published;
+        let mut bundle = Bundle { token: Some(token), ..Bundle::new(Vec::new(), Vec::new()) };
+        self.reset_head(volume, published, None, &mut bundle);
+        bundle.changes.extend(self.link_changes(volume));
+        self.commit_bundle(bundle);
+        self.reclaim_later();
+        Ok(())
+    }
+
+    fn promote(&mut self, token: Token, name: &str) -> Outcome<()> {
+        let volume = self.catalog.find_volume(name)?;
+        if !self.catalog.is_replica(volume) {
+            return refuse(ErrorKind::Refused, format!("{name:?} is no replica"));
+        }
+        self.check_durable(Some(volume))?;
+        let link = self.catalog.links.get_mut(&volume).expect("a replica");
+        // What was demoted and has not been sent anything is what it was.
+        let diverged = std::mem::take(&mut link.diverged);
+        let Some(published) = link.published.map(Some).or(diverged.then_some(None)) else {
+            return refuse(ErrorKind::Refused, format!("{name:?}: no complete snapshot has come yet"));
+        };
+        (link.role, link.epoch) = (Role::Primary, link.epoch + 1);
+        let mut bundle = Bundle { token: Some(token), ..Bundle::new(Vec::new(), Vec::new()) };
+        if diverged {
+            let export = self.volume_export(volume);
+            let disk = self.disk_mut(export);
+            (disk.hidden, disk.published) = (false, false);
+            bundle.publishes.push(export);
+        } else {
+            self.reset_head(volume, published, None, &mut bundle);
+        }
+        bundle.changes.extend(self.link_changes(volume));
+        self.commit_bundle(bundle);
+        self.reclaim_later();
+        Ok(())
+    }
+
+    fn demote(&mut self, token: Token, name: &str, peer: HostId) -> Outcome<()> {
+        let volume = self.catalog.find_volume(name)?;
+        let export = self.unused_volume(volume, name)?;
+        self.check_durable(Some(volume))?;
+        if self.catalog.is_replica(volume) {
+            return refuse(ErrorKind::Refused, format!("{name:?} is a replica already"));
+        }
+        let link = self.catalog.links.remove(&volume);
+        let link = link.unwrap_or_else(|| self.catalog.first_link(volume, peer));
+        let link = LinkRecord { role: Role::Replica, peer, diverged: true, ..link };
+        self.catalog.links.insert(volume, link);
+        self.disk_mut(export).hidden = true;
+        self.version += 1;
+        let changes = self.link_changes(volume);
+        self.commit_changes(token, vec![volume], changes);
+        Ok(())
+    }
+
+    /// What is being received builds on some snapshots, and a replica shows its newest one.
+    pub(super) fn check_not_needed(&self, id: SnapshotId, name: &SnapshotName) -> Outcome<()> {
+        let mut receiving = self.catalog.links.values().filter_map(|link| link.receiving.as_ref());
+        if receiving.any(|receiving| receiving.base == Some(id)) {
+            return refuse(ErrorKind::Busy, format!("what is being received builds on {name}"));
+        }
+        let volume = self.catalog.snapshots[&id].volume;
+        let newest = self.catalog.is_replica(volume) && self.catalog.links[&volume].published == Some(id);
+        if newest && self.catalog.snapshots_of(volume).count() > 1 {
+            // An older one would be shown instead.
+            return refuse(ErrorKind::Refused, format!("{name} is the newest that the replica has"));
+        }
+        Ok(())
+    }
+
+    /// A snapshot is deleted: what is known of where it came from goes with it.
+    pub(super) fn forget_received(&mut self, id: SnapshotId, bundle: &mut Bundle) {
+        if self.catalog.remove_origin(id) {
+            bundle.changes.push(Change::Origin(id, None));
+        }
+        let named = self.catalog.links.iter().find(|(_, link)| link.published == Some(id));
+        if let Some(volume) = named.map(|(&volume, _)| volume) {
+            self.catalog.links.get_mut(&volume).expect("found").published = None;
+            bundle.changes.extend(self.link_changes(volume));
+        }
+    }
+
+    /// What clients find under the volume's own name: its newest snapshot.
+    pub fn replicas(&self) -> impl Iterator<Item = (ExportIndex, ExportInfo)> {
+        let shown = self.served.iter().flatten().filter(|disk| disk.hidden && disk.is_volume());
+        shown.filter_map(|disk| {
+            let export = *self.catalog.snapshot_exports.get(&disk.shows?)?;
+            Some((export, ExportInfo { name: disk.name.clone(), ..self.disk(export).info() }))
+        })
+    }
+}
+
+fn receiving_record(incoming: &Incoming, base: Option<SnapshotId>, name: String) -> ReceivingRecord {
+    ReceivingRecord {
+        uid: incoming.uid,
+        token: incoming.token,
+        point: incoming.point,
+        base,
+        size: incoming.size,
+        created_ms: incoming.created_ms,
+        name,
+        cursor: 0,
+        staged: None,
+    }
+}
+
+fn receiving_name(link: &LinkRecord) -> String {
+    link.receiving.as_ref().map_or_else(String::new, |receiving| receiving.name.clone())
+}
+
+fn check_patches(patches: &[Patch], size: u64) -> Outcome<()> {
+    if patches.is_empty() || patches.len() > PATCHES_MAX {
+        return refuse(ErrorKind::BadValue, format!("{} patches", patches.len()));
+    }
+    let sound =
+        |patch: &Patch| patch.range().is_some_and(|range| range.start < range.end && range.end <= size);
+    if !patches.iter().all(sound) {
+        return refuse(ErrorKind::BadValue, format!("a patch outside of {size} bytes"));
+    }
+    Ok(())
+}
+
+fn apply_error(error: Errno) -> ControlError {
+    match error {
+        Errno::NoSpace => ControlError::new(ErrorKind::NoSpace, "the pool is full"),
+        other => ControlError::new(ErrorKind::Io, format!("the pool cannot be written: {other:?}")),
+    }
+}
