@@ -22,6 +22,8 @@ pub mod service;
 
 pub mod snapshot;
 
+pub mod sync;
+
 pub mod api;
 
 pub mod exit_code;

@@ -1,0 +1,11 @@
+//! Replication: snapshots travel to other hosts (docs/replication.md).
+//!
+//! The protocol is without I/O: frames and the results of operations come in, frames and operations go out.
+
+pub mod wire;
+
+pub mod batch;
+pub mod session;
+
+pub mod source;
+pub mod target;
