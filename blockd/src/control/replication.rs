@@ -75,10 +75,18 @@ pub enum Replication {
         /// Of that volume only.
         volume: Option<String>,
     },
-    /// Answer: `Located`: those of the snapshots that there are here, by any name.
+    /// Answer: `Identities`, of the volume of that lineage, if there is one; without its ancestors.
+    Find {
+        /// Which.
+        lineage: Lineage,
+    },
+    /// Answer: `Located`, in the order in which they were asked for: those of the snapshots that there are here, as far
+    /// as that host may know of them: it has sent them, or has what was sent from here.
     Locate {
         /// Which are wanted.
         uids: Vec<SnapshotUid>,
+        /// Who wants to know.
+        peer: HostId,
     },
     /// Begins an attempt, or goes on with one for the same snapshot over the same base. Answer: `Receiving`, when it is
     /// durable.

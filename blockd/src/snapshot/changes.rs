@@ -20,6 +20,7 @@ use super::sides::Sides;
 use crate::catalog::meta::MetaError;
 use crate::control::{ControlError, Pinned};
 use crate::hash::Value;
+use crate::map::Source;
 use crate::units::{ClusterIndex, LayerId, Mask};
 
 /// A cluster in which two snapshots may differ.
@@ -145,13 +146,16 @@ impl ClosedReader {
         self.read_contents(clusters.iter().map(|changed| &changed.sources).collect())
     }
 
-    /// The same of their content in `from`.
+    /// The same of what blocks of `data` hold in `from`; the other blocks are not read, and are zeroes.
     ///
     /// # Panics
     /// When it was not asked for: see [`Changes::with_before`].
     pub fn read_before(&self, clusters: &[&Changed]) -> Vec<io::Result<Content>> {
-        let before =
-            |changed: &&'_ Changed| changed.before.clone().expect("`with_before` has not been called");
+        let before = |changed: &&'_ Changed| -> Sources {
+            let all = changed.before.as_ref().expect("`with_before` has not been called");
+            let wanted = all.iter().map(|source| Source { shown: source.shown.and(changed.data), ..*source });
+            wanted.filter(|source| !source.shown.is_empty()).collect()
+        };
         let before: Vec<_> = clusters.iter().map(before).collect();
         self.read_contents(before.iter().collect())
     }

@@ -42,11 +42,10 @@ pub fn hash(
 }
 
 /// The root that is recorded of a layer, if it is of that size.
-pub(super) fn recorded_root(
-    meta: &dyn MetaStore,
-    layer: LayerId,
-    size: u64,
-) -> Result<Option<Value>, MetaError> {
+///
+/// # Errors
+/// `Io`, `Damaged`.
+pub fn recorded_root(meta: &dyn MetaStore, layer: LayerId, size: u64) -> Result<Option<Value>, MetaError> {
     let key = root_key(layer);
     let Some(value) = meta.get(&key)? else { return Ok(None) };
     match Record::decode(&key, &value)? {

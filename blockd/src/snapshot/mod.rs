@@ -26,7 +26,7 @@ mod tests;
 mod verify;
 
 pub use changes::{Changed, Changes, Content};
-pub use compute::hash;
+pub use compute::{hash, recorded_root};
 pub use diff::diff;
 pub use idle::{Hasher, Sleeps, Waits, run_hasher};
 pub use reader::{ClosedReader, PoolHandle, PoolRead};
@@ -56,7 +56,7 @@ pub fn with_pin<T>(
     unpinned.map(|_| value)
 }
 
-fn meta_error(error: MetaError) -> ControlError {
+pub(crate) fn meta_error(error: MetaError) -> ControlError {
     let kind = match error {
         MetaError::Io(_) => ErrorKind::Io,
         MetaError::NoSpace => ErrorKind::NoSpace,

@@ -74,6 +74,11 @@ impl ClosedReader {
         Self { meta, files: files.into(), zeroes: Arc::new(Zeroes::new()), threads }
     }
 
+    /// The records that it goes by.
+    pub fn meta(&self) -> &dyn MetaStore {
+        &*self.meta
+    }
+
     /// The same, on one thread only.
     pub(super) fn on_one_thread(&self) -> Self {
         Self { threads: 1, ..self.clone() }

@@ -176,9 +176,16 @@ impl Store {
         foreign.take(ANCESTORS_MAX).map(name).collect()
     }
 
-    pub(super) fn locate(&self, uids: &[SnapshotUid]) -> Vec<(SnapshotUid, SnapshotName)> {
+    pub(super) fn find_identity(&self, lineage: Lineage) -> Answer {
+        let found = self.catalog.find_lineage(lineage);
+        Answer::Identities(found.map(|id| self.identity(id, &BTreeMap::new())).into_iter().collect())
+    }
+
+    pub(super) fn locate(&self, uids: &[SnapshotUid], peer: HostId) -> Vec<(SnapshotUid, SnapshotName)> {
         let found = uids.iter().filter_map(|&uid| {
             let id = self.catalog.find_uid(uid)?;
+            let volume = self.catalog.snapshots[&id].volume;
+            self.catalog.links.get(&volume).filter(|link| link.peer == peer)?;
             Some((uid, self.catalog.snapshot_name(&self.catalog.snapshots[&id])))
         });
         found.collect()

@@ -402,7 +402,7 @@ impl Store {
 
     /// The worst that has happened to any volume.
     fn health(&self) -> Health {
-        let healths: Vec<Health> = self.exports().map(|(_, disk)| disk.health()).collect();
+        let healths: Vec<Health> = self.served.iter().flatten().map(Served::health).collect();
         let worst = |kind| healths.contains(&kind);
         if worst(Health::Damaged) {
             Health::Damaged

@@ -47,7 +47,8 @@ impl Store {
     ) -> Outcome<Option<Answer>> {
         match command {
             Replication::Identify { volume } => return self.identify(volume.as_deref()).map(Some),
-            Replication::Locate { uids } => return Ok(Some(Answer::Located(self.locate(&uids)))),
+            Replication::Find { lineage } => return Ok(Some(self.find_identity(lineage))),
+            Replication::Locate { uids, peer } => return Ok(Some(Answer::Located(self.locate(&uids, peer)))),
             Replication::Receive(incoming) => self.receive(token, incoming)?,
             Replication::Apply { lineage, token: attempt, patches } => {
                 self.apply(token, lineage, attempt, patches, io)?;

@@ -24,6 +24,10 @@ use crate::units::{BLOCK_BYTES, CLUSTER_BLOCKS, CLUSTER_BYTES, ClusterIndex};
 pub const DATA_BYTES_MAX: usize = 1 << 20;
 /// Runs of one batch.
 pub const RUNS_MAX: usize = 1024;
+/// Clusters that are read at once, and packed one after the other.
+pub const GROUP_CLUSTERS: usize = 16;
+/// Runs that so many clusters may become; zeroes before them are one more.
+const GROUP_RUNS_MAX: usize = GROUP_CLUSTERS * CLUSTER_BLOCKS as usize + 1;
 /// Before the runs.
 const HEAD_BYTES: usize = 7;
 /// Longest description of a run.
@@ -125,9 +129,9 @@ impl Packer {
         self.data.len()
     }
 
-    /// Whether a whole cluster more may not fit.
+    /// Whether a whole cluster more, or the runs of a group, may not fit.
     pub fn is_full(&self) -> bool {
-        self.data.len() + CLUSTER > DATA_BYTES_MAX || self.count + CLUSTER_BLOCKS as usize > RUNS_MAX
+        self.data.len() + CLUSTER > DATA_BYTES_MAX || self.count + GROUP_RUNS_MAX > RUNS_MAX
     }
 
     fn begin_run(&mut self, cluster: ClusterIndex, kind: u8, first: u8) {

@@ -9,3 +9,7 @@ pub mod session;
 
 pub mod source;
 pub mod target;
+
+pub mod offer;
+pub mod reading;
+pub mod writing;

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! What it needs done (read, hash) goes out as actions and comes back as [`Did`]; one is under way at a time. Data that
-//! are sent and not confirmed are limited by [`WINDOW_BYTES`]: that is also what has to be sent again after a cut.
+//! are sent and not confirmed are limited by [`Flow`]: that is also what has to be sent again after a cut.
 
 use std::collections::VecDeque;
 
@@ -19,8 +19,23 @@ use super::wire::{
 };
 use crate::units::{SnapshotUid, cluster_count};
 
-/// Bytes of data that were sent and not confirmed.
+/// Bytes of data that were sent and not confirmed, at most.
 pub const WINDOW_BYTES: usize = 8 << 20;
+
+/// How much is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Bytes that were sent and not confirmed, at most; a batch at least.
+    pub window_bytes: usize,
+    /// Bytes of one batch, at most.
+    pub batch_bytes: usize,
+}
+
+impl Default for Flow {
+    fn default() -> Self {
+        Self { window_bytes: WINDOW_BYTES, batch_bytes: DATA_BYTES_MAX }
+    }
+}
 
 /// A volume to be brought.
 #[derive(Clone, Debug)]
@@ -111,6 +126,7 @@ enum State {
 #[derive(Debug)]
 pub struct Source {
     volumes: Vec<Brought>,
+    flow: Flow,
     have: Vec<HaveVolume>,
     state: State,
     current: usize,
@@ -133,11 +149,12 @@ impl Source {
     ///
     /// # Panics
     /// When there are none.
-    pub fn start(link: Link, volumes: Vec<Brought>, now: Millis) -> Self {
+    pub fn start(link: Link, volumes: Vec<Brought>, flow: Flow, now: Millis) -> Self {
         assert!(!volumes.is_empty(), "a session brings something");
         let (handshake, first) = Handshake::start(Side::Source, link);
         Self {
             volumes,
+            flow,
             have: Vec::new(),
             state: State::Greeting(Box::new(handshake)),
             current: 0,
@@ -280,7 +297,7 @@ impl Source {
                 have.push(one);
                 if have.len() == self.volumes.len() {
                     self.have = std::mem::take(have);
-                    self.begin()?;
+                    self.begin_next()?;
                 }
             }
             (State::Beginning, Message::Ready(ready)) => self.ready(&ready)?,
@@ -372,7 +389,9 @@ impl Source {
         }
         match self.state {
             State::Sending | State::Comparing if self.exhausted => self.act(Do::Root),
-            State::Sending if self.unconfirmed_bytes() + DATA_BYTES_MAX <= WINDOW_BYTES => self.act(Do::Read),
+            State::Sending if self.unconfirmed_bytes() + self.flow.batch_bytes <= self.flow.window_bytes => {
+                self.act(Do::Read);
+            }
             State::Comparing if !self.asked => self.act(Do::ReadValues),
             _ => {}
         }
@@ -421,8 +440,19 @@ impl Source {
     }
 
     fn verified(&mut self) -> Result<(), Refusal> {
-        if self.current + 1 < self.volumes.len() {
+        self.current += 1;
+        self.begin_next()
+    }
+
+    /// The next volume that the target does not show already.
+    fn begin_next(&mut self) -> Result<(), Refusal> {
+        let shown = |have: &HaveVolume, offer: &OfferedVolume| have.shows(offer.uid);
+        while self.current < self.volumes.len()
+            && shown(&self.have[self.current], &self.volumes[self.current].offer)
+        {
             self.current += 1;
+        }
+        if self.current < self.volumes.len() {
             return self.begin();
         }
         self.current = 0;

@@ -121,6 +121,8 @@ enum State {
 pub struct Target {
     state: State,
     volumes: Vec<OfferedVolume>,
+    /// Volumes that are shown as they are offered: nothing of them comes.
+    shown: Vec<bool>,
     /// The volume that is being received; those before are verified.
     current: usize,
     mode: Mode,
@@ -149,6 +151,7 @@ impl Target {
         Self {
             state: State::Greeting(Box::new(handshake)),
             volumes: Vec::new(),
+            shown: Vec::new(),
             current: 0,
             mode: Mode::Changes,
             arrived: 0,
@@ -230,7 +233,7 @@ impl Target {
             Did::Verified => {
                 self.send(Message::Verified);
                 self.current += 1;
-                self.state = State::Offered;
+                self.skip_shown();
             }
             Did::Published => {
                 self.current = 0;
@@ -349,8 +352,19 @@ impl Target {
     }
 
     fn looked(&mut self, have: Vec<HaveVolume>) {
+        let uids = self.volumes.iter().map(|volume| volume.uid);
+        self.shown = have.iter().zip(uids).map(|(have, uid)| have.shows(uid)).collect();
         for (volume, one) in have.into_iter().enumerate() {
             self.send_of(volume, Message::Have(one));
+        }
+        self.current = 0;
+        self.skip_shown();
+    }
+
+    /// The next volume may begin.
+    fn skip_shown(&mut self) {
+        while self.shown.get(self.current) == Some(&true) {
+            self.current += 1;
         }
         self.state = State::Offered;
     }

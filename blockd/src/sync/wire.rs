@@ -96,6 +96,13 @@ pub struct HaveVolume {
     pub received: Option<Received>,
 }
 
+impl HaveVolume {
+    /// The target shows that snapshot: nothing of it need be sent. (It was published, and the answer was lost.)
+    pub fn shows(&self, uid: SnapshotUid) -> bool {
+        self.newest.is_some_and(|newest| newest.uid == uid)
+    }
+}
+
 /// The target's newest snapshot of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewestSnapshot {

@@ -4,6 +4,7 @@
 
 mod directed;
 mod driver;
+#[path = "../common/killed.rs"]
 mod killed;
 mod merging;
 mod packing;

@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use fastrand::Rng;
 
@@ -53,7 +54,7 @@ pub struct SimMetaPort {
 #[derive(Debug)]
 struct Sim {
     /// What reads see. All of it is durable, but for a batch in doubt.
-    store: MemoryMeta,
+    store: Arc<MemoryMeta>,
     /// In order of submission.
     pending: Vec<Pending>,
     faults: Vec<MetaFault>,
@@ -109,6 +110,7 @@ impl MetaPort for SimMetaPort {
 impl SimMetaPort {
     /// A port to a store; what is in the store is durable.
     pub fn new(store: MemoryMeta) -> Self {
+        let store = Arc::new(store);
         let sim =
             Sim { store, pending: Vec::new(), faults: Vec::new(), faults_hit: 0, failed: None, doubt: None };
         Self { sim: Rc::new(RefCell::new(sim)) }
@@ -141,7 +143,12 @@ impl SimMetaPort {
 
     /// A copy of what reads see now.
     pub fn snapshot(&self) -> MemoryMeta {
-        self.sim.borrow().store.clone()
+        MemoryMeta::clone(&self.sim.borrow().store)
+    }
+
+    /// What other threads read of it: what reads see, at any time.
+    pub fn live(&self) -> Arc<MemoryMeta> {
+        Arc::clone(&self.sim.borrow().store)
     }
 
     /// Cuts the power: what a restart finds. Commits that had completed are there; of those under way, any number of
@@ -153,7 +160,7 @@ impl SimMetaPort {
         sim.pending.clear();
         sim.faults.clear();
         sim.failed = None;
-        sim.store.clone()
+        MemoryMeta::clone(&sim.store)
     }
 }
 
@@ -244,10 +251,10 @@ impl Sim {
         }
         match op {
             MetaOp::LoadMap { chain, clusters } => {
-                map::load(&self.store, &chain, clusters).map(|map| MetaAnswer::Map(Box::new(map)))
+                map::load(&*self.store, &chain, clusters).map(|map| MetaAnswer::Map(Box::new(map)))
             }
             MetaOp::Scan { layer, from, limit } => {
-                reads::scan_layer(&self.store, layer, from, limit).map(MetaAnswer::Records)
+                reads::scan_layer(&*self.store, layer, from, limit).map(MetaAnswer::Records)
             }
             // `submit` takes commits apart.
             MetaOp::Commit { .. } => unreachable!("a commit is no read"),

@@ -26,6 +26,7 @@ pub(crate) struct SimRecent {
 
 impl SimRecent {
     /// The next append fails.
+    #[allow(dead_code, reason = "not every test that shares this fills it")]
     pub(crate) fn fill_up(&self) {
         self.kept.borrow_mut().full = true;
     }
