@@ -16,7 +16,7 @@ use blockd::units::{CLUSTER_BYTES, HostId, LayerId, PoolCluster, SnapshotId, Vol
 use fastrand::Rng;
 use fixtures::sim::{Fault, SimDisk};
 use nbd_server::connection::Nanos;
-use nbd_server::disk::{DiskOpKind, ExportIndex, FileId};
+use nbd_server::disk::{DiskOpKind, ExportIndex, FileId, ZeroMode};
 use nbd_server::export::{Command, Io, Payload, Reply, Request, RequestId};
 use nbd_server::reactor::buffer;
 use nbd_server::wire::Errno;
@@ -194,8 +194,8 @@ impl Host {
 
     /// Some operation ends, if one is under way.
     pub(crate) fn step(&mut self) {
-        let disk_first = self.rng.bool();
-        if !(disk_first && self.disk_step()) && !self.meta_step() && !disk_first {
+        let ended = self.rng.bool() && self.disk_step();
+        if !ended && !self.meta_step() {
             self.disk_step();
         }
         if self.rng.u8(..8) == 0 {
@@ -208,7 +208,9 @@ impl Host {
         if let DiskOpKind::Write { offset, buf, .. } = &done.op.kind {
             self.reflect(done.op.file, *offset, buf.len() as u64);
         }
-        if let DiskOpKind::Zero { offset, length, .. } = done.op.kind {
+        if let DiskOpKind::Zero { offset, length, mode } = done.op.kind
+            && mode != ZeroMode::KeepAllocated
+        {
             self.reflect(done.op.file, offset, length);
         }
         with_io!(self, |store, io| store.disk_done(done, io));
@@ -327,7 +329,7 @@ impl Host {
                         match extent {
                             nbd_server::export::Extent::Data(buf) => all.extend_from_slice(&buf),
                             nbd_server::export::Extent::Hole(bytes) => {
-                                all.resize(all.len() + bytes as usize, 0)
+                                all.resize(all.len() + bytes as usize, 0);
                             }
                         }
                     }
