@@ -10,7 +10,7 @@
 //! volume exists can open it.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,7 +40,7 @@ use crate::lock::DataLock;
 use crate::open::{self, OpenError, OpenStore};
 use crate::recent::RecentFiles;
 use crate::service::{DiffExtent, Engine, VerifyReport};
-use crate::snapshot::{self, ClosedReader, PoolHandle, Sleeps, with_pin};
+use crate::snapshot::{self, ClosedReader, PoolHandle, Sleeps, Trees, with_pin};
 use crate::store::pool::{Pool, PoolFile};
 use crate::store::{Store, Token};
 
@@ -336,10 +336,10 @@ impl Handle {
 
 impl Engine for Handle {
     fn submit(&self, command: Control, answer: Reply) {
-        let new_snapshot = matches!(command, Control::CreateSnapshots { .. });
+        let for_hasher = matches!(command, Control::CreateSnapshots { .. } | Control::DeleteVolume { .. });
         self.queue.push(command, answer);
         self.waker.wake();
-        if new_snapshot && let Some(hasher) = self.hasher.get() {
+        if for_hasher && let Some(hasher) = self.hasher.get() {
             hasher.unpark();
         }
     }
@@ -423,7 +423,16 @@ impl Host {
         let store = open::open(opening.config).map_err(|error| refusal(data, &error))?;
         let (queue, exports) = (Arc::<Queue>::default(), Arc::<Exports>::default());
         let late = Arc::<OnceLock<Waker>>::default();
+        let trees = Trees::new(data, store.loaded.store.identity);
         let (lock, reader, parts) = OpenParts::of(store);
+        let reader = if opening.config.hash_cache {
+            reader.with_trees(trees)
+        } else {
+            if let Err(error) = trees.remove_others(&BTreeSet::new()) {
+                tracing::warn!(%error, "tree caches that nobody uses any more stay");
+            }
+            reader
+        };
         let pins_in_the_way = Arc::<AtomicBool>::default();
         let spec = reactor_spec(parts, data.clone(), &queue, &exports, &late, &pins_in_the_way)
             .map_err(|error| cannot_serve(data, &error))?;

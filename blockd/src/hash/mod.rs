@@ -12,12 +12,14 @@
 //! the end of the volume cuts short has two values: of the whole 64 KiB, zeroes after the end, which is what is
 //! recorded (it stays right when the volume grows), and of what lies before the end, which the root is made of.
 
+pub(crate) mod pages;
 mod tree;
 mod zeroes;
 
 use blake3::Hasher;
 use blake3::hazmat::HasherExt;
 
+pub(crate) use pages::merge_all;
 pub use tree::Tree;
 pub use zeroes::{LEAF_CLUSTERS, Zeroes};
 

@@ -12,7 +12,7 @@ use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use super::contents::READ_CLUSTERS;
+use super::batch::READ_CLUSTERS;
 use super::meta_error;
 use super::reader::{CLUSTER, ClosedReader};
 use super::records::{Cursor, Sources, batch_records, sources, touched};
@@ -36,11 +36,17 @@ pub struct Changed {
     pub recorded: Option<Value>,
     /// Where that is recorded, or belongs: the newest layer of `to` with a record of the cluster.
     layer: Option<LayerId>,
-    sources: Sources,
+    pub(super) sources: Sources,
     before: Option<Sources>,
 }
 
 impl Changed {
+    /// A cluster of zeroes, of which no layer says anything.
+    pub(super) fn zeroes(index: ClusterIndex) -> Self {
+        let (data, zero, sources) = (Mask::NONE, Mask::ALL, Sources::new());
+        Self { index, data, zero, recorded: None, layer: None, sources, before: None }
+    }
+
     /// Whether any block of the cluster, changed or not, shows data in `to`. If none does, all 64 KiB are zeroes; their
     /// value is never recorded.
     pub fn shows_data(&self) -> bool {
@@ -61,8 +67,6 @@ impl Changed {
 /// is needed for the content of these clusters is looked up.
 pub struct Changes {
     sides: Sides,
-    /// The layers of `to`, newest first.
-    chain: Vec<LayerId>,
     hashes: Vec<Cursor<Value>>,
     with_before: bool,
 }
@@ -82,7 +86,7 @@ impl Changes {
         let limit = batch_records(to.chain.len());
         let hashes = to.chain.iter().map(|&layer| Cursor::new(&reader.meta, layer, limit)).collect();
         let sides = Sides::new(&reader.meta, from, to, starting_at).map_err(meta_error)?;
-        Ok(Self { sides, chain: to.chain.clone(), hashes, with_before: false })
+        Ok(Self { sides, hashes, with_before: false })
     }
 
     /// The same, and [`ClosedReader::read_before`] can be asked for the content in `from`. It costs look-ups.
@@ -106,7 +110,7 @@ impl Changes {
                 Some(place) => self.hashes[place].take(index)?,
                 None => None,
             };
-            let layer = newest.map(|place| self.chain[place]);
+            let layer = newest.map(|place| self.sides.layer(place));
             let before = self.with_before.then(|| sources(from.iter().map(|(_, record)| record)));
             return Ok(Some(Changed { index, data, zero, recorded, layer, sources: shown, before }));
         }

@@ -1,9 +1,11 @@
-//! Hashes new snapshots while nobody waits for it, one after the other, oldest first.
+//! Hashes new snapshots while nobody waits for it, one after the other, oldest first. In between it removes the tree
+//! caches of volumes that are gone.
 //!
 //! What it hashes is pinned. It lets go when layers are to be reclaimed, and goes on later with what it has kept: a large
 //! snapshot takes hours at this pace, and so long no space would be given back.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -78,11 +80,15 @@ pub fn run_hasher(reader: &ClosedReader, submit: &Submit<'_>, stop: &AtomicBool,
         tracing::debug!(%error, "the hasher runs at normal priority");
     }
     let mut hasher = Hasher::new(reader);
+    hasher.tidy();
     while !stop.load(Ordering::Relaxed) {
         match hasher.hash_next(submit, stop, waits) {
             Ok(true) => {}
             Ok(false) if waits.is_in_the_way() => waits.for_others(),
-            Ok(false) => waits.for_work(),
+            Ok(false) => {
+                hasher.tidy();
+                waits.for_work();
+            }
             Err(error) => {
                 tracing::warn!(%error, "a snapshot was not hashed");
                 waits.for_work();
@@ -135,6 +141,16 @@ impl Hasher {
             }
         }
         Ok(false)
+    }
+
+    /// Removes the tree caches of volumes that are gone.
+    fn tidy(&self) {
+        let Some(trees) = &self.reader.trees else { return };
+        let volumes = names(&*self.reader.meta).map_err(|error| io::Error::other(error.to_string()));
+        let removed = volumes.and_then(|(volumes, _)| trees.remove_others(&volumes.into_keys().collect()));
+        if let Err(error) = removed {
+            tracing::warn!(%error, "tree caches that nobody uses any more stay");
+        }
     }
 
     /// Snapshots without a hash, oldest first: what they share with later ones is hashed by then.

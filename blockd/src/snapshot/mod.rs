@@ -4,25 +4,28 @@
 //! what it reads is pinned, so that nothing changes meanwhile; what it wants to keep goes through the reactor.
 //!
 //! ```text
-//!  records ─► contents (cluster by cluster: sources, recorded hash) ─► reader (bytes) ─► compute, verify
-//!     └─────► sides ─► diff, changes (only layers that one side has)                           │
-//!  reactor ◄── Control::KeepHashes ◄──────────────────────────────────────────────────────────┘
+//!  records ─► sides (layers that one side has) ─► diff
+//!                └─► changes (cluster by cluster: masks, sources, recorded hash) ─► batch, reader (bytes) ─► verify
+//!                                                                                    │
+//!  reactor ◄── Control::KeepHashes ◄── compute (values, trees: from them to the root) ◄┘
 //! ```
 //!
 //! **Which hash holds.** The hash of a cluster's content at a layer is recorded at that layer if it has a map record
 //! of the cluster, else at the next older one that has: the content is the same there. It stays right when older
 //! layers are merged into that layer; the merged layers' own are dropped, and computed again when asked for.
 
+mod batch;
 mod changes;
 mod compute;
-mod contents;
 mod diff;
+mod earlier;
 mod idle;
 mod reader;
 mod records;
 mod sides;
 #[cfg(test)]
 mod tests;
+mod trees;
 mod verify;
 
 pub use changes::{Changed, Changes, Content};
@@ -30,6 +33,7 @@ pub use compute::{hash, recorded_root};
 pub use diff::diff;
 pub use idle::{Hasher, Sleeps, Waits, run_hasher};
 pub use reader::{ClosedReader, PoolHandle, PoolRead};
+pub use trees::{TREES_DIRECTORY, Trees};
 pub use verify::verify;
 
 use crate::catalog::meta::MetaError;

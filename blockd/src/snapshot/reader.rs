@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use super::records::Sources;
+use super::trees::Trees;
 use crate::catalog::meta::MetaStore;
 use crate::hash::Zeroes;
 use crate::units::{BLOCK_BYTES, CLUSTER_BYTES, Mask, PoolCluster};
@@ -51,6 +52,8 @@ pub struct ClosedReader {
     pub(super) zeroes: Arc<Zeroes>,
     /// That hash zeroes at once.
     pub(super) threads: usize,
+    /// Where trees are kept; nowhere without.
+    pub(super) trees: Option<Arc<Trees>>,
 }
 
 impl std::fmt::Debug for PoolHandle {
@@ -71,7 +74,13 @@ impl ClosedReader {
     pub fn new(meta: Arc<dyn MetaStore>, mut files: Vec<PoolHandle>) -> Self {
         files.sort_by_key(|file| file.first);
         let threads = available_parallelism().map_or(1, usize::from);
-        Self { meta, files: files.into(), zeroes: Arc::new(Zeroes::new()), threads }
+        Self { meta, files: files.into(), zeroes: Arc::new(Zeroes::new()), threads, trees: None }
+    }
+
+    /// The same; hashes are made of what these tree caches have.
+    #[must_use]
+    pub fn with_trees(self, trees: Trees) -> Self {
+        Self { trees: Some(Arc::new(trees)), ..self }
     }
 
     /// The records that it goes by.

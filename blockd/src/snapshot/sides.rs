@@ -11,6 +11,8 @@ use crate::units::{BLOCK_BYTES, ClusterIndex, LayerId, Mask};
 /// See the module. Places of layers are those of the chain of `to`; then those that only `from` has.
 pub(super) struct Sides {
     merge: Merge,
+    /// The layers of `to`, newest first.
+    chain: Vec<LayerId>,
     /// Layers that only `to` has: the first so many of the merge.
     to_layers: usize,
     common: Vec<Cursor<MapRecord>>,
@@ -34,6 +36,7 @@ impl Sides {
         let limit = batch_records(common.len());
         Ok(Self {
             merge: Merge::new(meta, &own, starting_at)?,
+            chain: to.chain.clone(),
             to_layers: to_own.len(),
             common: common.iter().map(|&layer| Cursor::new(meta, layer, limit)).collect(),
             data_end: to.size,
@@ -43,8 +46,16 @@ impl Sides {
 
     /// The next cluster of `to` that a layer of one side has a record of, and these records.
     pub(super) fn next(&mut self) -> Result<Option<(ClusterIndex, Stack)>, MetaError> {
-        let next = self.merge.next()?;
-        Ok(next.filter(|(cluster, _)| cluster.start() < self.data_end))
+        let Some((cluster, stack)) = self.merge.next()? else { return Ok(None) };
+        if cluster.start() < self.data_end {
+            return Ok(Some((cluster, stack)));
+        }
+        if let Some((place, _)) = stack.iter().find(|(place, _)| *place < self.to_layers) {
+            let (layer, end) = (self.chain[*place], self.data_end);
+            let text = format!("layer {layer} maps cluster {cluster} of a snapshot of {end} bytes");
+            return Err(MetaError::Damaged(text));
+        }
+        Ok(None)
     }
 
     /// The blocks that may differ and show data in `to`, and those that show zeroes. Common layers are asked for blocks
@@ -100,6 +111,11 @@ impl Sides {
             }
         }
         Ok((to, from))
+    }
+
+    /// The layer of `to` at a place.
+    pub(super) fn layer(&self, place: usize) -> LayerId {
+        self.chain[place]
     }
 
     /// Without the blocks that begin after the ends.

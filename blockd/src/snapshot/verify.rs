@@ -1,12 +1,13 @@
 //! Reads a snapshot and compares it with its recorded hashes. Changes nothing.
 
-use super::contents::{Batch, Bytes, Cluster, Contents};
+use super::batch::{Batch, Bytes};
+use super::changes::{Changed, Changes};
 use super::reader::ClosedReader;
 use super::stopped;
 use crate::control::{ControlError, Pinned};
 use crate::hash::cluster_value;
 use crate::service::{DamagedExtent, VerifyReport};
-use crate::units::CLUSTER_BYTES;
+use crate::units::{CLUSTER_BYTES, ClusterIndex};
 
 /// Reads every cluster of a pinned snapshot that shows data, and compares it with its recorded hash. What cannot be
 /// read is damaged, and reading goes on. `progress` gets the bytes done and the bytes in all; `false` ends it.
@@ -19,13 +20,13 @@ pub fn verify(
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<VerifyReport, ControlError> {
     let (mut batch, mut report) = (Batch::new(), VerifyReport::default());
-    let mut contents = Contents::new(reader, pinned)?;
-    let mut check = |cluster: &Cluster, bytes: Bytes<'_>| {
+    let mut check = |cluster: &Changed, bytes: Bytes<'_>| {
         check(cluster, bytes, pinned.size, &mut report);
         Ok(())
     };
-    while let Some(cluster) = contents.next()? {
-        let (read, done) = (!cluster.sources.is_empty(), cluster.index.start());
+    for cluster in Changes::new(reader, None, pinned, ClusterIndex(0))? {
+        let cluster = cluster?;
+        let (read, done) = (cluster.shows_data(), cluster.index.start());
         if batch.push(cluster, read) {
             batch.drain(reader, &mut check)?;
             if !progress(done, pinned.size) {
@@ -39,7 +40,7 @@ pub fn verify(
 }
 
 /// Enters a cluster into the report, if it was read.
-fn check(cluster: &Cluster, bytes: Bytes<'_>, size: u64, report: &mut VerifyReport) {
+fn check(cluster: &Changed, bytes: Bytes<'_>, size: u64, report: &mut VerifyReport) {
     let Some(bytes) = bytes else { return };
     let offset = cluster.index.start();
     let extent = DamagedExtent { offset, length: CLUSTER_BYTES.min(size - offset) };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use fastrand::Rng;
@@ -68,6 +68,10 @@ impl World {
         (file, u64::from(cluster.0 - first) * CLUSTER_BYTES)
     }
 
+    pub(super) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// The files of the pool: path, first cluster, clusters.
     pub(super) fn pool_files(&self) -> [(PathBuf, PoolCluster, u32); 2] {
         let path = |name| self.directory.path().join(name);
@@ -92,14 +96,20 @@ impl World {
         PoolCluster(taken)
     }
 
-    fn add_layer(&mut self) {
+    pub(super) fn add_layer(&mut self) {
         let parent = self.rng.choice(self.layers.keys().copied().collect::<Vec<_>>());
         let parent = if self.rng.u8(..10) < 7 { self.layers.keys().last().copied() } else { parent };
-        let mut image = parent.map_or_else(Vec::new, |parent| self.layers[&parent].image.clone());
-        if image.is_empty() || self.rng.u8(..3) == 0 {
-            let more = self.rng.usize(1..600) * 512;
-            image.resize(image.len() + more, 0);
+        let mut size = parent.map_or(0, |parent| self.layers[&parent].image.len());
+        if size == 0 || self.rng.u8(..3) == 0 {
+            size += self.rng.usize(1..600) * 512;
         }
+        self.add_child(parent, size);
+    }
+
+    /// A layer over another, of so many bytes, with changes in some clusters.
+    pub(super) fn add_child(&mut self, parent: Option<u32>, size: usize) {
+        let mut image = parent.map_or_else(Vec::new, |parent| self.layers[&parent].image.clone());
+        image.resize(size, 0);
         let id = self.next_layer;
         self.next_layer += 1;
         let clusters = u32::try_from(cluster_count(image.len() as u64)).unwrap();
