@@ -69,6 +69,8 @@ pub struct Changes {
     sides: Sides,
     hashes: Vec<Cursor<Value>>,
     with_before: bool,
+    /// Of whole clusters before this one only the value is wanted, where it is recorded.
+    values_before: u64,
 }
 
 impl Changes {
@@ -86,7 +88,7 @@ impl Changes {
         let limit = batch_records(to.chain.len());
         let hashes = to.chain.iter().map(|&layer| Cursor::new(&reader.meta, layer, limit)).collect();
         let sides = Sides::new(&reader.meta, from, to, starting_at).map_err(meta_error)?;
-        Ok(Self { sides, hashes, with_before: false })
+        Ok(Self { sides, hashes, with_before: false, values_before: 0 })
     }
 
     /// The same, and [`ClosedReader::read_before`] can be asked for the content in `from`. It costs look-ups.
@@ -95,8 +97,19 @@ impl Changes {
         Self { with_before: true, ..self }
     }
 
+    /// The same, and clusters before `end` come without content and without masks if their value is recorded in a layer
+    /// that only `to` has: layers below are not asked for them.
+    pub(super) fn values_before(self, end: u64) -> Self {
+        Self { values_before: end, ..self }
+    }
+
     fn read_next(&mut self) -> Result<Option<Changed>, MetaError> {
         while let Some((index, stack)) = self.sides.next()? {
+            let asked = self.sides.newest(&stack).filter(|_| u64::from(index.0) < self.values_before);
+            let recorded = asked.map(|place| self.hashes[place].take(index)).transpose()?.flatten();
+            if recorded.is_some() {
+                return Ok(Some(Changed { recorded, ..Changed::zeroes(index) }));
+            }
             let own = stack.iter().fold(Mask::NONE, |mask, (_, record)| mask.with(touched(record)));
             let (to, from) = self.sides.split(index, stack, self.with_before)?;
             let shown = sources(to.iter().map(|(_, record)| record));
@@ -106,7 +119,7 @@ impl Changes {
                 continue;
             }
             let newest = to.first().map(|(place, _)| *place);
-            let recorded = match newest.filter(|_| !shown.is_empty()) {
+            let recorded = match newest.filter(|_| !shown.is_empty() && asked.is_none()) {
                 Some(place) => self.hashes[place].take(index)?,
                 None => None,
             };

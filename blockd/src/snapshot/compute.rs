@@ -163,7 +163,8 @@ impl<'a> Hashing<'a> {
         let hashes = Hashes { zeroes: &self.reader.zeroes, threads: self.reader.threads };
         let update = Update::new(tree, self.shape, lease.map(Lease::file), hashes);
         let mut filling = Filling { update, lease, anew: from.is_none(), begun: false, batch: Batch::new() };
-        for changed in Changes::new(self.reader, from.as_ref(), self.pinned, ClusterIndex(0))? {
+        let changes = Changes::new(self.reader, from.as_ref(), self.pinned, ClusterIndex(0))?;
+        for changed in changes.values_before(self.shape.whole) {
             let changed = changed?;
             if let Some(end) = old_end.take_if(|end| *end <= changed.index)
                 && end < changed.index

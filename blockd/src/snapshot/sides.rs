@@ -113,6 +113,11 @@ impl Sides {
         Ok((to, from))
     }
 
+    /// The newest layer that only `to` has, of those with a record.
+    pub(super) fn newest(&self, stack: &Stack) -> Option<usize> {
+        stack.first().map(|(place, _)| *place).filter(|&place| place < self.to_layers)
+    }
+
     /// The layer of `to` at a place.
     pub(super) fn layer(&self, place: usize) -> LayerId {
         self.chain[place]
