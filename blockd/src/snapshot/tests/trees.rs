@@ -109,19 +109,32 @@ fn a_tree_of_a_later_snapshot_stays() {
     assert!(std::fs::read(&path).unwrap() == tree);
 }
 
-/// Whoever is stopped while it reads must find the tree again.
+/// Whoever is stopped while it reads, here at the second batch, must find the tree again.
 #[test]
 fn a_hash_that_is_stopped_spoils_no_tree() {
-    let (world, reader, [.., later]) = three_layers(2);
-    let path = world.directory().join(TREES_DIRECTORY).join("1.tree");
-    let tree = std::fs::read(&path).unwrap();
-    let submit = |command| world.submit(command);
-    let stopped = hash(&reader, &world.pinned(later), &submit, &mut |_, _| false);
-    if let Err(error) = stopped {
-        assert_eq!(error.kind, ErrorKind::Stopping);
-        assert!(std::fs::read(&path).unwrap() == tree);
+    let mut stopped = 0;
+    for seed in 0..SEEDS {
+        let (world, reader, [below, _, later]) = three_layers(seed);
+        // Zeroes of a page that was never written may be stopped at, too, and then it is too late.
+        let is_written = |(&at, record): (&u32, &MapRecord)| at < 32 && !record.data.is_empty();
+        if !world.layers[&below].records.iter().any(is_written) {
+            continue;
+        }
+        let path = world.directory().join(TREES_DIRECTORY).join("1.tree");
+        let tree = std::fs::read(&path).unwrap();
+        let (submit, mut calls) = (|command| world.submit(command), 0);
+        let mut once = |_, _| {
+            calls += 1;
+            calls <= 1
+        };
+        if let Err(error) = hash(&reader, &world.pinned(later), &submit, &mut once) {
+            assert_eq!(error.kind, ErrorKind::Stopping);
+            assert!(std::fs::read(&path).unwrap() == tree);
+            stopped += 1;
+        }
+        check_hash(&world, &reader, later);
     }
-    check_hash(&world, &reader, later);
+    assert!(stopped > 3, "{stopped}");
 }
 
 #[test]

@@ -172,6 +172,20 @@ fn a_tree_that_is_kept_makes_the_same_root() {
     }
 }
 
+/// All in one page, and that page not touched by any change.
+#[test]
+fn nothing_changes_in_volumes_of_round_sizes() {
+    for clusters in [2, 31, 32, 33, 1024, 32_768] {
+        let file = tempfile::tempfile().unwrap();
+        let volume = Volume::empty(clusters * CLUSTER_BYTES);
+        let nothing = BTreeMap::new();
+        let (root, kept) = apply(Before::nothing(), &file, &volume, &nothing).unwrap();
+        assert_eq!((root, kept), (volume.root(), true));
+        let before = Before::read(&file, volume.shape, None, root).unwrap().unwrap();
+        assert_eq!(apply(before, &file, &volume, &nothing).unwrap(), (root, true));
+    }
+}
+
 fn contents(file: &File) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
     file.read_exact_at(&mut bytes, 0).unwrap();
