@@ -23,6 +23,7 @@ pub mod service;
 pub mod snapshot;
 
 pub mod sync;
+pub mod jobs;
 
 pub mod api;
 

@@ -1,0 +1,6 @@
+//! Jobs.
+
+pub mod calendar;
+pub mod clock;
+pub mod schedule;
+pub mod span;
