@@ -2,7 +2,7 @@
 //!
 //! Every key of the file is a flag of `blockd serve` under the same name, with `-` for `_`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -16,6 +16,9 @@ use serde::Deserialize;
 use crate::control::is_valid_name;
 use crate::exit_code;
 use crate::failure::Failure;
+use crate::jobs::files::{JOBS_FILE, STATE_DIRECTORY};
+use crate::jobs::job::Job;
+use crate::jobs::sections::{self, JobSection};
 use crate::size::Size;
 
 /// Where clients find the daemon unless told otherwise.
@@ -139,6 +142,18 @@ pub struct Settings {
     /// Data files of the pool, instead of one in the data directory. Only in the file.
     #[arg(skip)]
     pub pool: Vec<PoolFile>,
+
+    /// What several jobs have in common. Only in the file.
+    #[arg(skip)]
+    pub template: BTreeMap<String, JobSection>,
+
+    /// Jobs of one volume each, by its name. Only in the file.
+    #[arg(skip)]
+    pub volume: BTreeMap<String, JobSection>,
+
+    /// Jobs of several volumes, by their own names. Only in the file.
+    #[arg(skip)]
+    pub job: BTreeMap<String, JobSection>,
 }
 
 /// What holds, after defaults and checks.
@@ -174,6 +189,8 @@ pub struct Config {
     pub api_connections_max: u32,
     /// Log filter.
     pub log: String,
+    /// Jobs of the file.
+    pub jobs: Vec<Job>,
 }
 
 /// Why a configuration is refused: place, key and reason.
@@ -248,6 +265,9 @@ impl Settings {
             api_connections_max: self.api_connections_max.or(other.api_connections_max),
             log: self.log.or(other.log),
             pool: if self.pool.is_empty() { other.pool } else { self.pool },
+            template: other.template,
+            volume: other.volume,
+            job: other.job,
         }
     }
 }
@@ -263,7 +283,8 @@ fn read_file(path: &Path) -> Result<String, ConfigError> {
 /// Where a key stands in the file, if it does; lines count from 1.
 fn line_of(text: &str, key: &str) -> Option<usize> {
     let is_key = |line: &str| {
-        let name = line.trim_start().trim_start_matches('[');
+        // The names of sections may stand in quotes.
+        let name = line.trim_start().trim_start_matches('[').replace(['"', '\''], "");
         name.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(['=', ']']))
     };
     text.lines().position(is_key).map(|index| index + 1)
@@ -298,6 +319,8 @@ fn finish(settings: Settings, locate: &dyn Fn(&str) -> String) -> Result<Config,
         Some(path) if path.is_absolute() => Recent::In(path),
         Some(_) => return refuse("recent_dir", "is neither an absolute path nor \"none\""),
     };
+    let jobs = sections::jobs(&settings.template, &settings.volume, &settings.job)
+        .map_err(|(key, why)| ConfigError::new(locate(&key), why))?;
     let config = Config {
         data,
         socket: settings.socket.unwrap_or_else(|| SOCKET_DEFAULT.into()),
@@ -314,6 +337,7 @@ fn finish(settings: Settings, locate: &dyn Fn(&str) -> String) -> Result<Config,
         connections_max: settings.connections_max.unwrap_or(1000),
         api_connections_max: settings.api_connections_max.unwrap_or(64),
         log: settings.log.unwrap_or_else(|| "info".to_owned()),
+        jobs,
     };
     check_limits(&config, locate)?;
     check_places(&config)?;
@@ -362,7 +386,9 @@ fn check_pool(
 /// Refuses links in place of the store: whoever made one could have us write elsewhere.
 fn check_places(config: &Config) -> Result<(), ConfigError> {
     refuse_symlink(&config.data)?;
-    for name in ["lock", "mark", "pool-0", "meta", "checkpoint", "ballast", "hashes"] {
+    for name in
+        ["lock", "mark", "pool-0", "meta", "checkpoint", "ballast", "hashes", JOBS_FILE, STATE_DIRECTORY]
+    {
         refuse_symlink(&config.data.join(name))?;
     }
     for file in &config.pool {

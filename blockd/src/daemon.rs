@@ -21,6 +21,11 @@ use crate::config::Config;
 use crate::events::Events;
 use crate::exit_code;
 use crate::failure::Failure;
+use crate::jobs;
+use crate::jobs::carrier::{Carrier, NoPeers};
+use crate::jobs::clock::SystemClock;
+use crate::jobs::files::JobFiles;
+use crate::jobs::runner::Setup;
 use crate::service::{Engine, NbdAddresses, Service};
 
 /// The name that a systemd socket unit gives the API's socket (`FileDescriptorName=api`); all others are NBD's.
@@ -40,6 +45,11 @@ pub struct Opening<'a> {
 pub trait Backend: Send {
     /// What the API talks to.
     fn engine(&self) -> Arc<dyn Engine>;
+
+    /// Who carries the runs of jobs out. The one place where a build without peers says so.
+    fn carrier(&self) -> Arc<dyn Carrier> {
+        Arc::new(NoPeers)
+    }
 
     /// Ends when the store cannot go on; not otherwise. May be dropped and asked for again.
     fn failed(&mut self) -> impl Future<Output = io::Error> + Send;
@@ -64,6 +74,14 @@ pub async fn serve<B: Backend>(
     let (api_listeners, nbd, files) = sockets.into_parts();
     let mut backend = open(Opening { config, events: events.clone(), nbd }).await?;
     let service = Service::new(backend.engine(), events.clone(), addresses);
+    let jobs = jobs::runner::start(Setup {
+        files: JobFiles::new(&config.data),
+        configured: config.jobs.clone(),
+        service: service.clone(),
+        carrier: backend.carrier(),
+        clock: Arc::new(SystemClock),
+    });
+    let service = service.with_jobs(jobs.clone(), &config.name);
     let group = config.socket_group.as_deref();
     let api = ApiServer::start(api_listeners, service, group, config.api_connections_max as usize)
         .map_err(|error| socket_failure(&config.socket, &error))?;
@@ -74,6 +92,8 @@ pub async fn serve<B: Backend>(
         error = backend.failed() => Some(error),
     };
     notify(NotifyState::Stopping);
+    // Before the API: who watches a run is told how it ended.
+    jobs.stop().await;
     api.stop().await;
     let stopped = backend.stop().await;
     drop(files);

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use crate::control::{Answer, Control, ControlError, ErrorKind, SnapshotName};
 use crate::events::Events;
+use crate::jobs::desk::Jobs;
 
 /// What the store can be asked for. Implemented by the store; the API's tests have one in memory.
 ///
@@ -131,12 +132,22 @@ pub struct Service {
     pub events: Events,
     /// Where exports are reached.
     pub nbd: Arc<NbdAddresses>,
+    /// Where jobs are asked for; without, the daemon has none.
+    pub jobs: Option<Jobs>,
+    /// This host's name.
+    pub host: Arc<str>,
 }
 
 impl Service {
     /// A handle to an engine.
     pub fn new(engine: Arc<dyn Engine>, events: Events, nbd: NbdAddresses) -> Self {
-        Self { engine, events, nbd: Arc::new(nbd) }
+        Self { engine, events, nbd: Arc::new(nbd), jobs: None, host: Arc::from("") }
+    }
+
+    /// The same, with jobs, on a host of that name.
+    #[must_use]
+    pub fn with_jobs(self, jobs: Jobs, host: &str) -> Self {
+        Self { jobs: Some(jobs), host: Arc::from(host), ..self }
     }
 
     /// Hands a command over and waits for its answer.

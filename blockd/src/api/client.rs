@@ -22,6 +22,8 @@ use super::types::{
 use crate::control::{SnapshotInfo, VolumeInfo};
 use crate::events::EventsPage;
 
+mod jobs;
+
 /// Largest answer.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Longest line of a streamed answer.
@@ -325,12 +327,20 @@ impl Client {
 }
 
 async fn read_answer<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T> {
-    let success = response.status().is_success();
+    serde_json::from_slice(&read_body(response).await?).map_err(unusable)
+}
+
+async fn read_text(response: Response<Incoming>) -> Result<String> {
+    String::from_utf8(read_body(response).await?.to_vec()).map_err(unusable)
+}
+
+/// The body of a success.
+async fn read_body(response: Response<Incoming>) -> Result<Bytes> {
     let status = response.status();
     let body =
         Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(unusable)?.to_bytes();
-    if success {
-        return serde_json::from_slice(&body).map_err(unusable);
+    if status.is_success() {
+        return Ok(body);
     }
     match serde_json::from_slice::<ErrorAnswer>(&body) {
         Ok(answer) => Err(ClientError::Refused(answer.error)),
@@ -339,7 +349,7 @@ async fn read_answer<T: DeserializeOwned>(response: Response<Incoming>) -> Resul
 }
 
 /// Takes the whole lines out of what was received.
-fn take_lines(gathered: &mut Vec<u8>) -> Result<Vec<Line>> {
+fn take_lines<T: DeserializeOwned>(gathered: &mut Vec<u8>) -> Result<Vec<T>> {
     let Some(end) = gathered.iter().rposition(|&byte| byte == b'\n') else {
         return if gathered.len() > LINE_BYTES_MAX {
             Err(unusable("a line without an end"))

@@ -22,11 +22,11 @@ use crate::service::{Engine, VerifyReport};
 /// Lines are gathered up to this many bytes.
 const CHUNK_BYTES: usize = 64 << 10;
 /// Chunks that may wait for the client.
-const CHUNKS_WAITING_MAX: usize = 4;
+pub(crate) const CHUNKS_WAITING_MAX: usize = 4;
 /// A client that takes nothing for so long is given up, and its work stopped.
-const STALL_TIME_MAX: Duration = Duration::from_secs(30);
+pub(crate) const STALL_TIME_MAX: Duration = Duration::from_secs(30);
 /// Between two lines of progress.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+pub(crate) const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Where a long-running request's lines go.
 struct Sink {
@@ -65,7 +65,7 @@ impl Sink {
 }
 
 /// A body that is made of chunks as they come.
-struct Chunks(mpsc::Receiver<Bytes>);
+pub(crate) struct Chunks(pub(crate) mpsc::Receiver<Bytes>);
 
 impl hyper::body::Body for Chunks {
     type Data = Bytes;

@@ -8,7 +8,10 @@ pub mod types;
 mod access;
 mod answer;
 mod guard;
+pub mod jobs;
 mod long;
+mod metrics;
+pub mod prune;
 mod routes;
 mod stall;
 

@@ -15,7 +15,7 @@ use super::types::{
     CreateSnapshots, CreateVolume, Done, EventsQuery, ExportInfo, Exports, Kind, NewName, PAGE_ITEMS_MAX,
     PageQuery, PinnedSnapshot, Reason, ResizeVolume, Snapshots, Status, Volumes,
 };
-use super::{guard, long};
+use super::{guard, jobs, long, metrics, prune};
 use crate::control::{Answer, Control, ControlError, ErrorKind, SnapshotInfo, SnapshotName, VolumeInfo};
 use crate::events::{EventsPage, now_ms};
 use crate::service::{NbdAddresses, Service};
@@ -32,8 +32,8 @@ pub(crate) struct State {
     pub(crate) long_running: Arc<Semaphore>,
 }
 
-type Context = Extract<State>;
-type Reply<T> = Result<Json<T>, Refusal>;
+pub(crate) type Context = Extract<State>;
+pub(crate) type Reply<T> = Result<Json<T>, Refusal>;
 
 /// A method, a path, and what it does to a router.
 struct Route {
@@ -53,7 +53,7 @@ where
 
 fn table() -> Vec<Route> {
     let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
-    vec![
+    let mut routes = vec![
         route(get.clone(), "/v1/status", status),
         route(get.clone(), "/v1/volumes", volumes),
         route(post.clone(), "/v1/volumes", create_volume),
@@ -78,6 +78,26 @@ fn table() -> Vec<Route> {
         route(get.clone(), "/v1/exports", exports),
         route(get.clone(), "/v1/exports/{name}", export),
         route(get, "/v1/events", events),
+    ];
+    routes.extend(jobs_table());
+    routes
+}
+
+fn jobs_table() -> Vec<Route> {
+    let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
+    vec![
+        route(get.clone(), "/v1/jobs", jobs::list),
+        route(post.clone(), "/v1/jobs", jobs::add),
+        route(get.clone(), "/v1/jobs/{name}", jobs::show),
+        route(delete, "/v1/jobs/{name}", jobs::delete),
+        route(Method::PATCH, "/v1/jobs/{name}", jobs::change),
+        route(post.clone(), "/v1/jobs/{name}/run", jobs::run),
+        route(post.clone(), "/v1/jobs/{name}/cancel", jobs::cancel),
+        route(post.clone(), "/v1/jobs/{name}/pause", jobs::pause),
+        route(post.clone(), "/v1/jobs/{name}/resume", jobs::resume),
+        route(post.clone(), "/v1/sync", jobs::sync),
+        route(post, "/v1/volumes/{name}/prune", prune::prune),
+        route(get, "/v1/metrics", metrics::metrics),
     ]
 }
 
@@ -106,7 +126,7 @@ async fn unknown_method() -> Refusal {
 }
 
 /// An answer of a kind that the command cannot have: a bug of ours, told as a failure.
-fn unexpected(answer: &Answer) -> Refusal {
+pub(crate) fn unexpected(answer: &Answer) -> Refusal {
     tracing::error!(?answer, "the engine gave an answer of the wrong kind");
     Refusal::new(Kind::Io, "the daemon gave an answer of the wrong kind")
 }
@@ -134,7 +154,7 @@ async fn status(Extract(state): Context) -> Reply<Status> {
     }
 }
 
-async fn all_volumes(service: &Service) -> Result<Vec<VolumeInfo>, Refusal> {
+pub(crate) async fn all_volumes(service: &Service) -> Result<Vec<VolumeInfo>, Refusal> {
     match service.call(Control::ListVolumes).await? {
         Answer::Volumes(mut volumes) => {
             // Pages are cut by name.

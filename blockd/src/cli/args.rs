@@ -9,6 +9,10 @@ use crate::config::SOCKET_DEFAULT;
 use crate::control::{SnapshotName, is_valid_name};
 use crate::size::Size;
 
+use super::follow::SyncArgs;
+use super::job::JobCommand;
+use super::keep::PruneArgs;
+
 const EXAMPLES: &str = "\
 Examples:
   blockctl volume create web --size 64GiB
@@ -66,6 +70,14 @@ pub enum Command {
     /// What NBD clients can open.
     #[command(subcommand)]
     Export(ExportCommand),
+    /// What is replicated by itself, how old each copy is, and what is kept.
+    #[command(subcommand)]
+    Job(JobCommand),
+    /// Bring volumes to another host: once, or again and again. Needs no configuration.
+    #[command(
+        after_help = "Examples:\n  blockctl sync web --to B\n  blockctl sync web-sys web-data --to B --every 30s\n  blockctl sync web --to B --plan"
+    )]
+    Sync(Box<SyncArgs>),
     /// One page about the daemon and its store.
     #[command(after_help = "Example:\n  blockctl status\n  blockctl status -o json")]
     Status,
@@ -78,6 +90,9 @@ pub enum Command {
     /// What happened lately.
     #[command(after_help = "Example:\n  blockctl events -f\n  blockctl events -o jsonl")]
     Events(EventsArgs),
+    /// Counters and lags in Prometheus' text format.
+    #[command(after_help = "Example:\n  blockctl metrics")]
+    Metrics,
     /// Read all snapshots (or one volume's) and compare them with their recorded hashes.
     #[command(after_help = "Example:\n  blockctl scrub\n  blockctl scrub web")]
     Scrub {
@@ -249,6 +264,11 @@ pub enum SnapshotCommand {
         #[arg(long)]
         plan: bool,
     },
+    /// Delete the snapshots that no rule keeps; never the newest, the last common base with a target, or a held one.
+    #[command(
+        after_help = "Examples:\n  blockctl snapshot prune web --plan\n  blockctl snapshot prune web --keep-hourly 24 --keep-daily 7 --plan"
+    )]
+    Prune(Box<PruneArgs>),
     /// Forbid to delete a snapshot, for a reason.
     #[command(after_help = "Example:\n  blockctl snapshot hold web@monday audit")]
     Hold(HoldArgs),
@@ -338,7 +358,7 @@ pub struct EventsArgs {
     pub after: u64,
 }
 
-fn volume_name(text: &str) -> Result<String, String> {
+pub(super) fn volume_name(text: &str) -> Result<String, String> {
     if is_valid_name(text) {
         return Ok(text.to_owned());
     }

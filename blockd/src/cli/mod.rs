@@ -1,7 +1,7 @@
 //! `blockctl`: its commands and its output.
 //!
 //! ```text
-//! args (what may be typed) → one function a command (volume, snapshot, export, watch) → output
+//! args (what may be typed) → one function a command (volume, snapshot, export, job, follow, watch) → output
 //! ```
 
 pub mod args;
@@ -12,9 +12,14 @@ mod progress;
 mod time;
 
 mod export;
+pub mod keep;
 mod snapshot;
 mod volume;
 mod watch;
+
+pub mod follow;
+pub mod job;
+mod standing;
 
 mod export_file;
 mod import;
@@ -70,6 +75,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Check => watch::check(&context).await,
         Command::Events(events) => watch::events(&context, &events).await,
         Command::Scrub { volume } => snapshot::scrub(&context, volume.as_deref()).await,
+        Command::Job(command) => job::run(&context, command).await,
+        Command::Sync(args) => follow::sync(&context, *args).await,
+        Command::Metrics => watch::metrics(&context).await,
         Command::Completion { shell } => complete(shell),
     }
 }

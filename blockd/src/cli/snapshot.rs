@@ -25,6 +25,7 @@ pub(super) async fn run(context: &Context, command: SnapshotCommand) -> Result<(
         SnapshotCommand::Diff { names } => interruptible(diff(context, names)).await,
         SnapshotCommand::Rollback { name, sure } => rollback(context, &name, sure).await,
         SnapshotCommand::Delete { name, plan } => delete(context, &name, plan).await,
+        SnapshotCommand::Prune(args) => super::keep::prune(context, &args).await,
         SnapshotCommand::Hold(args) => {
             let what = || format!("cannot hold {}", args.name);
             context.client.hold(&args.name, &args.reason).await.trying(what)?;

@@ -6,17 +6,19 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::api::client::ClientError;
+use crate::api::jobs::JobList;
 use crate::api::types::Status;
 use crate::control::{Counters, Health, VolumeInfo};
 use crate::events::Event;
 use crate::exit_code;
 use crate::failure::Failure;
+use crate::jobs::view::{JobView, Severity};
 use crate::size::Size;
 
 use super::args::{EventsArgs, TopArgs};
 use super::context::{Context, Trying};
 use super::volume::health;
-use super::{output, progress, time};
+use super::{output, progress, standing, time};
 
 /// How long a monitor waits for an answer.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(10);
@@ -37,7 +39,30 @@ const SCREEN_HOME: &str = "\x1b[H\x1b[J";
 
 pub(super) async fn status(context: &Context) -> Result<(), Failure> {
     let status = context.client.status().await.trying(|| "cannot ask for the status".to_owned())?;
-    if context.for_people() { output::write(page(&status).as_bytes()) } else { output::object(&status) }
+    let jobs = standing::jobs(&context.client).await.trying(|| "cannot ask for the jobs".to_owned())?;
+    if !context.for_people() {
+        let jobs = jobs.map(|list| list.jobs);
+        return output::object(&StatusAndJobs { status: &status, jobs });
+    }
+    output::write(page(&status).as_bytes())?;
+    match jobs {
+        Some(list) if !list.jobs.is_empty() => output::line(format!("jobs     {}", standing::summary(&list))),
+        _ => Ok(()),
+    }
+}
+
+/// What `status -o json` prints.
+#[derive(Serialize)]
+struct StatusAndJobs<'a> {
+    #[serde(flatten)]
+    status: &'a Status,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jobs: Option<Vec<JobView>>,
+}
+
+pub(super) async fn metrics(context: &Context) -> Result<(), Failure> {
+    let text = context.client.metrics().await.trying(|| "cannot ask for the metrics".to_owned())?;
+    output::write(text.as_bytes())
 }
 
 fn page(status: &Status) -> String {
@@ -99,10 +124,9 @@ struct Checked<'a> {
 /// Always exits 0, 1 or 2, whatever happens: that is how monitors read it.
 pub(super) async fn check(context: &Context) -> Result<(), Failure> {
     let client = context.client.clone().with_answer_time_max(CHECK_TIME_MAX);
-    let verdict = match tokio::time::timeout(CHECK_TIME_MAX, client.status()).await {
-        Ok(answer) => judge(answer),
-        Err(_) => judge(Err(ClientError::Late(CHECK_TIME_MAX))),
-    };
+    let asking = async { Ok((client.status().await?, standing::jobs(&client).await?)) };
+    let answer = tokio::time::timeout(CHECK_TIME_MAX, asking).await;
+    let verdict = judge(answer.unwrap_or(Err(ClientError::Late(CHECK_TIME_MAX))));
     if context.for_people() {
         output::line(&verdict.line)?;
     } else {
@@ -112,15 +136,23 @@ pub(super) async fn check(context: &Context) -> Result<(), Failure> {
     if verdict.code == exit_code::OK { Ok(()) } else { std::process::exit(i32::from(verdict.code)) }
 }
 
-fn judge(answer: Result<Status, ClientError>) -> Verdict {
-    let store = match answer {
-        Ok(status) => status.store,
+fn judge(answer: Result<(Status, Option<JobList>), ClientError>) -> Verdict {
+    let (store, jobs) = match answer {
+        Ok((status, jobs)) => {
+            (status.store, jobs.filter(|list| !list.jobs.is_empty() || list.problem.is_some()))
+        }
         Err(error) => return Verdict { code: 2, line: format!("CRITICAL - {error}") },
     };
+    let (severity, mut told) = jobs.as_ref().map_or((Severity::Ok, String::new()), standing::judge);
+    if !told.is_empty() {
+        told += "; ";
+    }
+    let count =
+        jobs.map(|list| format!(", {}", output::count(list.jobs.len() as u64, "job"))).unwrap_or_default();
     let free = 100 - percent(store.used_bytes, store.pool_bytes).min(100);
     let (volumes, snapshots) =
         (output::count(store.volumes, "volume"), output::count(store.snapshots, "snapshot"));
-    let facts = format!("{volumes}, {snapshots}, pool {free} % free");
+    let facts = format!("{volumes}, {snapshots}, pool {free} % free{count}");
     let (code, word, problem) = match store.health {
         Health::Damaged => (2, "CRITICAL", "a volume is damaged; "),
         Health::SyncFailed => (2, "CRITICAL", "a sync has failed; "),
@@ -128,7 +160,12 @@ fn judge(answer: Result<Status, ClientError>) -> Verdict {
         Health::Ok if free < FREE_PERCENT_WARNING => (1, "WARNING", "the pool is nearly full; "),
         Health::Ok => (0, "OK", ""),
     };
-    Verdict { code, line: format!("{word} - {problem}{facts}") }
+    let (code, word) = match severity {
+        Severity::Critical => (2, "CRITICAL"),
+        Severity::Warning if code < 1 => (1, "WARNING"),
+        _ => (code, word),
+    };
+    Verdict { code, line: format!("{word} - {problem}{told}{facts}") }
 }
 
 /// What `top -o jsonl` prints a time.
@@ -312,7 +349,7 @@ mod tests {
     #[test]
     fn monitors_get_a_line_and_a_code() {
         let verdict = |used, health| {
-            let verdict = judge(Ok(status(used, health)));
+            let verdict = judge(Ok((status(used, health), None)));
             (verdict.code, verdict.line)
         };
         assert_eq!(verdict(50, Health::Ok), (0, "OK - 2 volumes, 1 snapshot, pool 50 % free".to_owned()));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::carrier::{RunError, RunWatch};
 use super::clock::Now;
-use super::job::Job;
+use super::job::{Job, TARGETS_MAX, snapshot_name};
 use super::record::{JobState, TargetRecord};
 use super::schedule::{Anchor, Next, Schedule, seed_of};
 use super::view::{JobView, State, TargetView};
@@ -22,6 +22,8 @@ pub(super) struct Entry {
     pub(super) plans: BTreeMap<String, Plan>,
     /// Another job of the same name is another one.
     pub(super) serial: u64,
+    /// What the last snapshot is named after.
+    stamp_ms: u64,
 }
 
 /// When a target is due, and what it is doing.
@@ -44,7 +46,7 @@ impl Entry {
     pub(super) fn new(job: Job, once: bool, mut state: JobState, now: Now, serial: u64) -> Self {
         // What a target had that the job does not go to any more says nothing about the others.
         state.targets.retain(|to, _| job.to.contains(to));
-        let mut entry = Self { job, once, state, plans: BTreeMap::new(), serial };
+        let mut entry = Self { job, once, state, plans: BTreeMap::new(), serial, stamp_ms: 0 };
         for to in entry.job.to.clone() {
             let record = entry.state.targets.entry(to.clone()).or_default();
             let seed = seed_of(&format!("{} {to}", entry.job.name));
@@ -105,6 +107,14 @@ impl Entry {
         plan.retry_at_ms = None;
         self.state.next_run += 1;
         self.state.next_run
+    }
+
+    /// What a new snapshot is called: runs to several targets begin in one millisecond, and need names of their own.
+    pub(super) fn snapshot(&mut self, now: Now) -> String {
+        let is_taken =
+            (self.stamp_ms.saturating_sub(TARGETS_MAX as u64)..=self.stamp_ms).contains(&now.wall_ms);
+        self.stamp_ms = if is_taken { self.stamp_ms + 1 } else { now.wall_ms };
+        snapshot_name(&self.job.name, self.stamp_ms)
     }
 
     /// A run was ended by a pause or a stop, not for a reason of its own: it is due afterwards, or after the next start.

@@ -23,6 +23,8 @@ pub mod carrier;
 pub mod record;
 pub mod view;
 
+pub mod sections;
+
 pub mod files;
 pub mod prune;
 

@@ -21,7 +21,7 @@ use super::clock::{Clock, Now};
 use super::desk::{COMMANDS_MAX, Command, Jobs};
 use super::entry::Entry;
 use super::files::{FileError, JobFiles};
-use super::job::{JOBS_MAX, Job, snapshot_name};
+use super::job::{JOBS_MAX, Job};
 use super::record::JobState;
 use super::schedule::{Next, RECHECK_MS};
 
@@ -268,7 +268,7 @@ impl Runner {
             job: waiting.job.clone(),
             volumes: entry.job.volumes.clone(),
             to: waiting.to.clone(),
-            snapshot: snapshot_name(&waiting.job, now.wall_ms),
+            snapshot: entry.snapshot(now),
             keep: entry.job.keep,
             keep_remote: entry.job.keep_there(),
         };

@@ -9,12 +9,17 @@ use std::thread::JoinHandle;
 
 use blockd::api::server::{ApiServer, bind};
 use blockd::events::Events;
+use blockd::jobs::clock::SystemClock;
+use blockd::jobs::files::JobFiles;
+use blockd::jobs::job::Job;
+use blockd::jobs::runner::{Setup, start};
 use blockd::service::{NbdAddresses, Service};
 use nbd_server::image::{CacheMode, ImageOptions, open_image};
 use nbd_server::server::{Listener, Server, ServerConfig};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
+use crate::carrier::TestCarrier;
 use crate::engine::TestEngine;
 
 /// An image file that is served as an export: name and size.
@@ -33,8 +38,17 @@ impl Daemon {
         Self::with_disks(engine, &[])
     }
 
+    /// With jobs of a configuration file.
+    pub(crate) fn with_jobs(engine: TestEngine, configured: Vec<Job>) -> Self {
+        Self::with(engine, &[], configured)
+    }
+
     /// Also serves image files over NBD; `…@…` read-only.
     pub(crate) fn with_disks(engine: TestEngine, disks: &[Disk<'_>]) -> Self {
+        Self::with(engine, disks, Vec::new())
+    }
+
+    fn with(engine: TestEngine, disks: &[Disk<'_>], configured: Vec<Job>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("blockd.sock");
         let engine = Arc::new(engine);
@@ -72,12 +86,22 @@ impl Daemon {
                 let acceptor = server.acceptor();
                 let accepting = tokio::spawn(async move { acceptor.serve(Listener::Unix(listener)).await });
                 let addresses = NbdAddresses { unix: Some(nbd.to_string_lossy().into_owned()), tcp: None };
+                let carrier = Arc::new(TestCarrier(Arc::clone(&own_engine)));
                 let service = Service::new(own_engine, Events::default(), addresses);
+                let jobs = start(Setup {
+                    files: JobFiles::new(&own_dir),
+                    configured,
+                    service: service.clone(),
+                    carrier,
+                    clock: Arc::new(SystemClock),
+                });
+                let service = service.with_jobs(jobs.clone(), "A");
                 let (listener, file) = bind(&path, None).unwrap().into_parts();
                 let api = ApiServer::start(vec![listener], service, None, 16).unwrap();
                 ready.send(()).unwrap();
                 // Also when the test has failed and dropped its end.
                 drop(stopped.await);
+                jobs.stop().await;
                 api.stop().await;
                 accepting.abort();
                 server.stop().await.unwrap();

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "in a test binary a panic is how a helper fails, too")]
 
+mod carrier;
 mod engine;
 mod harness;
 
@@ -9,4 +10,5 @@ mod api;
 mod cli;
 mod daemon;
 mod files;
+mod jobs;
 mod nbd;

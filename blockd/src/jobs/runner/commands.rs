@@ -236,7 +236,9 @@ impl Runner {
     fn protection(&self, volume: &str) -> Protection {
         let concerned =
             self.entries.values().filter(|entry| entry.job.volumes.iter().any(|name| name == volume));
-        let policies = concerned.map(|entry| (entry.job.name.clone(), entry.job.keep)).collect();
+        // With a damaged file one that seems to have run once may be a job whose rules cannot be read.
+        let known = concerned.filter(|entry| !entry.once || self.damaged.is_none());
+        let policies = known.map(|entry| (entry.job.name.clone(), entry.job.keep)).collect();
         Protection { guards: self.guards(volume), policies }
     }
 }

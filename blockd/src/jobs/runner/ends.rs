@@ -91,6 +91,9 @@ impl Runner {
     /// Lets go what the job's rules do not keep.
     fn prune_after(&mut self, job: &str) {
         let Some(entry) = self.entries.get(job) else { return };
+        if entry.once && self.damaged.is_some() {
+            return tracing::warn!(job, "not pruned: its rules may be in the file that is damaged");
+        }
         if self.prunes.len() >= PRUNES_MAX {
             return tracing::debug!(job, "pruned after its next run");
         }

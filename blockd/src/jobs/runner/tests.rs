@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout};
 use super::*;
 use crate::jobs::carrier::RunErrorKind as Kind;
 use crate::jobs::desk::Change;
+use crate::jobs::job::TARGETS_MAX;
 use crate::jobs::keep::Keep;
 use crate::jobs::view::{Severity, State};
 
@@ -239,6 +240,18 @@ async fn few_runs_at_once_and_all_get_their_turn() {
     assert_eq!(world.script.at_once_max.load(Ordering::Relaxed), RUNS_MAX);
     assert_eq!(world.begun().len(), 20);
     assert!(world.begun().iter().all(|&at| at < 70), "{:?}", world.begun());
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_to_several_targets_make_snapshots_of_their_own() {
+    let world = World::new();
+    let to = (0..TARGETS_MAX).map(|number| format!("host-{number}")).collect();
+    world.jobs.add(Job { to, ..job("web", "manual") }).await.unwrap();
+    world.jobs.run("web").await.unwrap();
+    world.pass(5).await;
+    let names: std::collections::BTreeSet<String> =
+        world.orders().into_iter().map(|order| order.snapshot).collect();
+    assert_eq!(names.len(), TARGETS_MAX);
 }
 
 #[tokio::test(start_paused = true)]
