@@ -93,55 +93,74 @@ impl Text {
     }
 
     fn jobs(&mut self, overview: &Overview) {
-        let gauges: [(&str, &str, fn(&JobView, &TargetView) -> Option<String>); 4] = [
-            ("blockd_sync_lag_seconds", "Age of the last verified point.", |_, target| {
+        let gauges: [(&str, &str, Gauge); 4] = [
+            ("blockd_sync_lag_seconds", "Age of the last verified point.", |target| {
                 target.lag_ms.map(seconds)
             }),
-            ("blockd_sync_limit_seconds", "How old it may become.", |_, target| target.limit_ms.map(seconds)),
-            (
-                "blockd_sync_last_success_timestamp_seconds",
-                "When the last point was verified.",
-                |_, target| target.last_success_ms.map(seconds),
-            ),
-            ("blockd_sync_failures", "Failed runs since then.", |_, target| {
-                Some(target.failures.to_string())
+            ("blockd_sync_limit_seconds", "How old it may become.", |target| target.limit_ms.map(seconds)),
+            ("blockd_sync_last_success_timestamp_seconds", "When the last point was verified.", |target| {
+                target.last_success_ms.map(seconds)
             }),
+            ("blockd_sync_failures", "Failed runs since then.", |target| Some(target.failures.to_string())),
         ];
         for (name, help, value) in gauges {
             self.head(name, "gauge", help);
             for (job, target) in targets(overview) {
-                if let Some(value) = value(job, target) {
+                if let Some(value) = value(target) {
                     self.value(name, &labels(job, target, ""), value);
                 }
             }
         }
-        self.head("blockd_sync_state", "gauge", "1 for the state that it is in.");
-        for (job, target) in targets(overview) {
-            for state in [State::Ok, State::Never, State::Behind, State::Failed, State::Paused] {
-                let more = format!(",state=\"{state}\"");
-                self.value("blockd_sync_state", &labels(job, target, &more), u8::from(state == target.state));
-            }
-        }
-        self.head("blockd_sync_shipped_bytes_total", "counter", "Bytes brought to targets, by how.");
-        for (job, target) in targets(overview) {
+        const STATES: [State; 5] = [State::Ok, State::Never, State::Behind, State::Failed, State::Paused];
+        self.by(
+            "blockd_sync_state",
+            "gauge",
+            "1 for the state that it is in.",
+            "state",
+            overview,
+            |target| STATES.map(|state| (state.to_string(), u64::from(state == target.state))).into(),
+        );
+        let help = "Bytes brought to targets, by how.";
+        self.by("blockd_sync_shipped_bytes_total", "counter", help, "kind", overview, |target| {
             let totals = &target.totals;
             let kinds =
                 [("data", totals.bytes_sent), ("zero", totals.bytes_zero), ("dedupe", totals.bytes_deduped)];
-            for (kind, bytes) in kinds {
-                let more = format!(",kind=\"{kind}\"");
-                self.value("blockd_sync_shipped_bytes_total", &labels(job, target, &more), bytes);
-            }
-        }
-        self.head("blockd_sync_runs_total", "counter", "Runs, by how they ended.");
+            kinds.map(|(kind, bytes)| (kind.to_owned(), bytes)).into()
+        });
+        self.by(
+            "blockd_sync_runs_total",
+            "counter",
+            "Runs, by how they ended.",
+            "result",
+            overview,
+            |target| {
+                let (runs, failed) = (target.totals.runs, target.totals.failed);
+                vec![("ok".to_owned(), runs.saturating_sub(failed)), ("failed".to_owned(), failed)]
+            },
+        );
+    }
+
+    /// A metric with one more label, and a value for each of its words.
+    fn by(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        label: &str,
+        overview: &Overview,
+        values: impl Fn(&TargetView) -> Vec<(String, u64)>,
+    ) {
+        self.head(name, kind, help);
         for (job, target) in targets(overview) {
-            let (runs, failed) = (target.totals.runs, target.totals.failed);
-            for (result, count) in [("ok", runs.saturating_sub(failed)), ("failed", failed)] {
-                let more = format!(",result=\"{result}\"");
-                self.value("blockd_sync_runs_total", &labels(job, target, &more), count);
+            for (word, value) in values(target) {
+                self.value(name, &labels(job, target, &format!(",{label}=\"{word}\"")), value);
             }
         }
     }
 }
+
+/// What a gauge says of a target; `None`: nothing.
+type Gauge = fn(&TargetView) -> Option<String>;
 
 fn targets(overview: &Overview) -> impl Iterator<Item = (&JobView, &TargetView)> {
     overview.jobs.iter().flat_map(|job| job.targets.iter().map(move |target| (job, target)))

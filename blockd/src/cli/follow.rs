@@ -153,7 +153,7 @@ impl<'a> Follower<'a> {
     fn line(&mut self, line: RunLine) {
         match line {
             RunLine::Progress { to, progress } if self.written.is_ok() => {
-                self.written = self.show(to, &progress)
+                self.written = self.show(to, &progress);
             }
             RunLine::Ended { to, report, error } => self.ended.push((to, report, error)),
             RunLine::Progress { .. } | RunLine::Started { .. } | RunLine::End { .. } => {}

@@ -69,7 +69,7 @@ impl fmt::Display for Reason {
             Self::Held(reason) => write!(f, "held: {reason}"),
             Self::Cloned(volume) => write!(f, "cloned as {volume}"),
             Self::InUse => f.write_str("in use"),
-            Self::NotSubject => f.write_str("not made by a job"),
+            Self::NotSubject => f.write_str("no rule speaks of it"),
         }
     }
 }
@@ -156,23 +156,15 @@ pub fn judge(keep: &Keep, mut candidates: Vec<Candidate>) -> Vec<Verdict> {
     let mut subjects = candidates.iter().filter(|candidate| candidate.subject);
     let newest_subject = subjects.next().map(|candidate| (candidate.sequence, candidate.created_ms));
     let oldest = candidates.iter().rfind(|candidate| candidate.subject).map(|candidate| candidate.sequence);
-    let mut rules = rules(keep);
+    let (mut rules, newest_ms) = (rules(keep), newest_subject.map_or(0, |(_, created_ms)| created_ms));
+    let newest = [newest, newest_subject.map(|(sequence, _)| sequence)];
     let judged = candidates.into_iter().map(|candidate| {
-        let mut reasons = Vec::new();
-        if candidate.subject {
+        let mut reasons = if candidate.subject {
             let is_oldest = oldest == Some(candidate.sequence);
-            let taken =
-                rules.iter_mut().filter_map(|rule| rule.takes(&candidate, is_oldest).then_some(rule.name));
-            reasons.extend(taken.map(Reason::Rule));
-            let newest_ms = newest_subject.map_or(0, |(_, created_ms)| created_ms);
-            let age_ms = newest_ms.saturating_sub(candidate.created_ms);
-            if keep.within.is_some_and(|within| age_ms <= within.as_millis()) {
-                reasons.push(Reason::Rule("within"));
-            }
+            wanted(keep, &mut rules, &candidate, is_oldest, newest_ms)
         } else {
-            reasons.push(Reason::NotSubject);
-        }
-        let newest = [newest, newest_subject.map(|(sequence, _)| sequence)];
+            vec![Reason::NotSubject]
+        };
         if newest.contains(&Some(candidate.sequence)) {
             reasons.push(Reason::Newest);
         }
@@ -180,6 +172,23 @@ pub fn judge(keep: &Keep, mut candidates: Vec<Candidate>) -> Vec<Verdict> {
         Verdict { name: candidate.name, reasons }
     });
     judged.collect()
+}
+
+/// The rules that keep it.
+fn wanted(
+    keep: &Keep,
+    rules: &mut [Rule],
+    candidate: &Candidate,
+    is_oldest: bool,
+    newest_ms: u64,
+) -> Vec<Reason> {
+    let taken = rules.iter_mut().filter_map(|rule| rule.takes(candidate, is_oldest).then_some(rule.name));
+    let mut reasons: Vec<Reason> = taken.map(Reason::Rule).collect();
+    let age_ms = newest_ms.saturating_sub(candidate.created_ms);
+    if keep.within.is_some_and(|within| age_ms <= within.as_millis()) {
+        reasons.push(Reason::Rule("within"));
+    }
+    reasons
 }
 
 /// What forbids to delete it, whatever the policy says.

@@ -181,7 +181,7 @@ fn pruning_says_why_each_is_kept() {
         plan,
         format!(
             "@{last}  keep  last, newest, last common base with B\n@{third}  drop\n@{second}  keep  held: audit\n\
-             @{first}  drop\n@{monday:width$}  keep  not made by a job\n3 kept, 2 would be deleted\n\
+             @{first}  drop\n@{monday:width$}  keep  no rule speaks of it\n3 kept, 2 would be deleted\n\
              Nothing was changed. Run without --plan to do it.\n"
         )
     );
