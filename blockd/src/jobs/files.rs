@@ -335,6 +335,9 @@ mod tests {
         let kept = fs::read_to_string(files.runs_path("web")).unwrap().lines().count();
         assert!((RUNS_KEPT_MAX..2 * RUNS_KEPT_MAX).contains(&kept), "{kept}");
         assert_eq!(files.read_runs::<u64>("web", 5000).unwrap().len(), RUNS_KEPT_MAX);
+        fs::write(files.runs_path("cut"), "4\n{\"ru").unwrap();
+        files.append_run("cut", &5u64).unwrap();
+        assert_eq!(files.read_runs::<u64>("cut", 9).unwrap(), [4, 5], "the cut line takes nothing with it");
         files.remove_state("web").unwrap();
         assert!(files.read_runs::<u64>("web", 3).unwrap().is_empty());
     }
