@@ -24,6 +24,7 @@ pub mod snapshot;
 
 pub mod sync;
 pub mod jobs;
+pub mod archive;
 
 pub mod api;
 
