@@ -12,6 +12,7 @@ use crate::size::Size;
 use super::follow::SyncArgs;
 use super::job::JobCommand;
 use super::keep::PruneArgs;
+use super::archive::ArchiveCommand;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -78,6 +79,9 @@ pub enum Command {
         after_help = "Examples:\n  blockctl sync web --to B\n  blockctl sync web-sys web-data --to B --every 30s\n  blockctl sync web --to B --plan"
     )]
     Sync(Box<SyncArgs>),
+    /// Snapshots in S3 or a directory.
+    #[command(subcommand)]
+    Archive(ArchiveCommand),
     /// One page about the daemon and its store.
     #[command(after_help = "Example:\n  blockctl status\n  blockctl status -o json")]
     Status,
@@ -365,7 +369,7 @@ pub(super) fn volume_name(text: &str) -> Result<String, String> {
     Err("a name has 1 to 255 of A-Z a-z 0-9 . _ - and does not begin with . or -".to_owned())
 }
 
-fn snapshot_name(text: &str) -> Result<String, String> {
+pub(super) fn snapshot_name(text: &str) -> Result<String, String> {
     match text.parse::<SnapshotName>() {
         Ok(_) => Ok(text.to_owned()),
         Err(_) => Err("expected NAME@SNAP".to_owned()),

@@ -31,8 +31,8 @@ use super::volume::{Changed, Plan, volume_size};
 const REQUESTS_WAITING_MAX: usize = 8;
 /// How often, and with which pauses, a half-made volume is tried to be deleted: the daemon needs a moment to see
 /// that its client is gone.
-const CLEANUP_TRIES: u32 = 25;
-const CLEANUP_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const CLEANUP_TRIES: u32 = 25;
+pub(super) const CLEANUP_PAUSE: Duration = Duration::from_millis(200);
 /// How other formats begin; used where `qemu-img` cannot be asked.
 const MAGICS: [&[u8]; 5] = [b"QFI\xfb", b"KDMV", b"# Disk DescriptorFile", b"vhdxfile", b"conectix"];
 
@@ -89,7 +89,7 @@ async fn plan(context: &Context, args: &ImportArgs, source: &Source, size: u64) 
 }
 
 /// Removes the half-made volume, and says in the failure what became of it.
-async fn clean_up(context: &Context, name: &str, failure: Failure) -> Failure {
+pub(super) async fn clean_up(context: &Context, name: &str, failure: Failure) -> Failure {
     for _ in 0..CLEANUP_TRIES {
         match context.client.delete_volume(name).await {
             Ok(()) => {

@@ -21,6 +21,7 @@ pub mod follow;
 pub mod job;
 mod standing;
 
+mod archive;
 mod export_file;
 mod import;
 pub mod nbd_client;
@@ -70,6 +71,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Snapshot(command) => snapshot::run(&context, command).await,
         Command::Clone(clone) => snapshot::clone(&context, clone).await,
         Command::Export(command) => export::run(&context, command).await,
+        Command::Archive(command) => archive::run(&context, command).await,
         Command::Status => watch::status(&context).await,
         Command::Top(top) => watch::top(&context, &top).await,
         Command::Check => watch::check(&context).await,

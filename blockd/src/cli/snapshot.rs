@@ -204,14 +204,19 @@ struct Hashed<'a> {
     hash: &'a str,
 }
 
-async fn hash(context: &Context, name: &str) -> Result<(), Failure> {
+/// BLAKE3 of a snapshot's content, 64 hexadecimal digits.
+pub(super) async fn hash_of(context: &Context, name: &str) -> Result<String, Failure> {
     let mut reader = Reader::new(context, "hashing");
     let end = context.client.hash(name, |line| reader.line(&line)).await;
     let end = end.trying(|| format!("cannot hash {name}"))?;
     let Reader { progress, written, .. } = reader;
     drop(progress);
     written?;
-    let hash = end.hash.ok_or_else(|| no_result(format!("cannot hash {name}")))?;
+    end.hash.ok_or_else(|| no_result(format!("cannot hash {name}")))
+}
+
+async fn hash(context: &Context, name: &str) -> Result<(), Failure> {
+    let hash = hash_of(context, name).await?;
     if context.for_people() {
         return output::line(format!("{hash}  {name}"));
     }
