@@ -78,7 +78,9 @@ impl Host {
         command.env("BLOCKD_ARCHIVE", &target.url).env("BLOCKD_ARCHIVE_KEY", &target.key);
         command.env("AWS_ENDPOINT_URL", &target.endpoint).env("AWS_REGION", "us-east-1");
         command.env("AWS_ACCESS_KEY_ID", KEY_ID).env("AWS_SECRET_ACCESS_KEY", SECRET);
-        for variable in ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "AWS_SESSION_TOKEN"] {
+        for variable in
+            ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"]
+        {
             command.env_remove(variable);
         }
         command

@@ -140,6 +140,10 @@ fn addresses_that_make_no_sense_are_refused() {
     host.not_ok(&with("s3://vm-archive/other", &target.endpoint), "archive list", 3);
     let why = host.not_ok(&with("s3://vm-archive", "http://192.0.2.1:9000"), "archive list", 5);
     assert!(why.contains("not encrypted"), "{why}");
+    // Each of the variables is looked at.
+    let mut command = host.command(&target, "archive list");
+    let output = command.env("AWS_ENDPOINT_URL_S3", "http://192.0.2.1:9000").output().unwrap();
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
     host.not_ok(&target, "archive pull ../web@a x", 2);
     let mut command = host.command(&target, "archive list");
     let output = command.env("AWS_SECRET_ACCESS_KEY", "wrong").output().unwrap();

@@ -107,15 +107,16 @@ impl Archive {
     /// The storage failed.
     pub async fn list(&self, volume: Option<&str>) -> Result<Vec<Listed>, ArchiveError> {
         let names = self.storage.snapshots(volume).await?;
-        let roots = stream::iter(names).map(async |name| Listed { root: self.root(&name).await, name });
-        let mut listed: Vec<Listed> = roots.buffer_unordered(REQUESTS_MAX).collect().await;
-        listed.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        for entry in &mut listed {
-            if let Err(ArchiveError::Storage { .. }) = entry.root {
-                return Err(std::mem::replace(&mut entry.root, Err(ArchiveError::Stopped(String::new())))
-                    .unwrap_err());
+        let roots = stream::iter(names).map(async |name| (self.root(&name).await, name));
+        let mut roots = roots.buffer_unordered(REQUESTS_MAX);
+        let mut listed = Vec::new();
+        while let Some((root, name)) = roots.next().await {
+            match root {
+                Err(error @ ArchiveError::Storage { .. }) => return Err(error),
+                root => listed.push(Listed { name, root }),
             }
         }
+        listed.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(listed)
     }
 

@@ -1,7 +1,7 @@
 //! Where an archive lies: `s3://BUCKET/PREFIX` or `file:///DIRECTORY`.
 //!
 //! For S3 the rest comes from the environment, as other programs have it: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-//! AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL.
+//! AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL or AWS_ENDPOINT_URL_S3.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -28,6 +28,10 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(10);
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 const SILENCE_TIME_MAX: Duration = Duration::from_secs(60);
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(600);
+
+/// Where the environment may say that requests go: any of them could be another host.
+const ENDPOINTS: [AmazonS3ConfigKey; 3] =
+    [AmazonS3ConfigKey::Endpoint, AmazonS3ConfigKey::S3Endpoint, AmazonS3ConfigKey::StsEndpoint];
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,8 +133,12 @@ fn open_s3(bucket: &str, prefix: &str, insecure_http: bool) -> Result<Storage, A
     install_tls();
     let address = |error: &dyn fmt::Display| ArchiveError::Address(format!("s3://{bucket}: {error}"));
     let builder = AmazonS3Builder::from_env();
-    let endpoint = builder.get_config_value(&AmazonS3ConfigKey::Endpoint);
-    let http = endpoint.as_deref().map_or(Ok(false), |endpoint| is_http_allowed(endpoint, insecure_http))?;
+    let mut http = false;
+    for key in ENDPOINTS {
+        if let Some(endpoint) = builder.get_config_value(&key) {
+            http |= is_http_allowed(&endpoint, insecure_http)?;
+        }
+    }
     let options = ClientOptions::new()
         .with_connect_timeout(CONNECT_TIME_MAX)
         .with_read_timeout(SILENCE_TIME_MAX)
@@ -159,7 +167,7 @@ fn install_tls() {
 /// signatures of requests.
 fn is_http_allowed(endpoint: &str, insecure_http: bool) -> Result<bool, ArchiveError> {
     let wrong =
-        || ArchiveError::Address(format!("AWS_ENDPOINT_URL is {endpoint:?}, expected https://HOST[:PORT]"));
+        || ArchiveError::Address(format!("AWS_ENDPOINT_URL… is {endpoint:?}, expected https://HOST[:PORT]"));
     let url = Url::parse(endpoint).map_err(|_| wrong())?;
     let here = match url.host().ok_or_else(wrong)? {
         Host::Domain(name) => name == "localhost",

@@ -135,7 +135,7 @@ impl Push {
             let Some((hash, content)) = content else { continue };
             self.clusters += 1;
             if !self.index.has(&hash) {
-                self.index.comes(hash);
+                self.index.comes(hash)?;
                 new.push((hash, content));
             }
         }

@@ -63,7 +63,7 @@ impl Storage {
     }
 
     fn path(&self, object: &str) -> Path {
-        object.split('/').fold(self.prefix.clone(), |path, part| path.join(part))
+        object.split('/').fold(self.prefix.clone(), Path::join)
     }
 
     /// Writes an object, in place of what is there under that name: with content-addressed names the same, or a damaged

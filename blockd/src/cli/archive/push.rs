@@ -62,8 +62,8 @@ async fn push(context: &Context, args: &PushArgs) -> Result<(), Failure> {
         return already_there(context, args, &snapshot, &root).await;
     }
     let base = find_base(context, &archive, &name, &snapshot).await?;
-    let changed = changed(context, &name, &snapshot, base.as_ref()).await?;
-    let job = Job { name, archive, snapshot, base, changed };
+    let changed = changed(context, &name, &snapshot, base.as_ref().map(|base| &base.root)).await?;
+    let job = Job { name, archive, snapshot, base: base.map(|base| base.root), changed };
     if args.plan {
         return plan(context, args, &job);
     }
@@ -96,13 +96,20 @@ async fn already_there(
     Err(Failure::new(exit_code::REFUSED, format!("cannot push {}", args.name), why, next))
 }
 
+/// The snapshot that a push is based on.
+struct FoundBase {
+    root: Root,
+    /// While it is connected nobody can delete the snapshot and give its name to another one.
+    _held: NbdClient,
+}
+
 /// The snapshot of the archive that is nearest in time, is on this host, and is the same here as there.
 async fn find_base(
     context: &Context,
     archive: &Archive,
     name: &SnapshotName,
     snapshot: &SnapshotInfo,
-) -> Result<Option<Root>, Failure> {
+) -> Result<Option<FoundBase>, Failure> {
     let what = || format!("cannot push {name}");
     let listed = archive.list(Some(&name.volume)).await.map_err(|error| failure(what(), error))?;
     let here = context.client.snapshots(Some(&name.volume)).await.trying(what)?;
@@ -116,12 +123,20 @@ async fn find_base(
         listed.into_iter().filter_map(|listed| listed.root.ok()).filter(is_here).collect();
     roots.sort_unstable_by_key(|root| root.created_ms.abs_diff(snapshot.created_ms));
     for root in roots {
-        // A base that is damaged here says nothing: the next one may be whole.
-        if matches!(hash(context, &root.name.to_string()).await, Ok(hash) if hash == root.hash) {
-            return Ok(Some(root));
+        // One that has gone meanwhile, or is damaged here, says nothing: the next one may be whole.
+        if let Ok(Some(held)) = hold_same(context, &root).await {
+            return Ok(Some(FoundBase { root, _held: held }));
         }
     }
     Ok(None)
+}
+
+/// Connects to the snapshot of that name, and compares its hash: the time and the name might be another's.
+async fn hold_same(context: &Context, root: &Root) -> Result<Option<NbdClient>, Failure> {
+    let name = root.name.to_string();
+    let export = context.client.export(&name).await.trying(|| format!("cannot open {name}"))?;
+    let client = connect(&export).await?;
+    Ok((hash(context, &name).await? == root.hash).then_some(client))
 }
 
 /// A set of clusters: a bit each, 2 MiB of memory for a volume of 1 TiB.
