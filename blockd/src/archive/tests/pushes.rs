@@ -58,7 +58,7 @@ async fn a_small_change_writes_little() {
     assert!(second.uploaded_bytes < first.uploaded_bytes / 20, "{second:?} after {first:?}");
     world.assert_holds("web@a", &before).await;
     world.assert_holds("web@b", &after).await;
-    assert_eq!(world.verify("web@b", true).await.damage, []);
+    assert_eq!(world.verify("web@b", false).await.damage, []);
 }
 
 #[tokio::test]
@@ -177,10 +177,11 @@ async fn an_archive_is_made_once() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
-    /// Chains of snapshots, each pushed as what differs from one of those before it.
+    /// Chains of snapshots, each pushed as what differs from one of those before it; clusters are cleared as often as
+    /// not.
     #[test]
     fn any_chain_comes_back(changes in prop::collection::vec(
-        (prop::collection::vec((0u32..9000, 0u64..40), 0..25), any::<prop::sample::Index>()), 1..6)
+        (prop::collection::vec((0u32..30, 0u64..4), 0..25), any::<prop::sample::Index>()), 1..6)
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
@@ -189,7 +190,9 @@ proptest! {
             for (number, (changes, base)) in changes.iter().enumerate() {
                 let base = base.index(disks.len());
                 let mut disk = disks[base].clone();
-                for &(cluster, seed) in changes {
+                for &(number, seed) in changes {
+                    // Spread over three leaves.
+                    let cluster = number * 300;
                     if seed == 0 { disk.remove(&cluster); } else { disk.insert(cluster, seed); }
                 }
                 let base = (base > 0).then(|| (format!("web@s{base}"), disks[base].clone()));
