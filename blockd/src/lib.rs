@@ -25,6 +25,7 @@ pub mod snapshot;
 pub mod sync;
 pub mod jobs;
 pub mod archive;
+pub mod peer;
 
 pub mod api;
 
