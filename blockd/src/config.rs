@@ -19,6 +19,7 @@ use crate::failure::Failure;
 use crate::jobs::files::{JOBS_FILE, STATE_DIRECTORY};
 use crate::jobs::job::Job;
 use crate::jobs::sections::{self, JobSection};
+use crate::peer::PEER_DIRECTORY;
 use crate::size::Size;
 
 /// Where clients find the daemon unless told otherwise.
@@ -105,6 +106,10 @@ pub struct Settings {
     #[arg(long, value_name = "BOOL", env = "BLOCKD_INSECURE_TCP", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub insecure_tcp: Option<bool>,
 
+    /// Address where paired hosts connect, always with TLS. Default: none; this host can still connect to others.
+    #[arg(long, value_name = "ADDR:PORT", env = "BLOCKD_PEER_LISTEN")]
+    pub peer_listen: Option<SocketAddr>,
+
     /// How the pool is cached. Default: writeback.
     #[arg(long, value_enum, env = "BLOCKD_CACHE")]
     pub cache: Option<Cache>,
@@ -171,6 +176,8 @@ pub struct Config {
     pub nbd_group: Option<String>,
     /// Address for NBD clients; only with `insecure_tcp`.
     pub nbd_listen: Option<SocketAddr>,
+    /// Address where paired hosts connect.
+    pub peer_listen: Option<SocketAddr>,
     /// How the pool is cached.
     pub cache: Cache,
     /// This host's name.
@@ -256,6 +263,7 @@ impl Settings {
             nbd_group: self.nbd_group.or(other.nbd_group),
             nbd_listen: self.nbd_listen.or(other.nbd_listen),
             insecure_tcp: self.insecure_tcp.or(other.insecure_tcp),
+            peer_listen: self.peer_listen.or(other.peer_listen),
             cache: self.cache.or(other.cache),
             name: self.name.or(other.name),
             pool_size: self.pool_size.or(other.pool_size),
@@ -328,6 +336,7 @@ fn finish(settings: Settings, locate: &dyn Fn(&str) -> String) -> Result<Config,
         nbd_unix: settings.nbd_unix.unwrap_or_else(|| NBD_UNIX_DEFAULT.into()),
         nbd_group: settings.nbd_group,
         nbd_listen: settings.nbd_listen,
+        peer_listen: settings.peer_listen,
         cache: settings.cache.unwrap_or(Cache::Writeback),
         name,
         pool: settings.pool,
@@ -386,9 +395,8 @@ fn check_pool(
 /// Refuses links in place of the store: whoever made one could have us write elsewhere.
 fn check_places(config: &Config) -> Result<(), ConfigError> {
     refuse_symlink(&config.data)?;
-    for name in
-        ["lock", "mark", "pool-0", "meta", "checkpoint", "ballast", "hashes", JOBS_FILE, STATE_DIRECTORY]
-    {
+    let own = ["lock", "mark", "pool-0", "meta", "checkpoint", "ballast", "hashes"];
+    for name in own.into_iter().chain([JOBS_FILE, STATE_DIRECTORY, PEER_DIRECTORY]) {
         refuse_symlink(&config.data.join(name))?;
     }
     for file in &config.pool {

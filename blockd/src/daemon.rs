@@ -15,6 +15,7 @@ use listenfd::ListenFd;
 use nbd_server::server::Listener;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
 
 use crate::api::server::{ApiServer, BindError, SocketFile, bind};
 use crate::config::Config;
@@ -26,10 +27,13 @@ use crate::jobs::carrier::{Carrier, NoPeers};
 use crate::jobs::clock::SystemClock;
 use crate::jobs::files::JobFiles;
 use crate::jobs::runner::Setup;
+use crate::peer::{CloseAtOnce, LazyPeers, PeerError, PeerErrorKind, PeerHandler, PeerLimits, PeersConfig};
 use crate::service::{Engine, NbdAddresses, Service};
 
-/// The name that a systemd socket unit gives the API's socket (`FileDescriptorName=api`); all others are NBD's.
+/// The name that a systemd socket unit gives the API's socket (`FileDescriptorName=api`).
 const API_SOCKET_NAME: &str = "api";
+/// The name of the socket for other hosts (`FileDescriptorName=peer`). All sockets of other names are NBD's.
+const PEER_SOCKET_NAME: &str = "peer";
 
 /// What the store is opened with.
 pub struct Opening<'a> {
@@ -71,9 +75,11 @@ pub async fn serve<B: Backend>(
     let sockets = Sockets::open(config)?;
     let events = Events::default();
     let addresses = sockets.addresses.clone();
-    let (api_listeners, nbd, files) = sockets.into_parts();
+    let Parts { api: api_listeners, nbd, peer, files } = sockets.into_parts();
     let mut backend = open(Opening { config, events: events.clone(), nbd }).await?;
-    let service = Service::new(backend.engine(), events.clone(), addresses);
+    let peers = lazy_peers(config, &events);
+    let serving_peers = serve_peers(&peers, peer, Arc::new(CloseAtOnce)).await?;
+    let service = Service::new(backend.engine(), events.clone(), addresses).with_peers(peers);
     let jobs = jobs::runner::start(Setup {
         files: JobFiles::new(&config.data),
         configured: config.jobs.clone(),
@@ -95,12 +101,33 @@ pub async fn serve<B: Backend>(
     // Before the API: who watches a run is told how it ended.
     jobs.stop().await;
     api.stop().await;
+    if let Some(serving) = serving_peers {
+        serving.abort();
+    }
     let stopped = backend.stop().await;
     drop(files);
     match failed {
         Some(error) => Err(store_failure(&error)),
         None => stopped,
     }
+}
+
+/// Identity and paired hosts of the data directory; the store has its lock.
+fn lazy_peers(config: &Config, events: &Events) -> LazyPeers {
+    let (data, name, events) = (config.data.clone(), config.name.clone(), events.clone());
+    LazyPeers::new(PeersConfig { data, name, events, limits: PeerLimits::default() })
+}
+
+/// Lets other hosts in, where there is a socket for them; until the task is aborted.
+async fn serve_peers(
+    peers: &LazyPeers,
+    listener: Option<TcpListener>,
+    handler: Arc<dyn PeerHandler>,
+) -> Result<Option<JoinHandle<()>>, Failure> {
+    let Some(listener) = listener else { return Ok(None) };
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| cannot_start(&error))?;
+    let peers = peers.get().await.map_err(|error| peer_failure(&error))?;
+    Ok(Some(tokio::spawn(peers.serve(listener, handler))))
 }
 
 struct Signals {
@@ -126,7 +153,16 @@ impl Signals {
 struct Sockets {
     api: Vec<UnixListener>,
     nbd: Vec<Listener>,
+    peer: Option<TcpListener>,
     addresses: NbdAddresses,
+    files: Vec<SocketFile>,
+}
+
+/// What becomes of them.
+struct Parts {
+    api: Vec<UnixListener>,
+    nbd: Vec<Listener>,
+    peer: Option<TcpListener>,
     files: Vec<SocketFile>,
 }
 
@@ -148,14 +184,19 @@ impl Sockets {
             let listener = TcpListener::bind(address).map_err(fail)?;
             sockets.add_nbd_tcp(listener).map_err(fail)?;
         }
+        if let (None, Some(address)) = (&sockets.peer, config.peer_listen) {
+            let fail = |error: io::Error| socket_failure(Path::new(&address.to_string()), &error.into());
+            let listener = TcpListener::bind(address).map_err(fail)?;
+            sockets.set_peer(listener).map_err(fail)?;
+        }
         Ok(sockets)
     }
 
-    fn into_parts(self) -> (Vec<UnixListener>, Vec<Listener>, Vec<SocketFile>) {
-        (self.api, self.nbd, self.files)
+    fn into_parts(self) -> Parts {
+        Parts { api: self.api, nbd: self.nbd, peer: self.peer, files: self.files }
     }
 
-    /// Takes what systemd hands over; by name, for both kinds may be Unix sockets.
+    /// Takes what systemd hands over; by name, for several kinds may be of one family.
     fn inherit(&mut self) -> io::Result<()> {
         let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
         let names: Vec<&str> = names.split(':').collect();
@@ -167,7 +208,10 @@ impl Sockets {
                 Ok(None) => {}
                 Err(_) => {
                     if let Some(listener) = fds.take_tcp_listener(index)? {
-                        self.add_nbd_tcp(listener)?;
+                        match names.get(index) {
+                            Some(&PEER_SOCKET_NAME) => self.set_peer(listener)?,
+                            _ => self.add_nbd_tcp(listener)?,
+                        }
                     }
                 }
             }
@@ -191,12 +235,28 @@ impl Sockets {
         Ok(())
     }
 
+    fn set_peer(&mut self, listener: TcpListener) -> io::Result<()> {
+        listener.set_nonblocking(true)?;
+        self.peer = Some(listener);
+        Ok(())
+    }
+
     fn add_nbd_tcp(&mut self, listener: TcpListener) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         self.addresses.tcp = Some(listener.local_addr()?.to_string());
         self.nbd.push(Listener::Tcp(tokio::net::TcpListener::from_std(listener)?));
         Ok(())
     }
+}
+
+fn peer_failure(error: &PeerError) -> Failure {
+    let code = match error.kind {
+        PeerErrorKind::Damaged => exit_code::VERIFICATION_FAILED,
+        PeerErrorKind::Refused => exit_code::REFUSED,
+        _ => exit_code::FAILED,
+    };
+    let next = error.next.clone().unwrap_or_else(|| "ls -la DATA/peer; df -h DATA".to_owned());
+    Failure::new(code, "the identity of this host cannot be used", error, next)
 }
 
 fn cannot_start(error: &io::Error) -> Failure {

@@ -61,7 +61,7 @@ pub fn code_of(kind: Kind) -> u8 {
         Kind::Busy | Kind::Overloaded => exit_code::BUSY,
         Kind::Refused | Kind::Stale | Kind::Forbidden => exit_code::REFUSED,
         Kind::Damaged => exit_code::VERIFICATION_FAILED,
-        Kind::Stopping | Kind::Timeout => exit_code::UNREACHABLE,
+        Kind::Stopping | Kind::Timeout | Kind::Unreachable => exit_code::UNREACHABLE,
         Kind::Exists | Kind::NoSpace | Kind::Io | Kind::Unknown => exit_code::FAILED,
     }
 }
@@ -83,6 +83,7 @@ fn next_of(error: &ErrorBody) -> String {
         Kind::Stopping | Kind::Timeout => "systemctl status blockd",
         Kind::Forbidden => "sudo blockctl …    (or join the daemon's socket_group)",
         Kind::Overloaded => "try again in a minute",
+        Kind::Unreachable => "blockctl host list    (does the other host run?)",
     };
     error.next.clone().unwrap_or_else(|| usual.to_owned())
 }

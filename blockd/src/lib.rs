@@ -22,10 +22,10 @@ pub mod service;
 
 pub mod snapshot;
 
-pub mod sync;
-pub mod jobs;
 pub mod archive;
+pub mod jobs;
 pub mod peer;
+pub mod sync;
 
 pub mod api;
 

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use crate::control::{Answer, Control, ControlError, ErrorKind, SnapshotName};
 use crate::events::Events;
 use crate::jobs::desk::Jobs;
+use crate::peer::LazyPeers;
 
 /// What the store can be asked for. Implemented by the store; the API's tests have one in memory.
 ///
@@ -136,18 +137,26 @@ pub struct Service {
     pub jobs: Option<Jobs>,
     /// This host's name.
     pub host: Arc<str>,
+    /// The other hosts, where there can be any.
+    pub peers: Option<LazyPeers>,
 }
 
 impl Service {
     /// A handle to an engine.
     pub fn new(engine: Arc<dyn Engine>, events: Events, nbd: NbdAddresses) -> Self {
-        Self { engine, events, nbd: Arc::new(nbd), jobs: None, host: Arc::from("") }
+        Self { engine, events, nbd: Arc::new(nbd), jobs: None, host: Arc::from(""), peers: None }
     }
 
     /// The same, with jobs, on a host of that name.
     #[must_use]
     pub fn with_jobs(self, jobs: Jobs, host: &str) -> Self {
         Self { jobs: Some(jobs), host: Arc::from(host), ..self }
+    }
+
+    /// The same, among other hosts.
+    #[must_use]
+    pub fn with_peers(self, peers: LazyPeers) -> Self {
+        Self { peers: Some(peers), ..self }
     }
 
     /// Hands a command over and waits for its answer.

@@ -118,7 +118,12 @@ impl Client {
         Ok((response, guard))
     }
 
-    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Vec<u8>) -> Result<T> {
+    pub(super) async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<T> {
         self.ask_within(self.answer_time_max, method, path, body).await
     }
 
@@ -136,13 +141,18 @@ impl Client {
         tokio::time::timeout(time_max, asking).await.map_err(|_| ClientError::Late(time_max))?
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.ask(Method::GET, path, Vec::new()).await
     }
 
-    async fn post(&self, path: &str, body: &impl Serialize) -> Result<()> {
+    pub(super) async fn post(&self, path: &str, body: &impl Serialize) -> Result<()> {
+        self.post_for::<Done>(path, body).await.map(drop)
+    }
+
+    /// A change that is answered with more than that it was done.
+    pub(super) async fn post_for<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
         let body = serde_json::to_vec(body).map_err(unusable)?;
-        self.ask::<Done>(Method::POST, path, body).await.map(drop)
+        self.ask(Method::POST, path, body).await
     }
 
     /// Reads an answer line by line; the result is its last line.
@@ -379,7 +389,7 @@ fn further(before: Option<&str>, next: Option<String>) -> Result<Option<String>>
 }
 
 /// What is not plainly a name's character as `%XX`: names come from people.
-fn escape(name: &str) -> String {
+pub(super) fn escape(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
     name.bytes()
         .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })

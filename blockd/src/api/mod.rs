@@ -8,6 +8,7 @@ pub mod types;
 mod access;
 mod answer;
 mod guard;
+pub mod hosts;
 pub mod jobs;
 mod long;
 mod metrics;

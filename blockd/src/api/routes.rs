@@ -15,7 +15,7 @@ use super::types::{
     CreateSnapshots, CreateVolume, Done, EventsQuery, ExportInfo, Exports, Kind, NewName, PAGE_ITEMS_MAX,
     PageQuery, PinnedSnapshot, Reason, ResizeVolume, Snapshots, Status, Volumes,
 };
-use super::{guard, jobs, long, metrics, prune};
+use super::{guard, hosts, jobs, long, metrics, prune};
 use crate::control::{Answer, Control, ControlError, ErrorKind, SnapshotInfo, SnapshotName, VolumeInfo};
 use crate::events::{EventsPage, now_ms};
 use crate::service::{NbdAddresses, Service};
@@ -72,8 +72,15 @@ fn table() -> Vec<Route> {
         route(post.clone(), "/v1/snapshots/{name}/pin", pin),
         route(post.clone(), "/v1/snapshots/{name}/hash", long::hash),
         route(post.clone(), "/v1/snapshots/{name}/verify", long::verify),
-        route(delete, "/v1/pins/{pin}", unpin),
+        route(delete.clone(), "/v1/pins/{pin}", unpin),
         route(get.clone(), "/v1/diff", long::diff),
+        route(get.clone(), "/v1/hosts", hosts::list),
+        route(get.clone(), "/v1/hosts/{name}", hosts::show),
+        route(delete, "/v1/hosts/{name}", hosts::remove),
+        route(post.clone(), "/v1/hosts/{name}/check", hosts::check),
+        route(post.clone(), "/v1/hosts/{name}/trust", hosts::trust),
+        route(post.clone(), "/v1/host-tokens", hosts::new_token),
+        route(post.clone(), "/v1/host-pairings", hosts::pair),
         route(post, "/v1/scrub", long::scrub),
         route(get.clone(), "/v1/exports", exports),
         route(get.clone(), "/v1/exports/{name}", export),

@@ -287,6 +287,8 @@ pub enum Kind {
     Forbidden,
     /// Too many long-running requests at once.
     Overloaded,
+    /// Another host does not answer.
+    Unreachable,
     /// A kind of a later version.
     #[serde(other)]
     Unknown,
@@ -294,7 +296,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind that the server sends.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::BadName,
         Self::BadValue,
         Self::NotFound,
@@ -311,6 +313,7 @@ impl Kind {
         Self::Timeout,
         Self::Forbidden,
         Self::Overloaded,
+        Self::Unreachable,
     ];
 
     /// The HTTP status that goes with it.
@@ -324,6 +327,7 @@ impl Kind {
             Self::Stopping | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+            Self::Unreachable => StatusCode::BAD_GATEWAY,
             Self::Forbidden => StatusCode::FORBIDDEN,
         }
     }

@@ -12,8 +12,8 @@ use super::index::Index;
 use super::root::Root;
 use super::storage::root_name;
 use super::{ArchiveError, Digest, hex};
-use crate::hash::{Tree, Value, Zeroes, cluster_value};
-use crate::units::{CLUSTER_BYTES, ClusterIndex};
+use crate::hash::{Sequence, Value, Zeroes, cluster_value};
+use crate::units::ClusterIndex;
 
 /// Damaged objects that are told of a snapshot, at most; where there are more, the snapshot is lost anyway.
 const DAMAGE_MAX: usize = 1000;
@@ -129,7 +129,9 @@ fn hash_pieces(
     mut pieces: mpsc::Receiver<Piece>,
     mut progress: impl FnMut(u64),
 ) -> (VerifySummary, Option<Digest>) {
-    let (mut summary, mut tree, zeroes) = (VerifySummary::default(), Tree::new(size), Zeroes::new());
+    let threads = available_parallelism().map_or(1, usize::from);
+    let (mut summary, mut tree, zeroes) =
+        (VerifySummary::default(), Sequence::new(size, threads), Zeroes::new());
     let mut known = BTreeMap::new();
     while let Some(piece) = pieces.blocking_recv() {
         match piece {
@@ -146,30 +148,22 @@ fn hash_pieces(
             }
         }
     }
-    add_zeroes(&mut tree, &zeroes, size.div_ceil(CLUSTER_BYTES));
     let whole = summary.damage.is_empty();
-    (summary, whole.then(|| tree.finish()))
+    (summary, whole.then(|| tree.finish(&zeroes)))
 }
 
-fn look_at(tree: &Tree, cluster: u32, content: &[u8]) -> Known {
+fn look_at(tree: &Sequence, cluster: u32, content: &[u8]) -> Known {
     if tree.wants_content(u64::from(cluster)) {
         return Known::Content(content.to_vec());
     }
     Known::Value(cluster_value(ClusterIndex(cluster), content))
 }
 
-fn add_known(tree: &mut Tree, zeroes: &Zeroes, known: &mut BTreeMap<u64, Known>) {
+fn add_known(tree: &mut Sequence, zeroes: &Zeroes, known: &mut BTreeMap<u64, Known>) {
     while let Some((cluster, what)) = known.pop_first() {
-        add_zeroes(tree, zeroes, cluster);
         match what {
-            Known::Value(value) => tree.push(value),
-            Known::Content(content) => tree.push_content(&content),
+            Known::Value(value) => tree.value(cluster, value, zeroes),
+            Known::Content(content) => tree.content(cluster, &content, zeroes),
         }
     }
-}
-
-fn add_zeroes(tree: &mut Tree, zeroes: &Zeroes, to: u64) {
-    let threads = available_parallelism().map_or(1, usize::from);
-    let done = tree.push_zeroes(to, zeroes, threads, &mut |_| true);
-    assert!(done, "nobody asked to stop");
 }

@@ -9,10 +9,10 @@ use crate::config::SOCKET_DEFAULT;
 use crate::control::{SnapshotName, is_valid_name};
 use crate::size::Size;
 
+use super::archive::ArchiveCommand;
 use super::follow::SyncArgs;
 use super::job::JobCommand;
 use super::keep::PruneArgs;
-use super::archive::ArchiveCommand;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -82,6 +82,9 @@ pub enum Command {
     /// Snapshots in S3 or a directory.
     #[command(subcommand)]
     Archive(ArchiveCommand),
+    /// Other hosts: pairing, trust.
+    #[command(subcommand)]
+    Host(super::host::HostCommand),
     /// One page about the daemon and its store.
     #[command(after_help = "Example:\n  blockctl status\n  blockctl status -o json")]
     Status,

@@ -12,6 +12,7 @@ mod progress;
 mod time;
 
 mod export;
+pub mod host;
 pub mod keep;
 mod snapshot;
 mod volume;
@@ -72,6 +73,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Clone(clone) => snapshot::clone(&context, clone).await,
         Command::Export(command) => export::run(&context, command).await,
         Command::Archive(command) => archive::run(&context, command).await,
+        Command::Host(command) => host::run(&context, command).await,
         Command::Status => watch::status(&context).await,
         Command::Top(top) => watch::top(&context, &top).await,
         Command::Check => watch::check(&context).await,

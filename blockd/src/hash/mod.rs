@@ -13,6 +13,7 @@
 //! recorded (it stays right when the volume grows), and of what lies before the end, which the root is made of.
 
 pub(crate) mod pages;
+mod sequence;
 mod tree;
 mod zeroes;
 
@@ -20,6 +21,7 @@ use blake3::Hasher;
 use blake3::hazmat::HasherExt;
 
 pub(crate) use pages::merge_all;
+pub use sequence::Sequence;
 pub use tree::Tree;
 pub use zeroes::{LEAF_CLUSTERS, Zeroes};
 

@@ -135,10 +135,8 @@ async fn say_join(
         return Err(refused("the other host does not know the token's secret"));
     }
     let paired = describe(about, &met, consent)?;
-    if let Err(error) = lock(&inner.state).registry.with_paired(paired.clone(), consent) {
-        // It has not stored us yet, and will not when the connection ends.
-        return Err(error);
-    }
+    // Before the other side stores us: it does not when the connection ends here.
+    lock(&inner.state).registry.with_paired(paired.clone(), consent)?;
     say(&mut stream, &Message::Confirm {}).await?;
     match hear(&mut stream).await? {
         Message::Stored {} => Ok(paired),
