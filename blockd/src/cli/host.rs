@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use super::args::{Sure, volume_name};
 use super::context::{Context, Trying};
 use super::volume::{Changed, Plan};
-use super::{output, time};
+use super::{output, progress, time};
 
 /// How long a token may be used, unless said otherwise.
 const TTL_DEFAULT: &str = "10m";
@@ -140,8 +140,7 @@ async fn new_token(context: &Context, args: PairArgs) -> Result<(), Failure> {
     }
     output::line(&created.token)?;
     let span = time::span(ttl_ms);
-    eprintln!("good for one use within {span}; on the other host: blockctl host pair TOKEN");
-    Ok(())
+    progress::note(&format!("good for one use within {span}; on the other host: blockctl host pair TOKEN"))
 }
 
 async fn use_token(context: &Context, args: PairArgs) -> Result<(), Failure> {

@@ -11,6 +11,7 @@ mod tools;
 mod clones;
 mod connected;
 mod exports;
+mod hosts;
 mod stopping;
 
 mod crashes;
