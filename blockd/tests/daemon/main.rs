@@ -12,6 +12,7 @@ mod clones;
 mod connected;
 mod exports;
 mod hosts;
+mod hashes;
 mod stopping;
 
 mod crashes;
