@@ -61,7 +61,7 @@ impl Changed {
     }
 }
 
-/// The clusters in which two snapshots may differ, in order. See [`super::diff`], whose blocks these are.
+/// The clusters in which two snapshots may differ, in order. See [`super::diff()`], whose blocks these are.
 ///
 /// The cost is that of the layers that only one of the snapshots has, from the first cluster on; in layers below, what
 /// is needed for the content of these clusters is looked up.
