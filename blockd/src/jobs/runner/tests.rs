@@ -381,6 +381,17 @@ async fn what_ran_once_and_failed_leaves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn monitors_are_not_told_of_what_somebody_ran_once() {
+    let world = World::scripted(&[Step::Ok(0), Step::Fail(Kind::Refused)]);
+    for _ in 0..2 {
+        let started = world.jobs.once(job("web-B", "manual")).await.unwrap();
+        drop(started[0].watch.ended().await);
+    }
+    let view = world.jobs.show("web-B").await.unwrap();
+    assert_eq!((view.targets[0].state, view.severity(&view.targets[0])), (State::Failed, Severity::Ok));
+}
+
+#[tokio::test(start_paused = true)]
 async fn monitors_are_warned_before_the_objective_is_missed() {
     let world = World::scripted(&[Step::Ok(0), Step::Hang]);
     let rpo = Some("100s".parse().unwrap());
