@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::carrier::{FoundPoint, RunError, RunReport};
 use super::clock::Now;
 
-/// Shortest and longest pause before a failed run is tried again.
+/// Shortest pause before a failed run is tried again, milliseconds.
 const BACKOFF_MS_MIN: u64 = 1_000;
-/// See [`BACKOFF_MS_MIN`].
+/// Longest pause before a failed run is tried again, milliseconds.
 pub const BACKOFF_MS_MAX: u64 = 300_000;
 /// Longest error message that is kept.
 const MESSAGE_CHARS_MAX: usize = 500;
