@@ -15,6 +15,7 @@ pub mod host_id;
 mod error;
 mod files;
 
+mod addresses;
 mod certs;
 mod identity;
 mod registry;
@@ -34,7 +35,7 @@ mod lazy;
 
 use std::fmt;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -43,12 +44,14 @@ use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 
 use crate::events::Events;
+use addresses::check_addresses;
 use identity::Identity;
 use links::Links;
 use registry::{Consent, Registry};
 use teller::Teller;
 use token::{OpenTokens, Secret};
 
+pub use addresses::{ADDRESS_BYTES_MAX, ADDRESSES_MAX};
 pub use dial::PeerCheck;
 pub use error::{PeerError, PeerErrorKind};
 pub use frames::MESSAGE_BYTES_MAX;
@@ -57,7 +60,7 @@ pub use identity::PEER_DIRECTORY;
 pub use lazy::LazyPeers;
 pub use links::{CloseAtOnce, Closed, Closer, LinkIo, PeerHandler, PeerLink};
 pub use pairing::PairRequest;
-pub use registry::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, HOSTS_MAX, PairedHost};
+pub use registry::{HOSTS_MAX, PairedHost};
 pub use token::{OPEN_TOKENS_MAX, TOKEN_TIME_MAX, Token, WRONG_PROOFS_MAX};
 
 /// What may be at once, and for how long.
@@ -247,7 +250,7 @@ impl Peers {
         trusted: bool,
         addresses: Option<Vec<String>>,
     ) -> Result<PairedHost, PeerError> {
-        registry::check_addresses(addresses.as_deref().unwrap_or_default())?;
+        check_addresses(addresses.as_deref().unwrap_or_default())?;
         let name = name.to_owned();
         let change = move |registry: &Registry| {
             registry.with_changed(&name, |host| {
@@ -357,50 +360,8 @@ impl Inner {
         Ok(Consent { name, replace: replace.transpose()? })
     }
 
-    /// Where the other host is to look for us.
-    fn token_addresses(&self, given: Vec<String>) -> Result<Vec<String>, PeerError> {
-        let Some(listening) = *lock(&self.listening) else {
-            let message = "this daemon does not listen for other hosts";
-            let next = "blockd serve --peer-listen ADDR:PORT …    (or make the token on the other host)";
-            return Err(PeerError::new(PeerErrorKind::Refused, message).with_next(next));
-        };
-        registry::check_addresses(&given)?;
-        if !given.is_empty() {
-            return Ok(given);
-        }
-        let ip = if listening.ip().is_unspecified() { outward_ip(listening) } else { Some(listening.ip()) };
-        let unknown = || {
-            let message =
-                "this daemon listens on all addresses and does not know which of them others can reach";
-            let next = "blockctl host pair --new --address HOST:PORT";
-            PeerError::new(PeerErrorKind::BadValue, message).with_next(next)
-        };
-        Ok(vec![SocketAddr::new(ip.ok_or_else(unknown)?, listening.port()).to_string()])
-    }
-
-    /// What the other host is told of where we are, when we talk to it from that address.
-    fn own_addresses(&self, given: Vec<String>, local: Option<IpAddr>) -> Vec<String> {
-        if !given.is_empty() {
-            return given;
-        }
-        let Some(listening) = *lock(&self.listening) else { return Vec::new() };
-        let ip = if listening.ip().is_unspecified() { local } else { Some(listening.ip()) };
-        ip.map(|ip| SocketAddr::new(ip.to_canonical(), listening.port()).to_string()).into_iter().collect()
-    }
-
     /// The certificate that others know us by.
     fn ca(&self) -> &CertificateDer<'static> {
         self.identity.ca()
     }
-}
-
-/// The address that we have towards the rest of the world. Nothing is sent: the system only looks for the way.
-fn outward_ip(listening: SocketAddr) -> Option<IpAddr> {
-    // Addresses for documentation; nobody has them.
-    let (from, to) =
-        if listening.is_ipv4() { ("0.0.0.0:0", "192.0.2.1:9") } else { ("[::]:0", "[2001:db8::1]:9") };
-    let socket = UdpSocket::bind(from).ok()?;
-    socket.connect(to).ok()?;
-    let ip = socket.local_addr().ok()?.ip();
-    (!ip.is_unspecified()).then_some(ip)
 }

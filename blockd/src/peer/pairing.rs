@@ -18,10 +18,11 @@ use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::addresses::check_addresses;
 use super::dial::{connect, export, first_of, tls_failure};
 use super::error::{PeerError, PeerErrorKind};
 use super::host_id::HostId;
-use super::registry::{Consent, PairedHost, check_addresses};
+use super::registry::{Consent, PairedHost};
 use super::tls::{self, ChainVerifier};
 use super::token::{Prover, Secret, Token, TokenId, Transcript};
 use super::{Inner, certs, frames, hex, lock};
@@ -112,7 +113,12 @@ pub(super) async fn join(inner: &Arc<Inner>, request: PairRequest) -> Result<Pai
     };
     let late = |_| PeerError::new(PeerErrorKind::Unreachable, format!("{address}: no answer in time"));
     let paired = tokio::time::timeout(time_max, joining).await.map_err(late)??;
-    store(inner, paired, consent).await
+    let half = |error: PeerError| PeerError {
+        message: format!("the other host has stored this one, but not the other way: {}", error.message),
+        next: Some("blockctl host pair --new    (there; then pair again)".to_owned()),
+        ..error
+    };
+    store(inner, paired, consent).await.map_err(half)
 }
 
 /// The joining side's words; the host that is to be stored.

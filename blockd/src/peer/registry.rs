@@ -7,6 +7,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 
+use super::addresses::check_addresses;
 use super::certs;
 use super::error::{PeerError, PeerErrorKind};
 use super::files;
@@ -18,10 +19,6 @@ use crate::control::is_valid_name;
 pub(super) const HOSTS_FILE: &str = "hosts.json";
 /// Paired hosts.
 pub const HOSTS_MAX: usize = 256;
-/// Addresses of one host.
-pub const ADDRESSES_MAX: usize = 8;
-/// Longest address: a DNS name, a colon, a port.
-pub const ADDRESS_BYTES_MAX: usize = 253 + 6;
 /// Largest file: hosts, each with addresses and a CA of the largest size.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 /// The file's version.
@@ -219,30 +216,4 @@ fn allow_known(known: &PairedHost, ca_replaced: bool, consent: &Consent) -> Resu
 
 fn refused(message: impl Into<String>) -> PeerError {
     PeerError::new(PeerErrorKind::Refused, message)
-}
-
-/// Whether each is `HOST:PORT`, with square brackets around an IPv6 address.
-pub(super) fn check_addresses(addresses: &[String]) -> Result<(), PeerError> {
-    if addresses.len() > ADDRESSES_MAX {
-        let message = format!("{} addresses, at most {ADDRESSES_MAX} may be", addresses.len());
-        return Err(PeerError::new(PeerErrorKind::BadValue, message));
-    }
-    match addresses.iter().find(|address| !is_address(address)) {
-        None => Ok(()),
-        Some(bad) => {
-            let message = format!("{bad:?} is no address: HOST:PORT, or [IPV6]:PORT");
-            Err(PeerError::new(PeerErrorKind::BadValue, message))
-        }
-    }
-}
-
-fn is_address(address: &str) -> bool {
-    let Some((host, port)) = address.rsplit_once(':') else { return false };
-    let good_port = port.parse::<u16>().is_ok_and(|port| port != 0) && !port.starts_with('+');
-    let is_v6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let good_host = match is_v6 {
-        Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => certs::dns_name(host).is_some() || host.parse::<std::net::Ipv4Addr>().is_ok(),
-    };
-    address.len() <= ADDRESS_BYTES_MAX && good_port && good_host
 }

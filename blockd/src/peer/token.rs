@@ -18,10 +18,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustls::pki_types::CertificateDer;
 
+use super::addresses::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, check_addresses};
 use super::certs;
 use super::error::{PeerError, PeerErrorKind};
 use super::host_id::HostId;
-use super::registry::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, Consent, check_addresses};
+use super::registry::Consent;
 
 /// Tokens that wait to be used.
 pub const OPEN_TOKENS_MAX: usize = 8;
