@@ -18,6 +18,7 @@ use crate::exit_code;
 use crate::failure::Failure;
 use crate::jobs::files::{JOBS_FILE, STATE_DIRECTORY};
 use crate::jobs::job::Job;
+use crate::jobs::keep::Keep;
 use crate::jobs::sections::{self, JobSection};
 use crate::peer::PEER_DIRECTORY;
 use crate::size::Size;
@@ -29,6 +30,8 @@ const NBD_UNIX_DEFAULT: &str = "/run/blockd/nbd.sock";
 /// Part of the free space that a new pool takes by default: the rest is for metadata and other users of the file
 /// system.
 const POOL_PERCENT_DEFAULT: u64 = 80;
+/// A look back at some hours, days and weeks, whatever becomes of the source.
+const REPLICA_KEEP_DEFAULT: Keep = Keep { hourly: 24, daily: 7, weekly: 4, ..Keep::DEFAULT };
 /// Smallest pool: a superblock and some room to work.
 const POOL_BYTES_MIN: u64 = 16 << 20;
 /// Longest configuration file.
@@ -148,6 +151,11 @@ pub struct Settings {
     #[arg(skip)]
     pub pool: Vec<PoolFile>,
 
+    /// Which snapshots of jobs replicas keep here, whatever their source would like: { last = 3, hourly = 24 }. Only in
+    /// the file. Default: last 3, hourly 24, daily 7, weekly 4.
+    #[arg(skip)]
+    pub replica_keep: Option<Keep>,
+
     /// What several jobs have in common. Only in the file.
     #[arg(skip)]
     pub template: BTreeMap<String, JobSection>,
@@ -196,6 +204,8 @@ pub struct Config {
     pub api_connections_max: u32,
     /// Log filter.
     pub log: String,
+    /// What replicas keep.
+    pub replica_keep: Keep,
     /// Jobs of the file.
     pub jobs: Vec<Job>,
 }
@@ -272,6 +282,7 @@ impl Settings {
             connections_max: self.connections_max.or(other.connections_max),
             api_connections_max: self.api_connections_max.or(other.api_connections_max),
             log: self.log.or(other.log),
+            replica_keep: self.replica_keep.or(other.replica_keep),
             pool: if self.pool.is_empty() { other.pool } else { self.pool },
             template: other.template,
             volume: other.volume,
@@ -327,6 +338,8 @@ fn finish(settings: Settings, locate: &dyn Fn(&str) -> String) -> Result<Config,
         Some(path) if path.is_absolute() => Recent::In(path),
         Some(_) => return refuse("recent_dir", "is neither an absolute path nor \"none\""),
     };
+    let replica_keep = settings.replica_keep.unwrap_or(REPLICA_KEEP_DEFAULT);
+    replica_keep.check().map_err(|why| ConfigError::new(locate("replica_keep"), why))?;
     let jobs = sections::jobs(&settings.template, &settings.volume, &settings.job)
         .map_err(|(key, why)| ConfigError::new(locate(&key), why))?;
     let config = Config {
@@ -346,6 +359,7 @@ fn finish(settings: Settings, locate: &dyn Fn(&str) -> String) -> Result<Config,
         connections_max: settings.connections_max.unwrap_or(1000),
         api_connections_max: settings.api_connections_max.unwrap_or(64),
         log: settings.log.unwrap_or_else(|| "info".to_owned()),
+        replica_keep,
         jobs,
     };
     check_limits(&config, locate)?;

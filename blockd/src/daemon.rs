@@ -29,6 +29,8 @@ use crate::jobs::files::JobFiles;
 use crate::jobs::runner::Setup;
 use crate::peer::{CloseAtOnce, LazyPeers, PeerError, PeerErrorKind, PeerHandler, PeerLimits, PeersConfig};
 use crate::service::{Engine, NbdAddresses, Service};
+use crate::sync::carry::LinkCarrier;
+use crate::sync::replicator::Replicator;
 
 /// The name that a systemd socket unit gives the API's socket (`FileDescriptorName=api`).
 const API_SOCKET_NAME: &str = "api";
@@ -49,11 +51,6 @@ pub struct Opening<'a> {
 pub trait Backend: Send {
     /// What the API talks to.
     fn engine(&self) -> Arc<dyn Engine>;
-
-    /// Who carries the runs of jobs out. The one place where a build without peers says so.
-    fn carrier(&self) -> Arc<dyn Carrier> {
-        Arc::new(NoPeers)
-    }
 
     /// Ends when the store cannot go on; not otherwise. May be dropped and asked for again.
     fn failed(&mut self) -> impl Future<Output = io::Error> + Send;
@@ -78,13 +75,19 @@ pub async fn serve<B: Backend>(
     let Parts { api: api_listeners, nbd, peer, files } = sockets.into_parts();
     let mut backend = open(Opening { config, events: events.clone(), nbd }).await?;
     let peers = lazy_peers(config, &events);
-    let serving_peers = serve_peers(&peers, peer, Arc::new(CloseAtOnce)).await?;
-    let service = Service::new(backend.engine(), events.clone(), addresses).with_peers(peers);
+    let service = Service::new(backend.engine(), events.clone(), addresses).with_peers(peers.clone());
+    let replicator = replicator(&service, &peers, config);
+    let handler = replicator.clone().map_or_else(
+        || Arc::new(CloseAtOnce) as Arc<dyn PeerHandler>,
+        |replicator| replicator as Arc<dyn PeerHandler>,
+    );
+    let serving_peers = serve_peers(&peers, peer, handler).await?;
+    let tidying = replicator.clone().map(|replicator| tokio::spawn(replicator.tidy()));
     let jobs = jobs::runner::start(Setup {
         files: JobFiles::new(&config.data),
         configured: config.jobs.clone(),
         service: service.clone(),
-        carrier: backend.carrier(),
+        carrier: carrier(replicator),
         clock: Arc::new(SystemClock),
     });
     let service = service.with_jobs(jobs.clone(), &config.name);
@@ -101,8 +104,8 @@ pub async fn serve<B: Backend>(
     // Before the API: who watches a run is told how it ended.
     jobs.stop().await;
     api.stop().await;
-    if let Some(serving) = serving_peers {
-        serving.abort();
+    for task in serving_peers.into_iter().chain(tidying) {
+        task.abort();
     }
     let stopped = backend.stop().await;
     drop(files);
@@ -116,6 +119,21 @@ pub async fn serve<B: Backend>(
 fn lazy_peers(config: &Config, events: &Events) -> LazyPeers {
     let (data, name, events) = (config.data.clone(), config.name.clone(), events.clone());
     LazyPeers::new(PeersConfig { data, name, events, limits: PeerLimits::default() })
+}
+
+/// Replication, if the store can be replicated.
+fn replicator(service: &Service, peers: &LazyPeers, config: &Config) -> Option<Arc<Replicator>> {
+    let reader = service.engine().closed_reader()?;
+    let (events, keep) = (service.events.clone(), config.replica_keep);
+    Some(Replicator::new(service.clone(), reader, peers.clone(), events, keep))
+}
+
+/// Who carries the runs of jobs out.
+fn carrier(replicator: Option<Arc<Replicator>>) -> Arc<dyn Carrier> {
+    match replicator {
+        Some(replicator) => Arc::new(LinkCarrier(replicator)),
+        None => Arc::new(NoPeers),
+    }
 }
 
 /// Lets other hosts in, where there is a socket for them; until the task is aborted.

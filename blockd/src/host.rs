@@ -344,6 +344,10 @@ impl Engine for Handle {
         }
     }
 
+    fn closed_reader(&self) -> Option<ClosedReader> {
+        Some(self.reader.clone())
+    }
+
     fn diff(
         &self,
         from: Option<&SnapshotName>,

@@ -12,6 +12,7 @@ use crate::control::{Answer, Control, ControlError, ErrorKind, SnapshotName};
 use crate::events::Events;
 use crate::jobs::desk::Jobs;
 use crate::peer::LazyPeers;
+use crate::snapshot::ClosedReader;
 
 /// What the store can be asked for. Implemented by the store; the API's tests have one in memory.
 ///
@@ -20,6 +21,11 @@ use crate::peer::LazyPeers;
 pub trait Engine: Send + Sync {
     /// Hands a command over; the answer comes through the channel.
     fn submit(&self, command: Control, answer: oneshot::Sender<Result<Answer, ControlError>>);
+
+    /// What reads its closed layers; `None`: it has none that could be replicated.
+    fn closed_reader(&self) -> Option<ClosedReader> {
+        None
+    }
 
     /// Blocking: the extents that may differ between two snapshots (without `from`: everything that has data in `to`),
     /// in order, exact to 4 KiB. Neither needs to descend from the other: what either has changed since their last

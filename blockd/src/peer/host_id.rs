@@ -1,6 +1,5 @@
 //! What a host is called for good, whatever people call it.
 
-use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -10,15 +9,7 @@ use super::hex;
 /// Bytes of an identity.
 pub const HOST_ID_BYTES: usize = 16;
 
-/// A host's identity: 128 random bits, made once. As text: 32 hexadecimal digits, small letters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct HostId(pub [u8; HOST_ID_BYTES]);
-
-impl fmt::Display for HostId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(&self.0))
-    }
-}
+pub use crate::units::HostId;
 
 /// The text is no identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -129,6 +129,11 @@ impl Packer {
         self.data.len()
     }
 
+    /// Bytes of what says where the data belong.
+    pub fn described_bytes(&self) -> usize {
+        HEAD_BYTES + self.runs.len()
+    }
+
     /// Whether a whole cluster more, or the runs of a group, may not fit.
     pub fn is_full(&self) -> bool {
         self.data.len() + CLUSTER > DATA_BYTES_MAX || self.count + GROUP_RUNS_MAX > RUNS_MAX

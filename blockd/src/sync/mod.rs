@@ -13,3 +13,9 @@ pub mod target;
 pub mod offer;
 pub mod reading;
 pub mod writing;
+
+pub mod carry;
+mod link;
+mod reader_thread;
+pub mod replicator;
+mod serve;

@@ -44,6 +44,23 @@ enum Selected {
     Zeroes(ClusterIndex),
 }
 
+/// What was read so far, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadStats {
+    /// Of blocks that may differ from the base.
+    pub looked_at: u64,
+    /// That were written again as they were.
+    pub unchanged: u64,
+    /// Of data, before compression.
+    pub data: u64,
+    /// Of zeroes, which are only told.
+    pub zero: u64,
+    /// That the target has.
+    pub copied: u64,
+    /// That compression has saved.
+    pub compressed: u64,
+}
+
 /// See the module.
 pub struct Reading {
     reader: ClosedReader,
@@ -65,6 +82,7 @@ pub struct Reading {
     selected: VecDeque<Selected>,
     /// A cluster that was looked at and did not fit.
     ahead: Option<Changed>,
+    stats: ReadStats,
 }
 
 impl Reading {
@@ -103,7 +121,13 @@ impl Reading {
             chunk: Vec::new(),
             selected: VecDeque::new(),
             ahead: None,
+            stats: ReadStats::default(),
         })
+    }
+
+    /// What was read so far.
+    pub fn stats(&self) -> ReadStats {
+        self.stats
     }
 
     /// Values that were computed since the last call.
@@ -130,7 +154,11 @@ impl Reading {
             return Ok(None);
         }
         let data_bytes = self.packer.data_bytes();
-        Ok(Some(Read { cursor, data_bytes, batch: self.packer.finish() }))
+        let described = self.packer.described_bytes();
+        let batch = self.packer.finish();
+        self.stats.data += data_bytes as u64;
+        self.stats.compressed += (described + data_bytes).saturating_sub(batch.len()) as u64;
+        Ok(Some(Read { cursor, data_bytes, batch }))
     }
 
     fn is_full(&self) -> bool {
@@ -218,10 +246,12 @@ impl Reading {
     ) -> Result<(), ControlError> {
         let value = self.value(changed, content);
         let (mut data, mut zero) = (Mask::NONE, changed.zero);
+        self.stats.looked_at += u64::from(changed.data.with(changed.zero).count()) * BLOCK_BYTES;
         for block in (0..CLUSTER_BLOCKS).filter(|&block| changed.data.has(block)) {
             let at = block as usize * BLOCK..(block as usize + 1) * BLOCK;
             let (bytes, only) = (&content[at.clone()], Mask::of(block..block + 1));
             if before.is_some_and(|before| &before[at] == bytes) {
+                self.stats.unchanged += BLOCK_BYTES;
                 continue;
             }
             if *bytes == ZEROES {
@@ -235,6 +265,7 @@ impl Reading {
             zero = Mask::NONE;
         }
         if !data.is_empty() && !self.has_base && self.add_copy(changed.index, value)? {
+            self.stats.copied += CLUSTER_BYTES;
             return Ok(());
         }
         self.add_runs(changed.index, content, data, zero, value);
@@ -277,6 +308,7 @@ impl Reading {
 
     fn flush_zeroes(&mut self) {
         let Some((start, blocks)) = self.zeroes.take() else { return };
+        self.stats.zero += blocks * BLOCK_BYTES;
         let per_cluster = u64::from(CLUSTER_BLOCKS);
         let first = u8::try_from(start % per_cluster).expect("at most 15");
         self.packer.zero(first_cluster(start / per_cluster), first, blocks);

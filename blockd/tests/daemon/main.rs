@@ -11,9 +11,10 @@ mod tools;
 mod clones;
 mod connected;
 mod exports;
-mod hosts;
 mod hashes;
+mod hosts;
 mod stopping;
+mod sync;
 
 mod crashes;
 mod damage;

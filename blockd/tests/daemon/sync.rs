@@ -1,0 +1,167 @@
+//! Replication between real daemons on loopback: increments, kills, cuts, the way back.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use fixtures::process::{ProcessError, wait_until};
+
+use crate::place::Place;
+
+const SIZE: usize = 24 << 20;
+const BLOCK: usize = 4096;
+
+/// A host that is found at the same port after a restart.
+fn place(name: &str) -> Place {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut place = Place::new();
+    let own = ["--name", name, "--peer-listen", &free.to_string()];
+    place.arguments.extend(own.map(str::to_owned));
+    place
+}
+
+/// Two hosts that know each other.
+fn pair(a: &Place, b: &Place) {
+    let token = b.ok("host pair --new");
+    a.ok(&format!("host pair {}", token.trim()));
+}
+
+fn write(place: &Place, volume: &str, writes: &[(usize, u8, usize)]) {
+    let mut client = place.client(volume);
+    for &(block, value, blocks) in writes {
+        let bytes = noise(value, blocks * BLOCK);
+        client.write((block * BLOCK) as u64, &bytes).unwrap();
+    }
+    client.flush().unwrap();
+    client.leave().unwrap();
+}
+
+/// That cannot be compressed; value 0 is zeroes.
+fn noise(value: u8, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    if value > 0 {
+        fastrand::Rng::with_seed(u64::from(value)).fill(&mut bytes);
+    }
+    bytes
+}
+
+/// The newest snapshot of a volume, as its host lists them.
+fn newest(place: &Place, volume: &str) -> String {
+    let listed = place.ok(&format!("snapshot list {volume} -o jsonl"));
+    let last = listed.lines().last().expect("there is one");
+    let value: serde_json::Value = serde_json::from_str(last).unwrap();
+    value["name"].as_str().unwrap().to_owned()
+}
+
+/// The replica shows what the source's newest snapshot does.
+fn assert_equal(a: &Place, b: &Place, volume: &str) {
+    let snapshot = newest(a, volume);
+    let name = format!("{volume}@{snapshot}");
+    assert_eq!(newest(b, volume), snapshot);
+    assert!(a.content(&name) == b.content(&name), "{name} differs");
+    let hashes = [a, b].map(|place| place.ok(&format!("snapshot hash {name}")));
+    assert_eq!(hashes[0], hashes[1]);
+    assert_eq!(hashes[0].split(' ').next(), Some(blake3::hash(&b.content(volume)).to_hex().as_str()));
+}
+
+#[test]
+fn a_volume_is_brought_to_another_host_again_and_again() {
+    let (a, b) = (place("A"), place("B"));
+    let (running_a, running_b) = (a.serve(), b.serve());
+    pair(&a, &b);
+    a.ok(&format!("volume create web --size {SIZE}"));
+    write(&a, "web", &[(0, 1, 256), (1000, 2, 64), (4000, 3, 1)]);
+    let said = a.ok("sync web --to B");
+    assert!(said.contains("web"), "{said}");
+    assert_equal(&a, &b, "web");
+    // Some blocks changed, some written as they were, some zeroed.
+    write(&a, "web", &[(10, 4, 3), (0, 1, 8), (1000, 0, 64), (6143, 5, 1)]);
+    a.ok("sync web --to B");
+    assert_equal(&a, &b, "web");
+    let stderr = b.not_ok("snapshot create web@mine", 5);
+    assert!(stderr.contains("is a replica"), "{stderr}");
+    // After restarts it goes on where it was.
+    running_b.stop();
+    let running_b = b.serve();
+    running_a.kill();
+    let running_a = a.serve();
+    write(&a, "web", &[(77, 6, 2)]);
+    retry(&a, "sync web --to B");
+    assert_equal(&a, &b, "web");
+    running_a.stop();
+    running_b.stop();
+    a.assert_sound();
+    b.assert_sound();
+}
+
+/// Until it succeeds.
+fn retry(place: &Place, words: &str) {
+    let done = wait_until(words, Duration::from_secs(60), || {
+        let (code, _, _) = place.ctl(words);
+        Ok::<_, ProcessError>((code == 0).then_some(()))
+    });
+    done.unwrap();
+}
+
+#[test]
+fn several_volumes_and_a_clone_are_one_instant() {
+    let (a, b) = (place("A"), place("B"));
+    let (_a, _b) = (a.serve(), b.serve());
+    pair(&a, &b);
+    for volume in ["sys", "data"] {
+        a.ok(&format!("volume create {volume} --size {SIZE}"));
+        write(&a, volume, &[(0, 1, 512)]);
+    }
+    a.ok("sync sys data --to B");
+    let snapshot = newest(&a, "sys");
+    a.ok(&format!("clone sys@{snapshot} web"));
+    write(&a, "web", &[(5, 9, 1)]);
+    a.ok("sync web --to B");
+    for volume in ["sys", "data", "web"] {
+        assert_equal(&a, &b, volume);
+    }
+    // The clone's replica shares what it was cloned from.
+    let status: serde_json::Value = serde_json::from_str(&b.ok("status -o json")).unwrap();
+    let used = status["store"]["used_bytes"].as_u64().unwrap();
+    assert!(used < (2 * 512 + 64) * BLOCK as u64 + (1 << 20), "{used} bytes are used");
+}
+
+#[test]
+fn a_schedule_keeps_a_replica_fresh() {
+    let (a, b) = (place("A"), place("B"));
+    let (_a, running_b) = (a.serve(), b.serve());
+    pair(&a, &b);
+    a.ok(&format!("volume create web --size {SIZE}"));
+    write(&a, "web", &[(0, 1, 16)]);
+    a.ok("sync web --to B --every 1s");
+    wait_for_block(&b, 0, 1);
+    write(&a, "web", &[(3, 2, 1)]);
+    wait_for_block(&b, 3, 2);
+    assert!(a.ok("job list").contains("ok"));
+    running_b.kill();
+    let behind = wait_until("a job that is behind", Duration::from_secs(60), || {
+        let listed = a.ok("job list");
+        Ok::<_, ProcessError>(listed.contains("behind").then_some(()))
+    });
+    behind.unwrap();
+    write(&a, "web", &[(4, 3, 1)]);
+    let again = b.serve();
+    wait_for_block(&b, 4, 3);
+    a.ok("job delete web-B --yes");
+    again.stop();
+    b.assert_sound();
+}
+
+fn wait_for_block(place: &Place, block: usize, value: u8) {
+    let expected = noise(value, BLOCK);
+    let come = wait_until("a block at the replica", Duration::from_secs(60), || {
+        let (code, _, _) = place.ctl("snapshot list web");
+        if code != 0 || place.ok("export list").lines().all(|line| !line.contains("web@")) {
+            return Ok::<_, ProcessError>(None);
+        }
+        let mut client = place.client("web");
+        let found = client.read((block * BLOCK) as u64, BLOCK as u32).unwrap();
+        client.leave().unwrap();
+        Ok((found == expected).then_some(()))
+    });
+    come.unwrap();
+}
