@@ -146,7 +146,7 @@ fn a_schedule_keeps_a_replica_fresh() {
     write(&a, "web", &[(4, 3, 1)]);
     let again = b.serve();
     wait_for_block(&b, 4, 3);
-    a.ok("job delete web-B --yes");
+    a.ok("job delete web-B");
     again.stop();
     b.assert_sound();
 }
