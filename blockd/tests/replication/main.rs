@@ -3,6 +3,7 @@
 //! first one, `SYNC_SEED` runs one.
 
 mod case;
+mod directed;
 mod exchange;
 mod host;
 #[path = "../common/killed.rs"]
