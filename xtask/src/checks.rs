@@ -19,8 +19,8 @@ const CASES_QUICK: u32 = 200;
 /// Sanitizers need the target named, so that build scripts and macros are built without them.
 const SANITIZER_TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// What the model test reads its number of cases from.
-const CASES_VARIABLE: &str = "MODEL_CASES";
+/// What the model tests read their number of cases from: of the server and the store, and of replication.
+const CASES_VARIABLES: [&str; 2] = ["MODEL_CASES", "SYNC_CASES"];
 
 /// Every check; `quick` leaves out what changes rarely.
 pub(crate) fn test(workspace: &Workspace, cases: Option<u32>, quick: bool) -> Result<()> {
@@ -36,19 +36,21 @@ pub(crate) fn test(workspace: &Workspace, cases: Option<u32>, quick: bool) -> Re
     let cases = cases.unwrap_or(if quick { CASES_QUICK } else { CASES });
     step(
         &format!("tests, {cases} model cases"),
-        runner(workspace, &["--workspace"]).env(CASES_VARIABLE, cases.to_string()),
+        runner(workspace, &["--workspace"]).envs(CASES_VARIABLES.map(|name| (name, cases.to_string()))),
     )
 }
 
-/// The model tests alone, of the server and of the store, in release.
+/// The model tests alone, of the server, of the store, and of replication, in release.
 pub(crate) fn model(workspace: &Workspace, cases: u32) -> Result<()> {
     let progress = Progress::start();
     prepare(workspace, Purpose::Build, &progress)?;
-    let mut model = runner(workspace, &["--release", "-p", "nbd-server", "-p", "blockd", "--test", "model"]);
+    let tests = ["--test", "model", "--test", "replication"];
+    let packages = ["--release", "-p", "nbd-server", "-p", "blockd"];
+    let mut model = runner(workspace, &[&packages[..], &tests].concat());
     check(
         &progress,
         &format!("model tests, {cases} cases each"),
-        model.env(CASES_VARIABLE, cases.to_string()).env("NEXTEST_PROFILE", "long"),
+        model.envs(CASES_VARIABLES.map(|name| (name, cases.to_string()))).env("NEXTEST_PROFILE", "long"),
     )
 }
 
