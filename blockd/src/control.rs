@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::format::{ReceivingRecord, RootRecord};
+use crate::catalog::format::{ReceivingRecord, Role, RootRecord};
 use crate::units::{ClusterIndex, LayerId, SnapshotUid};
 
 pub mod replication;
@@ -203,6 +203,9 @@ pub struct VolumeInfo {
     pub created_ms: u64,
     /// See [`Health`].
     pub health: Health,
+    /// Who may write to it.
+    #[serde(default)]
+    pub role: Role,
 }
 
 /// Whether a volume can be trusted with writes.

@@ -169,6 +169,8 @@ pub struct VolumeIdentity {
     pub published: Option<SnapshotName>,
     /// Of that, also when it is gone.
     pub point: Point,
+    /// It holds what clients of this host have written to it before it was demoted, and has been sent nothing since.
+    pub diverged: bool,
     /// What is on its way.
     pub receiving: Option<ReceivingRecord>,
     /// The base of what is on its way.

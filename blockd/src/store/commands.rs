@@ -14,7 +14,7 @@ use nbd_server::export::Io;
 
 use super::commit::Bundle;
 use super::{Store, Token};
-use crate::catalog::format::{Change, LayerRecord, RootRecord, SnapshotRecord, VolumeRecord};
+use crate::catalog::format::{Change, LayerRecord, Role, RootRecord, SnapshotRecord, VolumeRecord};
 use crate::control::{
     Answer, Control, ControlError, ErrorKind, Health, Pinned, SnapshotInfo, SnapshotName, StoreStatus,
     VolumeInfo, is_valid_name,
@@ -496,6 +496,7 @@ impl Store {
             origin: origin.map(|record| self.catalog.snapshot_name(record).to_string()),
             created_ms: record.created_ms,
             health: if self.commits.meta_failed { Health::SyncFailed } else { disk.health() },
+            role: self.catalog.links.get(&id).map_or(Role::Primary, |link| link.role),
         }
     }
 

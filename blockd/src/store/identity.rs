@@ -141,6 +141,7 @@ impl Store {
             size: record.size,
             published: replica.and_then(|link| link.published).map(name),
             point: link.map_or_else(Point::default, |link| link.point),
+            diverged: link.is_some_and(|link| link.diverged),
             receiving_base: receiving.as_ref().and_then(|r| r.base).map(|id| catalog.uid(id)),
             receiving,
             snapshots: catalog

@@ -1,13 +1,17 @@
 //! What volumes and snapshots are to other hosts (docs/replication.md, "What the store keeps").
 
+use serde::{Deserialize, Serialize};
+
 use super::decode::{Fault, Reader};
 use super::encode::text;
 use crate::units::{HostId, Lineage, SnapshotId, SnapshotUid};
 
 /// Who may write to a volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Role {
     /// This host's clients.
+    #[default]
     Primary,
     /// Nobody: it follows another host.
     Replica,
