@@ -18,6 +18,12 @@ impl Refusal {
     pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self(ErrorBody::new(kind, message))
     }
+
+    /// The same, with the next command to type, unless that is said already.
+    pub(crate) fn with_next(mut self, next: impl Into<String>) -> Self {
+        self.0.next.get_or_insert_with(|| next.into());
+        self
+    }
 }
 
 impl IntoResponse for Refusal {

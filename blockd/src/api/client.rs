@@ -156,7 +156,7 @@ impl Client {
     }
 
     /// Reads an answer line by line; the result is its last line.
-    async fn lines(
+    pub(super) async fn lines(
         &self,
         method: Method,
         path: &str,
@@ -373,7 +373,7 @@ fn take_lines<T: DeserializeOwned>(gathered: &mut Vec<u8>) -> Result<Vec<T>> {
     lines.map(|line| serde_json::from_slice(line).map_err(unusable)).collect()
 }
 
-fn paged(path: &str, volume: Option<&str>, after: Option<&str>) -> String {
+pub(super) fn paged(path: &str, volume: Option<&str>, after: Option<&str>) -> String {
     let volume = volume.map(|volume| format!("volume={}", escape(volume)));
     let after = after.map(|after| format!("after={}", escape(after)));
     let query: Vec<String> = volume.into_iter().chain(after).collect();
@@ -381,7 +381,7 @@ fn paged(path: &str, volume: Option<&str>, after: Option<&str>) -> String {
 }
 
 /// A list must end: a server that answers the same page for ever is not followed.
-fn further(before: Option<&str>, next: Option<String>) -> Result<Option<String>> {
+pub(super) fn further(before: Option<&str>, next: Option<String>) -> Result<Option<String>> {
     if next.is_some() && next.as_deref() == before {
         return Err(unusable("its list does not end"));
     }

@@ -146,7 +146,7 @@ impl From<PeerError> for Refusal {
     }
 }
 
-async fn peers(state: &State) -> Result<&Peers, Refusal> {
+pub(super) async fn peers(state: &State) -> Result<&Peers, Refusal> {
     match &state.service.peers {
         Some(peers) => Ok(peers.get().await?),
         None => Err(Refusal::new(Kind::BadRequest, "this daemon knows no other hosts")),

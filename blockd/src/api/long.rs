@@ -29,7 +29,7 @@ pub(crate) const STALL_TIME_MAX: Duration = Duration::from_secs(30);
 pub(crate) const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Where a long-running request's lines go.
-struct Sink {
+pub(super) struct Sink {
     chunks: mpsc::Sender<Bytes>,
     gathered: Vec<u8>,
     runtime: Handle,
@@ -55,7 +55,7 @@ impl Sink {
     }
 
     /// Says how far it is, now and then; `false` when the client is gone.
-    fn progress(&mut self, name: &SnapshotName, done: u64, total: u64) -> bool {
+    pub(super) fn progress(&mut self, name: &SnapshotName, done: u64, total: u64) -> bool {
         if self.told.is_some_and(|told| told.elapsed() < PROGRESS_INTERVAL) {
             return !self.chunks.is_closed();
         }
@@ -80,7 +80,7 @@ impl hyper::body::Body for Chunks {
 }
 
 /// Runs `work` on a thread of its own and answers with the lines that it writes.
-fn stream(
+pub(super) fn stream(
     state: &State,
     work: impl FnOnce(&dyn Engine, &mut Sink) -> Result<End, ControlError> + Send + 'static,
 ) -> Result<Response, Refusal> {
@@ -192,7 +192,7 @@ fn problem(scrubbed: &Scrubbed) -> Option<String> {
     }
 }
 
-fn damage(report: &VerifyReport) -> String {
+pub(super) fn damage(report: &VerifyReport) -> String {
     let bytes: u64 = report.damaged.iter().map(|extent| extent.length).sum();
     format!("{bytes} bytes in {} places are not what was written", report.damaged.len())
 }

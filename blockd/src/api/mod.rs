@@ -7,12 +7,14 @@ pub mod types;
 
 mod access;
 mod answer;
+mod exports;
 mod guard;
 pub mod hosts;
 pub mod jobs;
 mod long;
 mod metrics;
 pub mod prune;
+pub mod replicas;
 mod routes;
 mod stall;
 

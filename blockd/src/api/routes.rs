@@ -12,13 +12,13 @@ use tokio::sync::Semaphore;
 
 use super::answer::{Args, Body, Refusal, Segment, Snap, VolumeName, check_name};
 use super::types::{
-    CreateSnapshots, CreateVolume, Done, EventsQuery, ExportInfo, Exports, Kind, NewName, PAGE_ITEMS_MAX,
-    PageQuery, PinnedSnapshot, Reason, ResizeVolume, Snapshots, Status, Volumes,
+    CreateSnapshots, CreateVolume, Done, EventsQuery, Kind, NewName, PAGE_ITEMS_MAX, PageQuery,
+    PinnedSnapshot, Reason, ResizeVolume, Snapshots, Status, Volumes,
 };
-use super::{guard, hosts, jobs, long, metrics, prune};
+use super::{exports, guard, hosts, jobs, long, metrics, prune, replicas};
 use crate::control::{Answer, Control, ControlError, ErrorKind, SnapshotInfo, SnapshotName, VolumeInfo};
 use crate::events::{EventsPage, now_ms};
-use crate::service::{NbdAddresses, Service};
+use crate::service::Service;
 
 /// Long-running requests at once: each holds a thread, and reads the disk as fast as it can.
 const LONG_RUNNING_MAX: usize = 4;
@@ -82,12 +82,24 @@ fn table() -> Vec<Route> {
         route(post.clone(), "/v1/host-tokens", hosts::new_token),
         route(post.clone(), "/v1/host-pairings", hosts::pair),
         route(post, "/v1/scrub", long::scrub),
-        route(get.clone(), "/v1/exports", exports),
-        route(get.clone(), "/v1/exports/{name}", export),
+        route(get.clone(), "/v1/exports", exports::list),
+        route(get.clone(), "/v1/exports/{name}", exports::show),
         route(get, "/v1/events", events),
     ];
     routes.extend(jobs_table());
+    routes.extend(replicas_table());
     routes
+}
+
+fn replicas_table() -> Vec<Route> {
+    let (get, post) = (Method::GET, Method::POST);
+    vec![
+        route(get.clone(), "/v1/replicas", replicas::list),
+        route(get, "/v1/replicas/{name}", replicas::show),
+        route(post.clone(), "/v1/replicas/{name}/promote", replicas::promote),
+        route(post.clone(), "/v1/replicas/{name}/demote", replicas::demote),
+        route(post, "/v1/replicas/{name}/verify", replicas::verify),
+    ]
 }
 
 fn jobs_table() -> Vec<Route> {
@@ -139,7 +151,11 @@ pub(crate) fn unexpected(answer: &Answer) -> Refusal {
 }
 
 /// Runs a command that changes something, and tells of it.
-async fn change(service: &Service, command: Control, event: (&str, String, String)) -> Reply<Done> {
+pub(crate) async fn change(
+    service: &Service,
+    command: Control,
+    event: (&str, String, String),
+) -> Reply<Done> {
     match service.call(command).await? {
         Answer::Done => {}
         other => return Err(unexpected(&other)),
@@ -187,7 +203,7 @@ pub(crate) async fn all_snapshots(
 }
 
 /// Cuts a page out of a list that is sorted by `key`, and says where the next one begins.
-fn page<T>(
+pub(crate) fn page<T>(
     items: Vec<T>,
     query: &PageQuery,
     is_after: impl Fn(&T) -> bool,
@@ -210,9 +226,14 @@ async fn volumes(Extract(state): Context, Args(query): Args<PageQuery>) -> Reply
     Ok(Json(Volumes { volumes, next }))
 }
 
+/// A volume's description.
+pub(crate) async fn find_volume(service: &Service, name: &str) -> Result<VolumeInfo, Refusal> {
+    let found = all_volumes(service).await?.into_iter().find(|volume| volume.name == name);
+    found.ok_or_else(|| Refusal::new(Kind::NotFound, format!("there is no volume {name}")))
+}
+
 async fn volume(Extract(state): Context, VolumeName(name): VolumeName) -> Reply<VolumeInfo> {
-    let found = all_volumes(&state.service).await?.into_iter().find(|volume| volume.name == name);
-    found.map(Json).ok_or_else(|| Refusal::new(Kind::NotFound, format!("there is no volume {name}")))
+    find_volume(&state.service, &name).await.map(Json)
 }
 
 async fn create_volume(
@@ -341,43 +362,6 @@ async fn unpin(Extract(state): Context, Segment(pin): Segment) -> Reply<Done> {
         Answer::Done => Ok(Json(Done { done: true })),
         other => Err(unexpected(&other)),
     }
-}
-
-fn volume_export(volume: &VolumeInfo, nbd: &NbdAddresses) -> ExportInfo {
-    describe_export(volume.name.clone(), volume.size, false, volume.clients, nbd)
-}
-
-fn snapshot_export(snapshot: &SnapshotInfo, nbd: &NbdAddresses) -> ExportInfo {
-    let name = format!("{}@{}", snapshot.volume, snapshot.name);
-    describe_export(name, snapshot.size, true, snapshot.clients, nbd)
-}
-
-fn describe_export(name: String, size: u64, read_only: bool, clients: u64, nbd: &NbdAddresses) -> ExportInfo {
-    let (unix, tcp) = (nbd.unix.clone(), nbd.tcp.clone());
-    let uri = nbd.uri(&name);
-    ExportInfo { name, size, read_only, clients, unix, tcp, uri }
-}
-
-async fn exports(Extract(state): Context, Args(query): Args<PageQuery>) -> Reply<Exports> {
-    let nbd = &state.service.nbd;
-    let volumes = all_volumes(&state.service).await?;
-    let mut all: Vec<ExportInfo> = volumes.iter().map(|volume| volume_export(volume, nbd)).collect();
-    let snapshots = all_snapshots(&state.service, None).await?;
-    all.extend(snapshots.iter().map(|snapshot| snapshot_export(snapshot, nbd)));
-    all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    let after = query.after.as_deref().unwrap_or_default();
-    let (exports, next) = page(all, &query, |export| export.name.as_str() > after, |e| e.name.clone())?;
-    Ok(Json(Exports { exports, next }))
-}
-
-async fn export(Extract(state): Context, Segment(name): Segment) -> Reply<ExportInfo> {
-    let nbd = Arc::clone(&state.service.nbd);
-    if name.contains('@') {
-        let snapshot = find_snapshot(&state.service, &name.parse()?).await?;
-        return Ok(Json(snapshot_export(&snapshot, &nbd)));
-    }
-    let Json(found) = volume(Extract(state), VolumeName(name)).await?;
-    Ok(Json(volume_export(&found, &nbd)))
 }
 
 async fn events(Extract(state): Context, Args(query): Args<EventsQuery>) -> Json<EventsPage> {

@@ -221,7 +221,10 @@ pub struct End {
     /// Bytes in those extents (diff).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// BLAKE3 of the content, 64 hexadecimal digits (hash).
+    /// What was read: `VOLUME@SNAPSHOT` (verify of a replica).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// BLAKE3 of the content, 64 hexadecimal digits (hash; verify of a replica that is as it should be).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<String>,
     /// What was found (verify).

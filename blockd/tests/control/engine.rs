@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
+use blockd::catalog::format::Role;
+use blockd::control::replication::Replication;
 use blockd::control::{
     Answer, Control, ControlError, Counters, ErrorKind, Health, Pinned, SnapshotInfo, SnapshotName,
     StoreStatus, VolumeInfo,
@@ -89,6 +91,7 @@ impl State {
             origin,
             created_ms: 1_795_183_410_000,
             health: Health::Ok,
+            role: Role::Primary,
         };
         self.volumes.insert(name, info);
         Ok(Answer::Done)
@@ -194,6 +197,9 @@ impl State {
                 return Ok(Answer::Pinned(Pinned { pin: 7, chain: vec![LayerId(3), LayerId(1)], size }));
             }
             Control::Unpin { pin: 7 } | Control::KeepHashes { .. } => {}
+            Control::Replication(Replication::Identify { volume: None }) => {
+                return Ok(Answer::Identities(Vec::new()));
+            }
             Control::Replication(_) => return error(ErrorKind::Refused, "this engine keeps no replicas"),
             Control::Unpin { .. } => return error(ErrorKind::NotFound, "there is no such pin"),
         }
