@@ -85,6 +85,9 @@ pub enum Command {
     /// Other hosts: pairing, trust.
     #[command(subcommand)]
     Host(super::host::HostCommand),
+    /// Copies of other hosts' volumes: their age, promotion, the way back.
+    #[command(subcommand)]
+    Replica(super::replica::ReplicaCommand),
     /// One page about the daemon and its store.
     #[command(after_help = "Example:\n  blockctl status\n  blockctl status -o json")]
     Status,

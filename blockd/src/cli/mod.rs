@@ -14,6 +14,7 @@ mod time;
 mod export;
 pub mod host;
 pub mod keep;
+pub mod replica;
 mod snapshot;
 mod volume;
 mod watch;
@@ -74,6 +75,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Export(command) => export::run(&context, command).await,
         Command::Archive(command) => archive::run(&context, command).await,
         Command::Host(command) => host::run(&context, command).await,
+        Command::Replica(command) => replica::run(&context, command).await,
         Command::Status => watch::status(&context).await,
         Command::Top(top) => watch::top(&context, &top).await,
         Command::Check => watch::check(&context).await,

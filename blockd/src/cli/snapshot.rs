@@ -169,7 +169,7 @@ pub(super) async fn clone(context: &Context, args: CloneArgs) -> Result<(), Fail
 }
 
 /// Shows the progress lines of a long-running answer.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     progress: Progress,
     verb: &'a str,
     name: String,
@@ -177,15 +177,23 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(context: &Context, verb: &'a str) -> Self {
+    pub(super) fn new(context: &Context, verb: &'a str) -> Self {
         Self { progress: Progress::new(context.format), verb, name: String::new(), written: Ok(()) }
     }
 
-    fn line(&mut self, line: &Line) {
+    pub(super) fn line(&mut self, line: &Line) {
         let Line::Progress(progress) = line else { return };
         if self.written.is_ok() {
             self.written = self.show(&progress.name, progress.done, progress.total);
         }
+    }
+
+    /// Takes what was drawn off the terminal.
+    ///
+    /// # Errors
+    /// The progress could not be written.
+    pub(super) fn end(self) -> Result<(), Failure> {
+        self.written
     }
 
     fn show(&mut self, name: &str, done: u64, total: u64) -> Result<(), Failure> {
@@ -209,9 +217,7 @@ pub(super) async fn hash_of(context: &Context, name: &str) -> Result<String, Fai
     let mut reader = Reader::new(context, "hashing");
     let end = context.client.hash(name, |line| reader.line(&line)).await;
     let end = end.trying(|| format!("cannot hash {name}"))?;
-    let Reader { progress, written, .. } = reader;
-    drop(progress);
-    written?;
+    reader.end()?;
     end.hash.ok_or_else(|| no_result(format!("cannot hash {name}")))
 }
 
@@ -223,13 +229,15 @@ async fn hash(context: &Context, name: &str) -> Result<(), Failure> {
     output::object(&Hashed { name, hash: &hash })
 }
 
-/// What `snapshot verify` and `scrub` print for scripts, a snapshot.
+/// What `snapshot verify`, `replica verify` and `scrub` print for scripts, a snapshot.
 #[derive(Serialize)]
 struct Verified<'a> {
     name: &'a str,
     ok: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hash: Option<&'a str>,
     #[serde(flatten)]
     report: Option<&'a VerifyReport>,
 }
@@ -238,17 +246,25 @@ async fn verify(context: &Context, name: &str) -> Result<(), Failure> {
     let mut reader = Reader::new(context, "verifying");
     let end = context.client.verify(name, |line| reader.line(&line)).await;
     let end = end.trying(|| format!("cannot verify {name}"))?;
-    let Reader { progress, written, .. } = reader;
-    drop(progress);
-    written?;
+    reader.end()?;
     // No report is not a good report.
     let report = end.report.ok_or_else(|| no_result(format!("cannot verify {name}")))?;
-    tell_report(context, name, &report)?;
+    tell_verdict(context, name, &report, None)
+}
+
+/// What was found in a snapshot; damage is a failure. The root, if it is told, is that of the content.
+pub(super) fn tell_verdict(
+    context: &Context,
+    name: &str,
+    report: &VerifyReport,
+    root: Option<&str>,
+) -> Result<(), Failure> {
+    tell_report(context, name, report, root)?;
     if report.damaged.is_empty() { Ok(()) } else { Err(damaged(name, 1)) }
 }
 
 /// The daemon said that it is done, and not what came of it.
-fn no_result(what: String) -> Failure {
+pub(super) fn no_result(what: String) -> Failure {
     Failure::new(
         exit_code::FAILED,
         what,
@@ -266,10 +282,15 @@ fn damaged(what: &str, snapshots: u64) -> Failure {
     )
 }
 
-fn tell_report(context: &Context, name: &str, report: &VerifyReport) -> Result<(), Failure> {
+fn tell_report(
+    context: &Context,
+    name: &str,
+    report: &VerifyReport,
+    hash: Option<&str>,
+) -> Result<(), Failure> {
     if !context.for_people() {
         let ok = report.damaged.is_empty();
-        return output::object(&Verified { name, ok, error: None, report: Some(report) });
+        return output::object(&Verified { name, ok, error: None, hash, report: Some(report) });
     }
     let unhashed = match report.unhashed_bytes {
         0 => String::new(),
@@ -277,6 +298,7 @@ fn tell_report(context: &Context, name: &str, report: &VerifyReport) -> Result<(
     };
     let verdict = if report.damaged.is_empty() { "ok" } else { "DAMAGED" };
     output::line(format!("{name}  {verdict}  {} checked{unhashed}", Size(report.checked_bytes)))?;
+    hash.map_or(Ok(()), |hash| output::line(format!("  root {hash}")))?;
     let damaged = report.damaged.iter();
     damaged
         .map(|extent| format!("  damaged: {} bytes at {}", extent.length, extent.offset))
@@ -288,7 +310,7 @@ pub(super) async fn scrub(context: &Context, volume: Option<&str>) -> Result<(),
 }
 
 /// Ends something long at Ctrl-C, with its progress taken off the terminal.
-async fn interruptible(long: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+pub(super) async fn interruptible(long: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     tokio::select! {
         result = long => result,
         _ = tokio::signal::ctrl_c() => {
@@ -306,12 +328,10 @@ async fn scrub_all(context: &Context, volume: Option<&str>) -> Result<(), Failur
         other => reader.line(&other),
     });
     let end = end.await.trying(|| "cannot scrub".to_owned())?;
-    let Reader { progress, written, .. } = reader;
-    drop(progress);
-    written?;
+    reader.end()?;
     for scrubbed in &found {
         match (&scrubbed.report, &scrubbed.error) {
-            (Some(report), _) => tell_report(context, &scrubbed.name, report)?,
+            (Some(report), _) => tell_report(context, &scrubbed.name, report, None)?,
             (None, error) => {
                 let why = error.as_ref().map_or("unknown", |error| error.message.as_str());
                 tell_unread(context, &scrubbed.name, why)?;
@@ -331,5 +351,5 @@ fn tell_unread(context: &Context, name: &str, why: &str) -> Result<(), Failure> 
     if context.for_people() {
         return output::line(format!("{name}  UNREADABLE  {why}"));
     }
-    output::object(&Verified { name, ok: false, error: Some(why), report: None })
+    output::object(&Verified { name, ok: false, error: Some(why), hash: None, report: None })
 }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::catalog::format::Role;
 use crate::control::{Health, VolumeInfo};
 use crate::exit_code;
 use crate::failure::Failure;
@@ -106,7 +107,7 @@ async fn list(context: &Context) -> Result<(), Failure> {
         return output::line("no volumes; make one: blockctl volume create NAME --size 64GiB");
     }
     let rows = volumes.iter().map(row).collect();
-    let head = ["NAME", "SIZE", "DATA", "OWN", "SNAPSHOTS", "CLIENTS", "ORIGIN", "HEALTH"];
+    let head = ["NAME", "SIZE", "DATA", "OWN", "SNAPSHOTS", "CLIENTS", "ORIGIN", "HEALTH", "ROLE"];
     output::table(&head, &[1, 2, 3, 4, 5], rows)
 }
 
@@ -120,7 +121,16 @@ fn row(volume: &VolumeInfo) -> Vec<String> {
         volume.clients.to_string(),
         volume.origin.clone().unwrap_or_else(|| "–".to_owned()),
         health(volume.health).to_owned(),
+        role(volume.role).to_owned(),
     ]
+}
+
+/// For people.
+pub(super) fn role(role: Role) -> &'static str {
+    match role {
+        Role::Primary => "primary",
+        Role::Replica => "replica",
+    }
 }
 
 /// A size, or a dash where it is not known yet.
@@ -152,6 +162,7 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
         ("origin", volume.origin.clone().unwrap_or_else(|| "–".to_owned())),
         ("created", time::utc(volume.created_ms)),
         ("health", health(volume.health).to_owned()),
+        ("role", role(volume.role).to_owned()),
     ])
 }
 

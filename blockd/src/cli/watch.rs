@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::api::client::ClientError;
 use crate::api::jobs::JobList;
+use crate::api::replicas::ReplicaInfo;
 use crate::api::types::Status;
 use crate::control::{Counters, Health, VolumeInfo};
 use crate::events::Event;
@@ -18,7 +19,7 @@ use crate::size::Size;
 use super::args::{EventsArgs, TopArgs};
 use super::context::{Context, Trying};
 use super::volume::health;
-use super::{output, progress, standing, time};
+use super::{output, progress, replica, standing, time};
 
 /// How long a monitor waits for an answer.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(10);
@@ -40,11 +41,16 @@ const SCREEN_HOME: &str = "\x1b[H\x1b[J";
 pub(super) async fn status(context: &Context) -> Result<(), Failure> {
     let status = context.client.status().await.trying(|| "cannot ask for the status".to_owned())?;
     let jobs = standing::jobs(&context.client).await.trying(|| "cannot ask for the jobs".to_owned())?;
+    let replicas = context.client.replicas_if_any().await;
+    let replicas = replicas.trying(|| "cannot ask for the replicas".to_owned())?;
     if !context.for_people() {
         let jobs = jobs.map(|list| list.jobs);
-        return output::object(&StatusAndJobs { status: &status, jobs });
+        return output::object(&StatusAndMore { status: &status, jobs, replicas });
     }
     output::write(page(&status).as_bytes())?;
+    if let Some(summary) = replica::summary(&replicas) {
+        output::line(format!("replicas {summary}"))?;
+    }
     match jobs {
         Some(list) if !list.jobs.is_empty() => output::line(format!("jobs     {}", standing::summary(&list))),
         _ => Ok(()),
@@ -53,11 +59,12 @@ pub(super) async fn status(context: &Context) -> Result<(), Failure> {
 
 /// What `status -o json` prints.
 #[derive(Serialize)]
-struct StatusAndJobs<'a> {
+struct StatusAndMore<'a> {
     #[serde(flatten)]
     status: &'a Status,
     #[serde(skip_serializing_if = "Option::is_none")]
     jobs: Option<Vec<JobView>>,
+    replicas: Vec<ReplicaInfo>,
 }
 
 pub(super) async fn metrics(context: &Context) -> Result<(), Failure> {
