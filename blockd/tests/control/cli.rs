@@ -20,10 +20,10 @@ fn volumes_are_listed_and_shown() {
     let daemon = populated();
     assert_eq!(
         daemon.ok("volume list"),
-        "NAME    SIZE  DATA  OWN  SNAPSHOTS  CLIENTS  ORIGIN      HEALTH
-db     1 TiB   0 B    –          1        0  –           ok
-web   64 GiB   0 B    –          1        0  –           ok
-web2  64 GiB   0 B    –          0        0  web@monday  ok
+        "NAME    SIZE  DATA  OWN  SNAPSHOTS  CLIENTS  ORIGIN      HEALTH  ROLE
+db     1 TiB   0 B    –          1        0  –           ok      primary
+web   64 GiB   0 B    –          1        0  –           ok      primary
+web2  64 GiB   0 B    –          0        0  web@monday  ok      primary
 "
     );
     assert_eq!(
@@ -37,6 +37,7 @@ clients    0
 origin     –
 created    2026-11-20 14:03:30
 health     ok
+role       primary
 "
     );
 }

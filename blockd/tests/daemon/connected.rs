@@ -8,7 +8,7 @@ use fixtures::process::{ProcessError, wait_until};
 use crate::place::Place;
 
 /// Until the daemon has noticed that a client has gone.
-fn ok_soon(place: &Place, words: &str) {
+pub(crate) fn ok_soon(place: &Place, words: &str) {
     let mut last = String::new();
     let done = wait_until(words, Duration::from_secs(5), || {
         let (code, _, stderr) = place.ctl(words);

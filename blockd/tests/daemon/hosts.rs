@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use crate::place::Place;
 
 /// A daemon that others can reach, or one that only reaches others.
-fn place(name: &str, listens: bool) -> Place {
+pub(crate) fn place(name: &str, listens: bool) -> Place {
     let mut place = Place::new();
     place.arguments.extend(["--name".to_owned(), name.to_owned()]);
     if listens {
@@ -14,7 +14,7 @@ fn place(name: &str, listens: bool) -> Place {
     place
 }
 
-fn json(text: &str) -> serde_json::Value {
+pub(crate) fn json(text: &str) -> serde_json::Value {
     let value: serde_json::Value = serde_json::from_str(text).unwrap();
     assert_eq!(value["v"], 1, "{text}");
     value

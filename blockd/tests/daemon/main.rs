@@ -13,8 +13,10 @@ mod connected;
 mod exports;
 mod hashes;
 mod hosts;
+mod replicas;
 mod stopping;
 mod sync;
+mod within;
 
 mod crashes;
 mod damage;

@@ -17,7 +17,7 @@ const STOP: Duration = Duration::from_secs(10);
 /// Exit code, standard output, standard error.
 pub(crate) type Outcome = (i32, String, String);
 
-fn outcome(output: &Output) -> Outcome {
+pub(crate) fn outcome(output: &Output) -> Outcome {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
 }
