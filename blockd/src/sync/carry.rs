@@ -13,13 +13,14 @@ use super::reader_thread::{ReaderThread, Told};
 use super::reading::ReadStats;
 use super::replicator::{GOODBYE_MAX, Replicator, TICK};
 use super::source::{Do, Flow, Source};
-use super::wire::{Code, Frame, Message, Refusal};
+use super::wire::{Code, Frame, KeepWish, Message, Refusal};
 use crate::control::replication::VolumeIdentity;
 use crate::control::{Control, ControlError, ErrorKind, SnapshotName};
 use crate::jobs::carrier::{
     Carrier, Carrying, Outcome, Phase, RunError, RunErrorKind, RunOrder, RunReport, RunWatch,
 };
 use crate::jobs::job::job_of;
+use crate::jobs::keep::Keep;
 use crate::peer::{PeerError, PeerErrorKind, PeerLink};
 
 /// The carrier of runs over links with other hosts.
@@ -38,6 +39,13 @@ fn sending(to: &str) -> String {
 
 fn base(to: &str) -> String {
     format!("base-{to}")
+}
+
+/// As it travels.
+fn wish(keep: &Keep) -> KeepWish {
+    let Keep { last, minutely, hourly, daily, weekly, monthly, yearly, within } = *keep;
+    let within_s = within.map_or(0, crate::jobs::span::Span::as_secs);
+    KeepWish { counts: [last, minutely, hourly, daily, weekly, monthly, yearly], within_s }
 }
 
 fn run_error(error: &ControlError) -> RunError {
@@ -187,7 +195,7 @@ impl Replicator {
         let offers = order.volumes.iter().map(|volume| offer(&all, &name(volume), None));
         let offers: Vec<Offer> = offers.collect::<Result<_, _>>().map_err(|error| run_error(&error))?;
         let point_ms = offers.iter().map(|offer| offer.brought.offer.created_ms).min().unwrap_or_default();
-        let session = Bringing::start(self, link, offers, watch).await?;
+        let session = Bringing::start(self, link, offers, wish(&order.keep_remote), watch).await?;
         let (roots, stats, sent) = session.run().await?;
         self.acknowledge(snapshot, order).await?;
         Ok(RunReport {
@@ -245,13 +253,14 @@ impl<'a> Bringing<'a> {
         replicator: &'a Arc<Replicator>,
         link: PeerLink,
         offers: Vec<Offer>,
+        wish: KeepWish,
         watch: &'a Arc<RunWatch>,
     ) -> Result<Self, RunError> {
         let session = replicator.session_link(link.host, link.exporter).await;
         let session = session.map_err(|error| link_error(&error))?;
         let (flow, closed) = (Flow::default(), link.closed);
         let brought = offers.iter().map(|offer| offer.brought.clone()).collect();
-        let source = Source::start(session, brought, flow, replicator.now());
+        let source = Source::start(session, brought, flow, replicator.now()).with_keep(wish);
         let (teller, told) = mpsc::unbounded_channel();
         let (engine, reader) = (Arc::clone(&replicator.engine), replicator.reader.clone());
         let thread = ReaderThread::start(engine, reader, offers, flow.batch_bytes, teller)

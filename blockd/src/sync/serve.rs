@@ -14,11 +14,13 @@ use super::link::{FrameReader, LinkError, write_frames};
 use super::reader_thread::ask;
 use super::replicator::{GOODBYE_MAX, Replicator, Reserved, TICK, fastrand_bytes, unlimited};
 use super::target::{Did, Do, Target};
-use super::wire::{Code, Frame, Message, OfferedVolume, Refusal};
+use super::wire::{Code, Frame, KeepWish, Message, OfferedVolume, Refusal};
 use super::writing::{Place, refusal};
 use crate::control::replication::{ReceiveToken, Replication};
 use crate::control::{Control, ErrorKind};
+use crate::jobs::keep::{KEEP_COUNT_MAX, Keep};
 use crate::jobs::prune::{Policy, prune};
+use crate::jobs::span::Span;
 use crate::peer::{PeerHandler, PeerLink};
 use crate::units::{HostId, SnapshotUid};
 
@@ -48,6 +50,8 @@ struct Hand {
     current: usize,
     base: Option<SnapshotUid>,
     reserved: Option<Reserved>,
+    /// What the source would like to be kept.
+    wish: KeepWish,
     done: mpsc::UnboundedSender<Did>,
     over: Arc<AtomicBool>,
 }
@@ -106,8 +110,8 @@ impl Replicator {
     }
 
     /// What is kept of a replica that has got a snapshot more.
-    async fn prune_replica(self: Arc<Self>, volume: String) {
-        let policy = Policy::Made(self.keep);
+    async fn prune_replica(self: Arc<Self>, volume: String, keep: Keep) {
+        let policy = Policy::Made(keep);
         if let Err(error) = prune(&self.service, &volume, &policy, &[], true).await {
             tracing::warn!(volume, %error, "old snapshots of a replica are not pruned");
         }
@@ -124,6 +128,7 @@ impl Hand {
             current: 0,
             base: None,
             reserved: None,
+            wish: KeepWish::default(),
             done,
             over: Arc::default(),
         }
@@ -194,6 +199,7 @@ impl Hand {
                     place.verify(offered, token, root, &mut go_on).map(|()| Did::Verified)
                 });
             }
+            Do::Keep(wish) => self.wish = wish,
             Do::Publish => {
                 let staged = self.attempts.iter().map(|(at, token)| (self.volumes[*at].lineage, *token));
                 let staged = staged.collect();
@@ -211,7 +217,7 @@ impl Hand {
     fn look(&mut self, volumes: Vec<OfferedVolume>) {
         self.volumes = volumes.into();
         self.attempts.clear();
-        self.reserved = None;
+        (self.reserved, self.wish) = (None, KeepWish::default());
         let lineages = self.volumes.iter().map(|volume| volume.lineage).collect();
         match self.replicator.reserve(lineages) {
             Ok(reserved) => self.reserved = Some(reserved),
@@ -255,6 +261,7 @@ impl Hand {
     fn prune(&self) {
         let lineages: Vec<_> = self.volumes.iter().map(|volume| volume.lineage).collect();
         let replicator = Arc::clone(&self.replicator);
+        let keep = at_least(replicator.keep, self.wish);
         tokio::spawn(async move {
             let all = match replicator.identities().await {
                 Ok(all) => all,
@@ -262,8 +269,41 @@ impl Hand {
                 Err(error) => return tracing::warn!(%error, "replicas are not pruned"),
             };
             for volume in all.into_iter().filter(|volume| lineages.contains(&volume.lineage)) {
-                Arc::clone(&replicator).prune_replica(volume.name).await;
+                Arc::clone(&replicator).prune_replica(volume.name, keep).await;
             }
         });
+    }
+}
+
+/// What this host keeps, and what the source wishes: no wish can have less kept.
+fn at_least(own: Keep, wish: KeepWish) -> Keep {
+    let [last, minutely, hourly, daily, weekly, monthly, yearly] =
+        wish.counts.map(|count| count.min(KEEP_COUNT_MAX));
+    let within = (wish.within_s > 0).then(|| Span::from_secs(wish.within_s));
+    Keep {
+        last: own.last.max(last),
+        minutely: own.minutely.max(minutely),
+        hourly: own.hourly.max(hourly),
+        daily: own.daily.max(daily),
+        weekly: own.weekly.max(weekly),
+        monthly: own.monthly.max(monthly),
+        yearly: own.yearly.max(yearly),
+        within: own.within.max(within),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// D5, P10: a source cannot thin out its replica's history.
+    #[test]
+    fn a_wish_can_only_add() {
+        let own = Keep { hourly: 24, within: Some(Span::from_secs(60)), ..Keep::DEFAULT };
+        assert_eq!(at_least(own, KeepWish::default()), own);
+        let wish = KeepWish { counts: [1, 0, 1, 30, 0, 0, u32::MAX], within_s: 3600 };
+        let kept = at_least(own, wish);
+        assert_eq!((kept.last, kept.hourly, kept.daily, kept.yearly), (3, 24, 30, KEEP_COUNT_MAX));
+        assert_eq!(kept.within, Some(Span::from_secs(3600)));
     }
 }

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use super::batch::DATA_BYTES_MAX;
 use super::session::{Handshake, Link, Millis, Pulse, SOURCE_STALL_MAX, Side};
 use super::wire::{
-    Begin, Code, Frame, HaveVolume, Message, Mode, OfferedVolume, Ready, Refusal, Values, Wanted,
+    Begin, Code, Frame, HaveVolume, KeepWish, Message, Mode, OfferedVolume, Ready, Refusal, Values, Wanted,
 };
 use crate::units::{SnapshotUid, cluster_count};
 
@@ -127,6 +127,7 @@ enum State {
 pub struct Source {
     volumes: Vec<Brought>,
     flow: Flow,
+    keep: Option<KeepWish>,
     have: Vec<HaveVolume>,
     state: State,
     current: usize,
@@ -155,6 +156,7 @@ impl Source {
         Self {
             volumes,
             flow,
+            keep: None,
             have: Vec::new(),
             state: State::Greeting(Box::new(handshake)),
             current: 0,
@@ -168,6 +170,12 @@ impl Source {
             now,
             out: vec![Do::Send(first)],
         }
+    }
+
+    /// The same, and the target is asked to keep older snapshots.
+    #[must_use]
+    pub fn with_keep(self, wish: KeepWish) -> Self {
+        Self { keep: Some(wish), ..self }
     }
 
     /// What is to be done since the last call, in order.
@@ -457,6 +465,9 @@ impl Source {
         }
         self.current = 0;
         self.state = State::Publishing;
+        if let Some(wish) = self.keep {
+            self.send(Message::Keep(wish));
+        }
         self.send(Message::Publish);
         Ok(())
     }

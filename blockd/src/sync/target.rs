@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use super::batch::Bounds;
 use super::session::{Handshake, Link, Millis, Pulse, Side, TARGET_STALL_MAX};
 use super::wire::{
-    Begin, Code, Frame, HaveVolume, Message, Mode, OfferedVolume, Ready, Refusal, Values, Wanted,
+    Begin, Code, Frame, HaveVolume, KeepWish, Message, Mode, OfferedVolume, Ready, Refusal, Values, Wanted,
 };
 use crate::control::is_valid_name;
 use crate::units::{SIZE_UNIT_BYTES, VOLUME_BYTES_MAX, cluster_count};
@@ -71,6 +71,8 @@ pub enum Do {
         /// What it must be.
         root: [u8; 32],
     },
+    /// What the source would like to be kept. No answer.
+    Keep(KeepWish),
     /// Show all volumes of the offer. Answer: `Published`.
     Publish,
     /// The session is over, for that reason.
@@ -125,6 +127,8 @@ pub struct Target {
     shown: Vec<bool>,
     /// The volume that is being received; those before are verified.
     current: usize,
+    /// What is to be kept was said.
+    wished: bool,
     mode: Mode,
     /// Clusters before it have come, written or not.
     arrived: u64,
@@ -153,6 +157,7 @@ impl Target {
             volumes: Vec::new(),
             shown: Vec::new(),
             current: 0,
+            wished: false,
             mode: Mode::Changes,
             arrived: 0,
             compared: 0,
@@ -295,7 +300,7 @@ impl Target {
             _ => self.pings = 0,
         }
         let expected = match &frame.message {
-            Message::Publish => 0,
+            Message::Publish | Message::Keep(_) => 0,
             _ => self.current,
         };
         if usize::from(frame.volume) != expected {
@@ -316,6 +321,9 @@ impl Target {
                 self.mode = begin.mode;
                 self.state = State::Preparing;
                 self.out.push(Do::Prepare { volume: self.current, begin });
+            }
+            (State::Offered, Message::Keep(wish)) if !std::mem::replace(&mut self.wished, true) => {
+                self.out.push(Do::Keep(wish));
             }
             (State::Offered, Message::Publish) if self.current == self.volumes.len() => {
                 self.state = State::Publishing;
@@ -345,7 +353,7 @@ impl Target {
             }
         }
         self.volumes.clone_from(&volumes);
-        self.current = 0;
+        (self.current, self.wished) = (0, false);
         self.state = State::Looking;
         self.out.push(Do::Look(volumes));
         Ok(())

@@ -174,6 +174,16 @@ pub struct Wanted {
     pub differs: Vec<bool>,
 }
 
+/// What the source would like the target to keep of a replica's older snapshots. The target keeps that, and what it wants
+/// to keep itself: nobody but its own administrator can have it keep less.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeepWish {
+    /// The last ones; then the last of minutes, hours, days, weeks, months, years.
+    pub counts: [u32; 7],
+    /// All of so many seconds; 0: not asked for.
+    pub within_s: u64,
+}
+
 /// Why one side does not go on; the codes are stable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs, reason = "docs/replication.md has a table of them")]
@@ -324,6 +334,8 @@ pub enum Message {
     End([u8; 32]),
     /// T: all has come, and its root is that.
     Verified,
+    /// S, at most once for each offer, before it publishes.
+    Keep(KeepWish),
     /// S: all volumes of the offer are verified; show them.
     Publish,
     /// T: they are shown, durably.
@@ -351,6 +363,7 @@ mod kind {
     pub(super) const PUBLISHED: u16 = 14;
     pub(super) const REFUSE: u16 = 15;
     pub(super) const PING: u16 = 16;
+    pub(super) const KEEP: u16 = 17;
 }
 
 /// What a header says.
@@ -450,6 +463,7 @@ impl Message {
             Self::Wanted(_) => "Wanted",
             Self::End(_) => "End",
             Self::Verified => "Verified",
+            Self::Keep(_) => "Keep",
             Self::Publish => "Publish",
             Self::Published => "Published",
             Self::Refuse(_) => "Refuse",
@@ -500,6 +514,11 @@ impl Message {
                 kind::END
             }
             Self::Verified => kind::VERIFIED,
+            Self::Keep(wish) => {
+                wish.counts.iter().for_each(|count| bytes.extend(count.to_be_bytes()));
+                bytes.extend(wish.within_s.to_be_bytes());
+                kind::KEEP
+            }
             Self::Publish => kind::PUBLISH,
             Self::Published => kind::PUBLISHED,
             Self::Refuse(refusal) => {
@@ -620,6 +639,7 @@ fn message(kind: u16, payload: Vec<u8>) -> Result<Message, WireError> {
         }
         kind::END => Message::End(reader.take()?),
         kind::VERIFIED => Message::Verified,
+        kind::KEEP => Message::Keep(reader.keep()?),
         kind::PUBLISH => Message::Publish,
         kind::PUBLISHED => Message::Published,
         kind::REFUSE => {

@@ -36,8 +36,8 @@ impl Pair {
     /// A volume whose first clusters hold noise.
     fn create(&mut self, volume: &str, seed: u64, clusters: u64) {
         self.a.must(Control::CreateVolume { name: volume.to_owned(), size: SIZE });
-        let bytes = noise(seed, usize::try_from(clusters * CLUSTER_BYTES).unwrap());
-        self.a.write(volume, 0, &bytes).unwrap();
+        let bytes = noise(seed, usize::try_from(clusters * CLUSTER_BYTES).expect("a small volume"));
+        self.a.write(volume, 0, &bytes).expect("a sound disk");
     }
 
     fn cut(&mut self, volume: &str) -> String {
@@ -54,11 +54,13 @@ impl Pair {
             Answer::Identities(all) => all,
             other => panic!("{other:?}"),
         };
-        let offers = vec![offer(&all, &name(volume, &snapshot), None).unwrap()];
+        let offers = vec![offer(&all, &name(volume, &snapshot), None).expect("it was taken")];
         let mut watched = Watched::default();
         let (trouble, flow) = (Trouble::default(), Flow::default());
         let seed = u64::from(self.snapshots);
-        Exchange::new(&mut self.a, &mut self.b, offers, flow, trouble, &mut watched, seed).run().unwrap();
+        Exchange::new(&mut self.a, &mut self.b, offers, flow, trouble, &mut watched, seed)
+            .run()
+            .expect("nothing is in the way");
         let shown = name(volume, &snapshot).to_string();
         let size = SIZE;
         assert!(self.a.read(&shown, size) == self.b.read(&shown, size), "{shown} differs");

@@ -12,7 +12,7 @@ use blockd::sync::reading::{Reading, Twin};
 use blockd::sync::session::Link;
 use blockd::sync::source::{self, Flow, Plan, Source};
 use blockd::sync::target::{self, Target};
-use blockd::sync::wire::{Code, Frame, HEADER_BYTES, Header, Message, OfferedVolume, Refusal};
+use blockd::sync::wire::{Code, Frame, HEADER_BYTES, Header, KeepWish, Message, OfferedVolume, Refusal};
 use blockd::sync::writing::{Place, refusal};
 use blockd::units::{HostId, SnapshotUid};
 use fastrand::Rng;
@@ -278,7 +278,9 @@ impl TargetSide {
                 self.place(host, |place| place.publish(staged))?;
                 target::Did::Published
             }
-            target::Do::Send(_) | target::Do::Over(_) => unreachable!("done at once"),
+            target::Do::Send(_) | target::Do::Over(_) | target::Do::Keep(_) => {
+                unreachable!("done at once")
+            }
         }))
     }
 
@@ -343,7 +345,7 @@ impl<'a> Exchange<'a> {
             Link { host, peer, secret, nonce, version_min: 1 }
         };
         let brought = offers.iter().map(|offer| offer.brought.clone()).collect();
-        let source = Source::start(link(a.id, b.id), brought, flow, 0);
+        let source = Source::start(link(a.id, b.id), brought, flow, 0).with_keep(KeepWish::default());
         let target = Target::start(link(b.id, a.id), 0);
         let from = SourceSide {
             source,
@@ -422,6 +424,7 @@ impl<'a> Exchange<'a> {
             match action {
                 target::Do::Send(frame) => self.back.send(&frame, &self.trouble, &mut self.rng),
                 target::Do::Over(refusal) => self.to.over = Some(refusal),
+                target::Do::Keep(_) => {}
                 other => self.to.todo.push_back(other),
             }
         }

@@ -1,8 +1,8 @@
 //! Takes a payload apart. Nothing is allocated for more than is there.
 
 use super::{
-    Begin, CANDIDATES_MAX, HaveVolume, Hello, MAGIC, Mode, NAME_BYTES_MAX, NewestSnapshot, OfferedVolume,
-    Received, VALUES_MAX, Values, WireError,
+    Begin, CANDIDATES_MAX, HaveVolume, Hello, KeepWish, MAGIC, Mode, NAME_BYTES_MAX, NewestSnapshot,
+    OfferedVolume, Received, VALUES_MAX, Values, WireError,
 };
 use crate::catalog::format::Point;
 use crate::units::{HostId, Lineage, SnapshotUid};
@@ -132,6 +132,14 @@ impl<'a> Reader<'a> {
             base: self.option(|reader| Ok((reader.uid()?, reader.take()?)))?,
             resume: self.option(|reader| Ok((reader.take()?, reader.u64()?)))?,
         })
+    }
+
+    pub(super) fn keep(&mut self) -> Decoded<KeepWish> {
+        let mut counts = [0; 7];
+        for count in &mut counts {
+            *count = self.take().map(u32::from_be_bytes)?;
+        }
+        Ok(KeepWish { counts, within_s: self.u64()? })
     }
 
     pub(super) fn values(&mut self) -> Decoded<Values> {

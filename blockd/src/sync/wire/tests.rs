@@ -83,6 +83,8 @@ fn message() -> impl Strategy<Value = Message> {
         values.prop_map(|(first, values)| Message::Values(Values { first, values })),
         wanted.prop_map(|(first, differs)| Message::Wanted(Wanted { first, differs })),
         any::<[u8; 32]>().prop_map(Message::End),
+        (any::<[u32; 7]>(), any::<u64>())
+            .prop_map(|(counts, within_s)| Message::Keep(KeepWish { counts, within_s })),
         refuse.prop_map(|(code, text)| Message::Refuse(Refusal { code, text })),
         proptest::sample::select(vec![
             Message::Verified,
