@@ -2,7 +2,7 @@
 //!
 //! What was made here is named by the store and a number, which needs no record; what came from elsewhere keeps its name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Store;
 use super::catalog::Catalog;
@@ -19,7 +19,8 @@ const ANCESTORS_MAX: usize = 64;
 /// The names that this store gives, and those that came with what it received.
 pub(super) struct Names {
     prefix: [u8; 12],
-    received: BTreeMap<SnapshotUid, SnapshotId>,
+    /// Two hosts may have sent snapshots of the same name, if one of them lies.
+    received: BTreeSet<(SnapshotUid, SnapshotId)>,
 }
 
 impl Names {
@@ -77,16 +78,22 @@ impl Catalog {
         self.origins.get(&id).map_or_else(|| SnapshotUid(self.names.own(id.0)), |origin| origin.uid)
     }
 
-    /// A snapshot that others are shown.
-    pub(super) fn find_uid(&self, uid: SnapshotUid) -> Option<SnapshotId> {
-        let own = || self.names.own_number(uid.0).map(SnapshotId).filter(|id| !self.origins.contains_key(id));
-        let id = self.names.received.get(&uid).copied().or_else(own)?;
-        let volume = self.snapshots.get(&id)?.volume;
-        (self.staged_of(volume) != Some(id)).then_some(id)
+    /// A snapshot that is shown, of a volume that this peer has to do with. What other hosts call by the same name is not
+    /// looked at: nobody can put his own snapshot in the place of theirs.
+    pub(super) fn find_uid(&self, uid: SnapshotUid, peer: HostId) -> Option<SnapshotId> {
+        let of_uid = (uid, SnapshotId(0))..=(uid, SnapshotId(u32::MAX));
+        let received = self.names.received.range(of_uid).map(|(_, id)| *id);
+        let own = self.names.own_number(uid.0).map(SnapshotId).filter(|id| !self.origins.contains_key(id));
+        received.chain(own).find(|id| {
+            self.snapshots.get(id).is_some_and(|record| {
+                let link = self.links.get(&record.volume);
+                link.is_some_and(|link| link.peer == peer) && self.staged_of(record.volume) != Some(*id)
+            })
+        })
     }
 
     pub(super) fn add_origin(&mut self, id: SnapshotId, origin: OriginRecord) {
-        self.names.received.insert(origin.uid, id);
+        self.names.received.insert((origin.uid, id));
         self.origins.insert(id, origin);
     }
 
@@ -94,7 +101,7 @@ impl Catalog {
     pub(super) fn remove_origin(&mut self, id: SnapshotId) -> bool {
         let removed = self.origins.remove(&id);
         if let Some(origin) = removed {
-            self.names.received.remove(&origin.uid);
+            self.names.received.remove(&(origin.uid, id));
         }
         removed.is_some()
     }
@@ -184,9 +191,7 @@ impl Store {
 
     pub(super) fn locate(&self, uids: &[SnapshotUid], peer: HostId) -> Vec<(SnapshotUid, SnapshotName)> {
         let found = uids.iter().filter_map(|&uid| {
-            let id = self.catalog.find_uid(uid)?;
-            let volume = self.catalog.snapshots[&id].volume;
-            self.catalog.links.get(&volume).filter(|link| link.peer == peer)?;
+            let id = self.catalog.find_uid(uid, peer)?;
             Some((uid, self.catalog.snapshot_name(&self.catalog.snapshots[&id])))
         });
         found.collect()

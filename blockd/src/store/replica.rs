@@ -27,6 +27,9 @@ use crate::units::{HostId, LayerId, Lineage, SnapshotId, VolumeId};
 
 /// Pieces of one `Apply`, at most.
 pub const PATCHES_MAX: usize = 4096;
+/// A source may be so many epochs ahead of what is known here. One that names the last epoch there is would otherwise keep
+/// its replica from ever being promoted.
+pub(super) const EPOCH_STEP_MAX: u64 = 1 << 32;
 /// Epoch of a volume that was never promoted.
 pub(super) const FIRST_EPOCH: u64 = 1;
 
@@ -96,16 +99,31 @@ impl Store {
         check_size(incoming.size)?;
         check_name(&incoming.name)?;
         check_name(&incoming.volume)?;
+        let volume = self.catalog.find_lineage(incoming.lineage);
+        if let Some(volume) = volume {
+            self.check_may_receive(volume, &incoming)?;
+        }
+        self.check_epoch_step(&incoming)?;
         let base = self.find_base(&incoming)?;
-        match self.catalog.find_lineage(incoming.lineage) {
+        match volume {
             Some(volume) => self.receive_next(token, volume, incoming, base),
             None => self.receive_first(token, incoming, base),
         }
     }
 
+    fn check_epoch_step(&self, incoming: &Incoming) -> Outcome<()> {
+        let known = self.catalog.find_lineage(incoming.lineage).map_or(0, |id| self.catalog.epoch(id));
+        let epoch = incoming.point.epoch;
+        if epoch.saturating_sub(known) > EPOCH_STEP_MAX {
+            let text = format!("epoch {epoch} is sent, {known} is known: nobody was promoted so often");
+            return refuse(ErrorKind::BadValue, text);
+        }
+        Ok(())
+    }
+
     fn find_base(&self, incoming: &Incoming) -> Outcome<Option<SnapshotId>> {
         let Some(uid) = incoming.base else { return Ok(None) };
-        let Some(id) = self.catalog.find_uid(uid) else {
+        let Some(id) = self.catalog.find_uid(uid, incoming.peer) else {
             return refuse(ErrorKind::NotFound, format!("there is no snapshot {uid} to build on"));
         };
         let size = self.catalog.snapshots[&id].size;
@@ -159,7 +177,6 @@ impl Store {
         incoming: Incoming,
         base: Option<SnapshotId>,
     ) -> Outcome<()> {
-        self.check_may_receive(volume, &incoming)?;
         self.check_durable(Some(volume))?;
         let link = self.catalog.links.get_mut(&volume).expect("checked");
         let goes_on = link.receiving.as_mut().filter(|r| r.uid == incoming.uid && r.base == base);

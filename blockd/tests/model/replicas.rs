@@ -197,6 +197,31 @@ fn what_is_older_or_of_somebody_else_is_refused() {
     assert_eq!(read_block(&mut world, "r@s5", 0), 1);
 }
 
+/// A host that names its snapshot as another host's would have been taken for it: the other's next difference had no base.
+#[test]
+fn nobody_takes_the_name_of_another_hosts_snapshot() {
+    let mut world = World::new(13);
+    bring(&mut world, 1, None, 0, 0x11);
+    let (other, lineage) = (HostId([9; 16]), Lineage([9; 16]));
+    let liar = Incoming { peer: other, lineage, volume: "liar".to_owned(), ..incoming(1, None) };
+    ask(&mut world, Replication::Receive(liar)).unwrap();
+    ask(&mut world, Replication::Stage { lineage, token: [1; 16] }).unwrap();
+    ask(&mut world, Replication::Publish { staged: vec![(lineage, [1; 16])] }).unwrap();
+    let uids = vec![SnapshotUid([1; 16])];
+    let located = |world: &mut World, peer| match ask(world, Replication::Locate { uids: uids.clone(), peer })
+    {
+        Ok(Answer::Located(found)) => found.into_iter().map(|(_, name)| name.to_string()).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(located(&mut world, PEER), ["r@s1"]);
+    assert_eq!(located(&mut world, other), ["liar@s1"]);
+    assert_eq!(located(&mut world, HostId([3; 16])), Vec::<String>::new());
+    delete_snapshot(&mut world, "liar", "s1");
+    assert_eq!(located(&mut world, PEER), ["r@s1"]);
+    bring(&mut world, 2, Some(1), 1, 0x22);
+    assert_eq!([0, 1].map(|block| read_block(&mut world, "r@s2", block)), [0x11, 0x22]);
+}
+
 #[test]
 fn a_session_that_was_taken_over_changes_nothing() {
     let mut world = World::new(5);
