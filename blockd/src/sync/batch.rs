@@ -20,14 +20,18 @@ use crate::control::replication::Patch;
 use crate::hash::{Value, cluster_value};
 use crate::units::{BLOCK_BYTES, CLUSTER_BLOCKS, CLUSTER_BYTES, ClusterIndex};
 
-/// Data of one batch, before compression.
+/// Bytes that one batch writes: data, before compression, and what is copied. So much memory it takes at the target.
 pub const DATA_BYTES_MAX: usize = 1 << 20;
+/// Blocks that one batch makes zero, as many as one request of a guest could: 4 GiB. More would keep the store from guests.
+pub const ZERO_BLOCKS_MAX: u64 = 1 << 20;
 /// Runs of one batch.
 pub const RUNS_MAX: usize = 1024;
 /// Clusters that are read at once, and packed one after the other.
 pub const GROUP_CLUSTERS: usize = 16;
 /// Runs that so many clusters may become; zeroes before them are one more.
 const GROUP_RUNS_MAX: usize = GROUP_CLUSTERS * CLUSTER_BLOCKS as usize + 1;
+/// Blocks of so many clusters.
+const GROUP_BLOCKS: u64 = GROUP_CLUSTERS as u64 * CLUSTER_BLOCKS as u64;
 /// Before the runs.
 const HEAD_BYTES: usize = 7;
 /// Longest description of a run.
@@ -108,6 +112,8 @@ pub struct Packer {
     runs: Vec<u8>,
     count: usize,
     data: Vec<u8>,
+    copies: usize,
+    zero_blocks: u64,
     zstd: bool,
     /// Batches that are sent as they are before compression is tried again.
     skip: u32,
@@ -116,7 +122,7 @@ pub struct Packer {
 impl Packer {
     /// One that compresses, if the other side can take it.
     pub fn new(zstd: bool) -> Self {
-        Self { runs: Vec::new(), count: 0, data: Vec::new(), zstd, skip: 0 }
+        Self { runs: Vec::new(), count: 0, data: Vec::new(), copies: 0, zero_blocks: 0, zstd, skip: 0 }
     }
 
     /// Nothing was added since the last batch.
@@ -124,9 +130,9 @@ impl Packer {
         self.count == 0
     }
 
-    /// Bytes of data so far.
+    /// Bytes of data so far, and of what is copied.
     pub fn data_bytes(&self) -> usize {
-        self.data.len()
+        self.data.len() + self.copies * CLUSTER
     }
 
     /// Bytes of what says where the data belong.
@@ -134,9 +140,11 @@ impl Packer {
         HEAD_BYTES + self.runs.len()
     }
 
-    /// Whether a whole cluster more, or the runs of a group, may not fit.
-    pub fn is_full(&self) -> bool {
-        self.data.len() + CLUSTER > DATA_BYTES_MAX || self.count + GROUP_RUNS_MAX > RUNS_MAX
+    /// Whether a whole cluster more, or the runs of a group, may not fit. `zeroes`: blocks that are yet to be added.
+    pub fn is_full(&self, zeroes: u64) -> bool {
+        let zeroes = self.zero_blocks + zeroes + GROUP_BLOCKS;
+        let written = self.data_bytes() + CLUSTER;
+        written > DATA_BYTES_MAX || self.count + GROUP_RUNS_MAX > RUNS_MAX || zeroes > ZERO_BLOCKS_MAX
     }
 
     fn begin_run(&mut self, cluster: ClusterIndex, kind: u8, first: u8) {
@@ -151,7 +159,7 @@ impl Packer {
     /// # Panics
     /// When the batch is full, or the bytes are not whole blocks of the cluster.
     pub fn data(&mut self, cluster: ClusterIndex, first: u8, bytes: &[u8], hash: Value) {
-        assert!(self.data.len() + bytes.len() <= DATA_BYTES_MAX, "a batch is full");
+        assert!(self.data_bytes() + bytes.len() <= DATA_BYTES_MAX, "a batch is full");
         let count = u8::try_from(bytes.len() / BLOCK).expect("blocks of one cluster");
         assert!(bytes.len().is_multiple_of(BLOCK) && u32::from(first + count) <= CLUSTER_BLOCKS);
         self.begin_run(cluster, run::DATA, first);
@@ -165,6 +173,8 @@ impl Packer {
     /// # Panics
     /// When the batch is full.
     pub fn zero(&mut self, cluster: ClusterIndex, first: u8, blocks: u64) {
+        self.zero_blocks += blocks;
+        assert!(self.zero_blocks <= ZERO_BLOCKS_MAX, "a batch is full");
         self.begin_run(cluster, run::ZERO, first);
         self.runs.extend(blocks.to_be_bytes());
     }
@@ -174,6 +184,8 @@ impl Packer {
     /// # Panics
     /// When the batch is full.
     pub fn copy(&mut self, copy: &CopyRun) {
+        self.copies += 1;
+        assert!(self.data_bytes() <= DATA_BYTES_MAX, "a batch is full");
         self.begin_run(copy.cluster, run::COPY, 0);
         self.runs.extend(copy.candidate.to_be_bytes());
         self.runs.extend(copy.from.0.to_be_bytes());
@@ -195,7 +207,7 @@ impl Packer {
         bytes.extend_from_slice(payload);
         self.runs.clear();
         self.data.clear();
-        self.count = 0;
+        (self.count, self.copies, self.zero_blocks) = (0, 0, 0);
         bytes
     }
 
@@ -242,6 +254,14 @@ pub fn decode(batch: &[u8], bounds: &Bounds) -> Result<Batch, Refusal> {
     if described != length {
         return Err(manifest(format!("runs of {described} bytes with data of {length}")));
     }
+    let copied = runs.iter().filter(|run| matches!(run, Run::Copy(_))).count() * CLUSTER;
+    if length + copied > DATA_BYTES_MAX {
+        return Err(manifest(format!("a batch that writes {} bytes", length + copied)));
+    }
+    let zeroes = runs.iter().map(Run::zero_blocks).fold(0, u64::saturating_add);
+    if zeroes > ZERO_BLOCKS_MAX {
+        return Err(manifest(format!("a batch of {zeroes} blocks of zeroes")));
+    }
     let data = payload(encoding, reader.rest, length)?;
     assemble(runs, &data, bounds.size)
 }
@@ -277,6 +297,13 @@ impl Run {
         match self {
             Self::Data { blocks, .. } => usize::try_from(*blocks).expect("at most a cluster's") * BLOCK,
             Self::Zero { .. } | Self::Copy(_) => 0,
+        }
+    }
+
+    fn zero_blocks(&self) -> u64 {
+        match self {
+            Self::Zero { blocks, .. } => *blocks,
+            Self::Data { .. } | Self::Copy(_) => 0,
         }
     }
 }

@@ -162,7 +162,8 @@ impl Reading {
     }
 
     fn is_full(&self) -> bool {
-        self.packer.is_full() || self.packer.data_bytes() + CLUSTER_BYTES as usize > self.batch_bytes
+        let zeroes = self.zeroes.map_or(0, |(_, blocks)| blocks);
+        self.packer.is_full(zeroes) || self.packer.data_bytes() + CLUSTER_BYTES as usize > self.batch_bytes
     }
 
     /// How many more clusters fit, whatever is in them.

@@ -23,6 +23,8 @@ pub const IDLE_MAX: Millis = 60_000;
 pub const PING_INTERVAL: Millis = 5_000;
 /// A target that confirms nothing for so long, though it says that it is there, is given up.
 pub const SOURCE_STALL_MAX: Millis = 600_000;
+/// Where a target may have to read a whole volume for its root, it has the time that this rate takes besides: 4 MiB/s.
+pub const TARGET_WORK_BYTES_PER_MS: u64 = 4 << 10;
 /// A source that sends nothing for so long; it may be hashing a large snapshot.
 pub const TARGET_STALL_MAX: Millis = 3_600_000;
 
@@ -158,13 +160,12 @@ pub struct Pulse {
     heard: Millis,
     said: Millis,
     moved: Millis,
-    stall_max: Millis,
 }
 
 impl Pulse {
-    /// All is well now. The other side may do nothing for `stall_max`.
-    pub fn new(now: Millis, stall_max: Millis) -> Self {
-        Self { heard: now, said: now, moved: now, stall_max }
+    /// All is well now.
+    pub fn new(now: Millis) -> Self {
+        Self { heard: now, said: now, moved: now }
     }
 
     /// Something came; `moves` if it was more than a sign of life.
@@ -185,17 +186,18 @@ impl Pulse {
         self.moved = now;
     }
 
-    /// Whether it is time for a sign of life.
+    /// Whether it is time for a sign of life. `patience`: how long the other side, whose turn it is, may do nothing but
+    /// show that it is there; `None`: it is not its turn.
     ///
     /// # Errors
-    /// `Stalled`: the other side is gone, or does nothing; `waits` if it is its turn.
-    pub fn tick(&mut self, now: Millis, waits: bool) -> Result<bool, Refusal> {
+    /// `Stalled`: the other side is gone, or does nothing.
+    pub fn tick(&mut self, now: Millis, patience: Option<Millis>) -> Result<bool, Refusal> {
         let since = |then: Millis| now.saturating_sub(then);
         if since(self.heard) >= IDLE_MAX {
             let text = format!("nothing was heard for {} s", since(self.heard) / 1000);
             return Err(Refusal::new(Code::Stalled, text));
         }
-        if waits && since(self.moved) >= self.stall_max {
+        if patience.is_some_and(|patience| since(self.moved) >= patience) {
             let text = format!("nothing has moved for {} s", since(self.moved) / 1000);
             return Err(Refusal::new(Code::Stalled, text));
         }

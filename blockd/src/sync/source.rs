@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 
 use super::batch::DATA_BYTES_MAX;
-use super::session::{Handshake, Link, Millis, Pulse, SOURCE_STALL_MAX, Side};
+use super::session::{Handshake, Link, Millis, Pulse, SOURCE_STALL_MAX, Side, TARGET_WORK_BYTES_PER_MS};
 use super::wire::{
     Begin, Code, Frame, HaveVolume, KeepWish, Message, Mode, OfferedVolume, Ready, Refusal, Values, Wanted,
 };
@@ -21,6 +21,8 @@ use crate::units::{SnapshotUid, cluster_count};
 
 /// Bytes of data that were sent and not confirmed, at most.
 pub const WINDOW_BYTES: usize = 8 << 20;
+/// What a batch takes of the window at least: many of zeroes only would otherwise be on their way without a limit.
+pub const BATCH_COST_MIN: usize = 4096;
 
 /// How much is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +105,7 @@ pub enum Did {
 pub struct Read {
     /// Clusters before it are complete with this batch.
     pub cursor: u64,
-    /// Bytes of data before compression.
+    /// Bytes that it writes: data before compression, and what the target copies.
     pub data_bytes: usize,
     /// See [`super::batch`].
     pub batch: Vec<u8>,
@@ -137,8 +139,9 @@ pub struct Source {
     busy: bool,
     /// Nothing more of this volume is to be read.
     exhausted: bool,
-    /// Values were sent, and the answer has not come.
-    asked: bool,
+    /// Values were sent, and the answer has not come: the first cluster, and how many.
+    asked: Option<(u64, usize)>,
+    /// Batches: clusters before the cursor are there with it, and what it takes of the window.
     unconfirmed: VecDeque<(u64, usize)>,
     pulse: Pulse,
     now: Millis,
@@ -164,9 +167,9 @@ impl Source {
             zstd: false,
             busy: false,
             exhausted: false,
-            asked: false,
+            asked: None,
             unconfirmed: VecDeque::new(),
-            pulse: Pulse::new(now, SOURCE_STALL_MAX),
+            pulse: Pulse::new(now),
             now,
             out: vec![Do::Send(first)],
         }
@@ -236,13 +239,23 @@ impl Source {
         if self.is_over() {
             return;
         }
-        // Of a large volume the root takes hours, and nothing moves meanwhile but signs of life.
-        let waits = !self.busy && !matches!(self.state, State::Ending | State::Beginning);
-        match self.pulse.tick(now, waits) {
+        match self.pulse.tick(now, self.patience()) {
             Ok(true) => self.send(Message::Ping),
             Ok(false) => {}
             Err(refusal) => self.refuse(refusal),
         }
+    }
+
+    /// How long the target may do nothing but show that it is there. Of a large volume the root takes hours; but who says
+    /// for ever that he is at it would keep snapshots pinned for ever.
+    fn patience(&self) -> Option<Millis> {
+        let size = |volume: &Brought| volume.offer.size;
+        let to_read = match self.state {
+            State::Offering(_) => self.volumes.iter().map(size).fold(0, u64::saturating_add),
+            State::Beginning | State::Ending => size(&self.volumes[self.current]),
+            _ => 0,
+        };
+        (!self.busy).then_some(SOURCE_STALL_MAX + to_read / TARGET_WORK_BYTES_PER_MS)
     }
 
     fn send(&mut self, message: Message) {
@@ -312,10 +325,7 @@ impl Source {
             (State::Sending | State::Comparing | State::Ending, Message::Confirmed(cursor)) => {
                 self.confirmed(cursor)?;
             }
-            (State::Comparing, Message::Wanted(wanted)) if self.asked => {
-                self.asked = false;
-                self.act(Do::Select(wanted));
-            }
+            (State::Comparing, Message::Wanted(wanted)) => self.wanted(wanted)?,
             (State::Ending, Message::Verified) => self.verified()?,
             (State::Publishing, Message::Published) => self.end(Ok(())),
             (_, message) => return Err(unexpected(&message)),
@@ -327,13 +337,14 @@ impl Source {
     fn begin(&mut self) -> Result<(), Refusal> {
         let (volume, have) = (&self.volumes[self.current], &self.have[self.current]);
         let candidates = &volume.offer.candidates;
-        if have.known.iter().any(|(place, _)| usize::from(*place) >= candidates.len()) {
-            return Err(Refusal::new(
-                Code::BadManifest,
-                "a snapshot is said to be known that was not offered",
-            ));
+        let place = |known: &(u16, [u8; 32])| usize::from(known.0);
+        // Each once: whatever is known is opened, to be copied from.
+        let once = have.known.is_sorted_by(|one, next| one.0 < next.0);
+        if !once || have.known.last().is_some_and(|last| place(last) >= candidates.len()) {
+            let text = "a snapshot is said to be known that was not offered, or twice, or out of order";
+            return Err(Refusal::new(Code::BadManifest, text));
         }
-        let bases = || have.known.iter().filter(|(place, _)| usize::from(*place) < volume.bases);
+        let bases = || have.known.iter().filter(|known| place(known) < volume.bases);
         let with_uid = |&(place, root): &(u16, [u8; 32])| (candidates[usize::from(place)], root);
         let newest = have.newest.filter(|newest| newest.size <= volume.offer.size);
         let newest = newest.map(|newest| (newest.uid, newest.root));
@@ -400,7 +411,7 @@ impl Source {
             State::Sending if self.unconfirmed_bytes() + self.flow.batch_bytes <= self.flow.window_bytes => {
                 self.act(Do::Read);
             }
-            State::Comparing if !self.asked => self.act(Do::ReadValues),
+            State::Comparing if self.asked.is_none() => self.act(Do::ReadValues),
             _ => {}
         }
     }
@@ -408,7 +419,7 @@ impl Source {
     fn batch(&mut self, read: Option<Read>) {
         match read {
             Some(Read { cursor, data_bytes, batch }) => {
-                self.unconfirmed.push_back((cursor, data_bytes));
+                self.unconfirmed.push_back((cursor, data_bytes.max(BATCH_COST_MIN)));
                 self.send(Message::Data { cursor, batch });
             }
             // Of what was selected; the next clusters are compared.
@@ -423,7 +434,7 @@ impl Source {
     fn values(&mut self, values: Option<Values>) {
         match values {
             Some(values) => {
-                self.asked = true;
+                self.asked = Some((values.first, values.values.len()));
                 self.send(Message::Values(values));
             }
             None => {
@@ -433,16 +444,28 @@ impl Source {
         }
     }
 
-    fn confirmed(&mut self, cursor: u64) -> Result<(), Refusal> {
-        // Of data that were sent, and in order: who confirms what he has not got would have it never sent again.
-        let last = self.unconfirmed.back().map(|(last, _)| *last);
-        if last.is_none_or(|last| cursor > last) {
-            let text = format!("cluster {cursor} is confirmed, which was not sent");
+    /// The answer to the values that were sent: of these clusters, not of others.
+    fn wanted(&mut self, wanted: Wanted) -> Result<(), Refusal> {
+        let Some(asked) = self.asked.take() else {
+            return Err(unexpected(&Message::Wanted(wanted)));
+        };
+        let answered = (wanted.first, wanted.differs.len());
+        if answered != asked {
+            let text = format!("{} answers at cluster {}, asked of {asked:?}", answered.1, answered.0);
             return Err(Refusal::new(Code::BadManifest, text));
         }
-        while self.unconfirmed.front().is_some_and(|(first, _)| *first <= cursor) {
-            self.unconfirmed.pop_front();
-        }
+        self.act(Do::Select(wanted));
+        Ok(())
+    }
+
+    fn confirmed(&mut self, cursor: u64) -> Result<(), Refusal> {
+        // Who confirms what he has not got would have it never sent again; who confirms nothing new, for ever, would seem
+        // to get on.
+        let Some(place) = self.unconfirmed.iter().position(|(end, _)| *end == cursor) else {
+            let text = format!("cluster {cursor} is confirmed, at which no batch ended that was not yet");
+            return Err(Refusal::new(Code::BadManifest, text));
+        };
+        self.unconfirmed.drain(..=place);
         self.go_on();
         Ok(())
     }

@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 
 use super::batch::Bounds;
-use super::session::{Handshake, Link, Millis, Pulse, Side, TARGET_STALL_MAX};
+use super::session::{Handshake, Link, Millis, PING_INTERVAL, Pulse, Side, TARGET_STALL_MAX};
 use super::wire::{
     Begin, Code, Frame, HaveVolume, KeepWish, Message, Mode, OfferedVolume, Ready, Refusal, Values, Wanted,
 };
@@ -24,10 +24,12 @@ use crate::units::{SIZE_UNIT_BYTES, VOLUME_BYTES_MAX, cluster_count};
 
 /// Batches that are being written; no more frames are taken meanwhile.
 pub const APPLYING_MAX: usize = 12;
-/// Signs of life that may come between two frames that are more.
-const PINGS_MAX: u32 = 1000;
+/// Signs of life that may come too early, between two frames that are more. Those that come in their time are no trouble,
+/// however long this side is at work.
+pub const EARLY_PINGS_MAX: u32 = 1000;
 
-/// What is to be done. `Apply` and `Confirm` may be under way at once, several of the former; all others are alone.
+/// What is to be done. `Apply` and `Confirm` may be under way at once, several of the former, also beside a `Compare`; all
+/// others are alone.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Do {
     /// Send it.
@@ -142,7 +144,8 @@ pub struct Target {
     /// Clusters before it are durable, or being made so.
     confirming: u64,
     confirm_under_way: bool,
-    pings: u32,
+    early_pings: u32,
+    pinged: Option<Millis>,
     pulse: Pulse,
     now: Millis,
     out: Vec<Do>,
@@ -165,8 +168,9 @@ impl Target {
             applied: 0,
             confirming: 0,
             confirm_under_way: false,
-            pings: 0,
-            pulse: Pulse::new(now, TARGET_STALL_MAX),
+            early_pings: 0,
+            pinged: None,
+            pulse: Pulse::new(now),
             now,
             out: vec![Do::Send(first)],
         }
@@ -260,7 +264,8 @@ impl Target {
             self.state,
             State::Looking | State::Preparing | State::Verifying | State::Publishing | State::Gathering(_)
         );
-        match self.pulse.tick(now, !at_work && self.applying.is_empty()) {
+        let waits = !at_work && self.applying.is_empty();
+        match self.pulse.tick(now, waits.then_some(TARGET_STALL_MAX)) {
             Ok(true) => self.send(Message::Ping),
             Ok(false) => {}
             Err(refusal) => self.refuse(refusal),
@@ -290,14 +295,8 @@ impl Target {
                 self.end(refusal);
                 return Ok(());
             }
-            Message::Ping => {
-                self.pings += 1;
-                if self.pings > PINGS_MAX {
-                    return Err(Refusal::new(Code::Stalled, "nothing but signs of life"));
-                }
-                return Ok(());
-            }
-            _ => self.pings = 0,
+            Message::Ping => return self.pinged(),
+            _ => self.early_pings = 0,
         }
         let expected = match &frame.message {
             Message::Publish | Message::Keep(_) => 0,
@@ -307,6 +306,16 @@ impl Target {
             return Err(unexpected(&frame.message));
         }
         self.take_message(frame.message)
+    }
+
+    fn pinged(&mut self) -> Result<(), Refusal> {
+        let early = self.pinged.is_some_and(|before| self.now.saturating_sub(before) < PING_INTERVAL / 2);
+        self.pinged = Some(self.now);
+        self.early_pings += u32::from(early);
+        if self.early_pings > EARLY_PINGS_MAX {
+            return Err(Refusal::new(Code::Stalled, "nothing but signs of life"));
+        }
+        Ok(())
     }
 
     fn take_message(&mut self, message: Message) -> Result<(), Refusal> {

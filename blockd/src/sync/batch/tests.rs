@@ -205,7 +205,7 @@ proptest! {
         for (at, first, count, kind) in runs {
             let start = u64::from(at) * 16 + u64::from(first);
             let count = u64::from(count).min(16 - u64::from(first)).min(SIZE.div_ceil(BLOCK_BYTES).saturating_sub(start));
-            if start < next || count == 0 || packer.is_full() {
+            if start < next || count == 0 || packer.is_full(0) {
                 continue;
             }
             next = start + count;
