@@ -1,28 +1,25 @@
 //! One session between two hosts, event by event: frames travel, operations are carried out, and anything may fail.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 
-use blockd::control::replication::{ReceiveToken, Replication};
-use blockd::control::{Answer, Control, ControlError, ErrorKind, Pinned, SnapshotName};
-use blockd::snapshot::hash;
-use blockd::store::Token;
+use blockd::control::Control;
 use blockd::sync::offer::Offer;
-use blockd::sync::reading::{Reading, Twin};
 use blockd::sync::session::Link;
 use blockd::sync::source::{self, Flow, Plan, Source};
 use blockd::sync::target::{self, Target};
 use blockd::sync::wire::{Code, Frame, HEADER_BYTES, Header, KeepWish, Message, OfferedVolume, Refusal};
 use blockd::sync::writing::{Place, refusal};
+use blockd::sync::source::{self, Flow};
+use blockd::sync::target;
+use blockd::sync::wire::{Code, Frame, HEADER_BYTES, Header, Message, Refusal};
 use blockd::units::{HostId, SnapshotUid};
 use fastrand::Rng;
 
 use crate::host::Host;
+use crate::sides::{SourceSide, TargetSide};
 
 /// Events of one session, at most.
 const EVENTS_MAX: usize = 400_000;
-/// A snapshot whose layers are being merged is asked for again so often.
-const BUSY_TRIES: usize = 400;
 
 /// What may go wrong in a session, each per mille of its events.
 #[derive(Clone, Copy, Debug, Default)]
@@ -368,6 +365,8 @@ impl<'a> Exchange<'a> {
             confirming: None,
             over: None,
         };
+        let from = SourceSide::start(link(a.id, b.id), offers, flow);
+        let to = TargetSide::start(link(b.id, a.id));
         let (forward, back) = (Pipe::default(), Pipe::default());
         Self { a, b, from, to, forward, back, trouble, watched, rng, now: 0, cut: false }
     }

@@ -6,8 +6,10 @@ mod case;
 mod directed;
 mod exchange;
 mod host;
+mod hostile;
 #[path = "../common/killed.rs"]
 mod killed;
+mod sides;
 
 const CASES: u64 = 2000;
 
