@@ -19,3 +19,5 @@ mod link;
 mod reader_thread;
 pub mod replicator;
 mod serve;
+#[cfg(test)]
+mod page;

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!  Greeting ─► Waiting ─► Looking ─► Offered ─► Preparing ─► Receiving ◄─► Comparing     once for each volume
-//!                ▲                      ▲                       │ End
-//!                │                      │ the next volume       ▼
-//!                │                      └────────────────── Verifying
+//!                ▲                      ▲                        │ End
+//!                │                      │ the next volume        ▼
+//!                │                      └────── Verifying ◄── Gathering
 //!                └── Publishing ◄─ Offered, all verified
 //! ```
 //!

@@ -5,5 +5,7 @@
 
 mod guests;
 mod lab;
+mod sessions;
 mod sources;
 mod targets;
+mod words;

@@ -198,8 +198,8 @@ impl World {
         };
         let clusters = cluster_count(volume.size);
         let message = if !self.ready {
-            self.mode = if choice % 3 == 0 { Mode::Compare } else { Mode::Changes };
-            let base = (self.mode == Mode::Compare).then(|| (volume.uid, [0; 32]));
+            self.mode = if choice.is_multiple_of(3) { Mode::Compare } else { Mode::Changes };
+            let base = (self.mode == Mode::Compare).then_some((volume.uid, [0; 32]));
             Message::Begin(Begin { mode: self.mode, base, resume: None })
         } else if self.mode == Mode::Compare && self.compared < clusters && choice.is_multiple_of(2) {
             let first = self.compared;

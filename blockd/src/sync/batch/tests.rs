@@ -192,6 +192,38 @@ fn runs_that_cannot_be_are_refused() {
     refused(&batch, &bounds(), Code::BadManifest, "after the volume's end");
 }
 
+/// As much as one request of a guest, no more: the store does it in one step, while guests wait.
+#[test]
+fn a_batch_makes_no_more_zero_than_a_guest_could() {
+    let large = Bounds { from: 0, to: 1 << 20, size: 1 << 36, candidates: 0 };
+    let zeroes = |runs: &[&[u8]]| raw(0, 0, runs, &[]);
+    assert!(decode(&zeroes(&[&zero_run(0, 0, ZERO_BLOCKS_MAX)]), &large).is_ok());
+    let more = [zeroes(&[&zero_run(0, 0, ZERO_BLOCKS_MAX + 1)])];
+    let parts = zeroes(&[&zero_run(0, 0, ZERO_BLOCKS_MAX / 2), &zero_run(1 << 16, 0, ZERO_BLOCKS_MAX)]);
+    for batch in more.iter().chain([&parts]) {
+        refused(batch, &large, Code::BadManifest, "blocks of zeroes");
+    }
+    let mut packer = Packer::new(false);
+    packer.zero(cluster(0), 0, ZERO_BLOCKS_MAX / 2);
+    assert!(!packer.is_full(0) && packer.is_full(ZERO_BLOCKS_MAX / 2));
+}
+
+/// What is copied is in the target's memory like what is sent.
+#[test]
+fn copies_count_as_what_a_batch_writes() {
+    let mut packer = Packer::new(false);
+    for at in 0..16 {
+        assert!(!packer.is_full(0));
+        packer.copy(&CopyRun { cluster: cluster(at), candidate: 0, from: cluster(at), value: [1; 32] });
+    }
+    assert!(packer.is_full(0) && packer.data_bytes() == DATA_BYTES_MAX);
+    assert_eq!(decode(&packer.finish(), &bounds()).unwrap().copies.len(), 16);
+    let run = |at: u32| [&at.to_be_bytes()[..], &[run::COPY, 0, 0, 0], &[0; 36]].concat();
+    let runs: Vec<Vec<u8>> = (0..17).map(run).collect();
+    let runs: Vec<&[u8]> = runs.iter().map(Vec::as_slice).collect();
+    refused(&raw(0, 0, &runs, &[]), &bounds(), Code::BadManifest, "writes 1114112 bytes");
+}
+
 proptest! {
     #[test]
     fn whatever_is_packed_comes_back(
