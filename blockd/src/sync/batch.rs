@@ -135,9 +135,14 @@ impl Packer {
         self.data.len() + self.copies * CLUSTER
     }
 
-    /// Bytes of what says where the data belong.
-    pub fn described_bytes(&self) -> usize {
-        HEAD_BYTES + self.runs.len()
+    /// Bytes of data that are sent.
+    pub fn payload_bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Bytes of the batch, if it is not compressed.
+    pub fn plain_bytes(&self) -> usize {
+        HEAD_BYTES + self.runs.len() + self.data.len()
     }
 
     /// Whether a whole cluster more, or the runs of a group, may not fit. `zeroes`: blocks that are yet to be added.

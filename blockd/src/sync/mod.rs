@@ -16,8 +16,8 @@ pub mod writing;
 
 pub mod carry;
 mod link;
+#[cfg(test)]
+mod page;
 mod reader_thread;
 pub mod replicator;
 mod serve;
-#[cfg(test)]
-mod page;

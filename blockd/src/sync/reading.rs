@@ -154,10 +154,10 @@ impl Reading {
             return Ok(None);
         }
         let data_bytes = self.packer.data_bytes();
-        let described = self.packer.described_bytes();
+        let (payload, plain) = (self.packer.payload_bytes(), self.packer.plain_bytes());
         let batch = self.packer.finish();
-        self.stats.data += data_bytes as u64;
-        self.stats.compressed += (described + data_bytes).saturating_sub(batch.len()) as u64;
+        self.stats.data += payload as u64;
+        self.stats.compressed += plain.saturating_sub(batch.len()) as u64;
         Ok(Some(Read { cursor, data_bytes, batch }))
     }
 

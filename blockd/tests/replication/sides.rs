@@ -13,7 +13,7 @@ use blockd::sync::reading::{Reading, Twin};
 use blockd::sync::session::Link;
 use blockd::sync::source::{self, Flow, Plan, Source};
 use blockd::sync::target::{self, Target};
-use blockd::sync::wire::{OfferedVolume, Refusal};
+use blockd::sync::wire::{KeepWish, OfferedVolume, Refusal};
 use blockd::sync::writing::{Place, refusal};
 use blockd::units::{HostId, SnapshotUid};
 
@@ -79,7 +79,7 @@ impl SourceSide {
     pub(crate) fn start(link: Link, offers: Vec<Offer>, flow: Flow) -> Self {
         let brought = offers.iter().map(|offer| offer.brought.clone()).collect();
         Self {
-            source: Source::start(link, brought, flow, 0),
+            source: Source::start(link, brought, flow, 0).with_keep(KeepWish::default()),
             offers,
             flow,
             todo: VecDeque::new(),
@@ -245,7 +245,9 @@ impl TargetSide {
                 self.place(host, |place| place.publish(staged))?;
                 target::Did::Published
             }
-            target::Do::Send(_) | target::Do::Over(_) => unreachable!("done at once"),
+            target::Do::Send(_) | target::Do::Over(_) | target::Do::Keep(_) => {
+                unreachable!("done at once")
+            }
         }))
     }
 

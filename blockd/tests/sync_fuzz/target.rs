@@ -108,6 +108,7 @@ impl World {
                     assert!(refused.is_none_or(|said| said == refusal));
                     (self.over, refused) = (true, None);
                 }
+                Do::Keep(_) => {}
                 other => self.begin(other),
             }
         }
@@ -247,7 +248,7 @@ impl World {
                 Did::Verified
             }
             Do::Publish => Did::Published,
-            Do::Send(_) | Do::Over(_) => unreachable!("done at once"),
+            Do::Send(_) | Do::Over(_) | Do::Keep(_) => unreachable!("done at once"),
         };
         self.target.did(did, self.now);
         self.drain();

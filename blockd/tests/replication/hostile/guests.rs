@@ -94,6 +94,7 @@ impl<'a> Visit<'a> {
             match action {
                 target::Do::Send(frame) => self.said.push(frame),
                 target::Do::Over(refusal) => self.side.over = Some(refusal),
+                target::Do::Keep(_) => {}
                 other => self.side.todo.push_back(other),
             }
         }
