@@ -17,4 +17,9 @@ impl Progress {
     pub(crate) fn say(&self, line: &str) {
         eprintln!("{:>6.1} s  {line}", self.started.elapsed().as_secs_f32());
     }
+
+    /// Shows a line of what a program has said.
+    pub(crate) fn show(&self, line: &str) {
+        eprintln!("          {line}");
+    }
 }

@@ -14,7 +14,6 @@ use serde_json::Value;
 const DATA: &str = "store";
 pub(super) const NBD_SOCKET: &str = "nbd.sock";
 const CONTROL_SOCKET: &str = "control.sock";
-const LOG: &str = "blockd.log";
 const POOL_SIZE: &str = "8GiB";
 
 /// How long the daemon may take to answer its first question, and to stop.
@@ -23,13 +22,22 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the daemon may take to see that a client has gone, and to give space back.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Any free port of loopback: where the second host listens for the first.
+const PEER_LISTEN: &str = "127.0.0.1:0";
+
 /// Where the programs are, and where they work.
 #[derive(Debug, Clone)]
 pub(super) struct Host {
+    /// What it calls itself.
+    pub(super) name: &'static str,
+    /// Whether other hosts can connect to it.
+    pub(super) listens: bool,
     /// Holds `blockd` and `blockctl`.
     pub(super) programs: PathBuf,
     /// All names are relative to it.
     pub(super) dir: PathBuf,
+    /// What the daemon says.
+    pub(super) log: PathBuf,
 }
 
 /// A daemon that runs.
@@ -52,12 +60,15 @@ pub(super) struct StoreStatus {
 impl Host {
     /// Starts the daemon, always with the same arguments; returns once it has answered a question.
     pub(super) fn start(&self) -> Result<Daemon> {
-        let log = self.dir.join(LOG);
-        let output = File::options().create(true).append(true).open(&log);
+        let log = &self.log;
+        let output = File::options().create(true).append(true).open(log);
         let output = output.with_context(|| format!("cannot make {}", log.display()))?;
         let mut command = self.program("blockd");
         command.args(["serve", "--data", DATA, "--nbd-unix", NBD_SOCKET, "--socket", CONTROL_SOCKET]);
-        command.args(["--pool-size", POOL_SIZE]);
+        command.args(["--pool-size", POOL_SIZE, "--name", self.name]);
+        if self.listens {
+            command.args(["--peer-listen", PEER_LISTEN]);
+        }
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let mut child = ChildGuard::spawn(&mut command)?;
         let connected = wait_for_socket(&self.dir.join(CONTROL_SOCKET), &mut child, START_TIMEOUT);
@@ -73,10 +84,27 @@ impl Host {
         Ok(began.elapsed())
     }
 
+    /// Runs `blockctl` with these words; returns what it says to people.
+    pub(super) fn said(&self, words: &[&str]) -> Result<String> {
+        Ok(process::run(self.blockctl().args(words))?.stdout)
+    }
+
+    /// Runs `blockctl` with these words; returns what it says to programs.
+    pub(super) fn ask(&self, words: &[&str]) -> Result<Value> {
+        let answer = process::run(self.blockctl().args(words).args(["-o", "json"]))?.stdout;
+        serde_json::from_str(&answer).with_context(|| format!("blockctl {} said {answer:?}", words.join(" ")))
+    }
+
+    /// Uses a token of another host. It is a secret: no command line shows it.
+    pub(super) fn pair(&self, token: &str) -> Result<()> {
+        process::run_with_input(self.blockctl().args(["host", "pair", "-"]), token.as_bytes())?;
+        Ok(())
+    }
+
     /// Asks the daemon.
     pub(super) fn status(&self) -> Result<StoreStatus> {
-        let answer = process::run(self.blockctl().args(["status", "-o", "json"]))?.stdout;
-        parse_status(&answer).with_context(|| format!("blockctl status said {answer:?}"))
+        let answer = self.ask(&["status"])?;
+        parse_status(&answer).with_context(|| format!("blockctl status said {answer}"))
     }
 
     /// Waits until every client has gone: QEMU's end and the daemon's notice of it are two moments.
@@ -101,7 +129,7 @@ impl Host {
     pub(super) fn fsck(&self) -> Result<()> {
         let words = process::run(self.program("blockd").args(["fsck", DATA]))?.stdout;
         if words.lines().last().map(str::trim) != Some("clean") {
-            bail!("blockd fsck is not content:\n{words}");
+            bail!("blockd fsck of {} is not content:\n{words}", self.name);
         }
         Ok(())
     }
@@ -152,8 +180,7 @@ impl Daemon {
     }
 }
 
-fn parse_status(answer: &str) -> Option<StoreStatus> {
-    let answer: Value = serde_json::from_str(answer).ok()?;
+fn parse_status(answer: &Value) -> Option<StoreStatus> {
     let number = |key: &str| answer.get("store")?.get(key)?.as_u64();
     Some(StoreStatus {
         used_bytes: number("used_bytes")?,
@@ -164,13 +191,15 @@ fn parse_status(answer: &str) -> Option<StoreStatus> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn the_status_is_read() {
-        let answer =
-            r#"{"v":1,"store":{"used_bytes":7,"pending_free_bytes":2,"layers_to_reclaim":1,"clients":3}}"#;
-        assert_eq!(parse_status(answer), Some(StoreStatus { used_bytes: 7, pending: 3, clients: 3 }));
-        assert_eq!(parse_status("{}"), None);
+        let store = json!({"used_bytes": 7, "pending_free_bytes": 2, "layers_to_reclaim": 1, "clients": 3});
+        let status = parse_status(&json!({"v": 1, "store": store}));
+        assert_eq!(status, Some(StoreStatus { used_bytes: 7, pending: 3, clients: 3 }));
+        assert_eq!(parse_status(&json!({})), None);
     }
 }

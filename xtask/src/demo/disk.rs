@@ -30,6 +30,11 @@ impl Disk {
         Ok(Self { name: name.to_owned(), dir: host.dir.clone(), file: host.dir.join(raw) })
     }
 
+    /// The content, a raw image.
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
     /// Whether the two have the same bytes, all of them.
     pub(super) fn refuse_difference(&self, other: &Self) -> Result<()> {
         let mut compare = process::command("qemu-img");

@@ -136,6 +136,11 @@ impl Writer {
         self.guest.console()
     }
 
+    /// Lets it rest after each round from now on: a fast one would fill its disk while its replica is looked at.
+    pub(super) fn slow_down(&self) -> Result<()> {
+        Ok(self.orders.write_all_at(b"slow\n", 0)?)
+    }
+
     /// Lets it end its round, compare everything once more, and power off.
     pub(super) fn finish(self) -> Result<Finished> {
         self.orders.write_all_at(b"stop\n", 0)?;

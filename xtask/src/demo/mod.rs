@@ -1,10 +1,13 @@
 //! The demo: one story of `blockd` with real guests, in which every number is measured and every claim checked.
 //!
-//! All that it writes is in `target/demo`. Whatever ends it, the machines and the daemon end first.
+//! All that it writes is in `target/demo`. Whatever ends it, the machines and the daemons end first.
 
 mod daemon;
 mod disk;
 mod guests;
+mod job;
+mod pair;
+mod relay;
 mod report;
 mod story;
 mod words;
@@ -27,6 +30,7 @@ use report::Report;
 use story::Story;
 
 const IMAGE: &str = "root.img";
+const LOG: &str = "blockd.log";
 /// Kernel and the answer about KVM, for the next run.
 const CACHE: &str = "cache";
 
@@ -71,8 +75,9 @@ impl Demo {
         let kernel = Kernel::fetch(&cache)?;
         let accel = probe_accel(&kernel, &cache)?;
         RootImage { size_mib: IMAGE_MIB, files: Vec::new() }.build(&self.dir.join(IMAGE))?;
-        let dir = self.dir.clone();
-        Ok((Host { programs, dir: dir.clone() }, Machines { kernel, accel, dir }))
+        let (dir, log) = (self.dir.clone(), self.dir.join(LOG));
+        let host = Host { name: "A", listens: false, programs, dir: dir.clone(), log };
+        Ok((host, Machines { kernel, accel, dir }))
     }
 
     fn clean_up(&self, keep: bool) -> Result<()> {

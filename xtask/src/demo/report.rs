@@ -49,6 +49,61 @@ pub(super) struct Outage {
     pub(super) usual: Duration,
 }
 
+/// A volume brought to another host for the first time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FirstCopy {
+    /// Bytes over the link.
+    pub(super) sent: u64,
+    pub(super) took: Duration,
+}
+
+/// A job while all was well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Steady {
+    /// Points that the other host has verified.
+    pub(super) points: u32,
+    /// The greatest lag that was seen.
+    pub(super) lag: Duration,
+    /// Bytes over the link.
+    pub(super) sent: u64,
+}
+
+/// A link that was cut, and healed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Catch {
+    /// How long it was cut.
+    pub(super) away: Duration,
+    /// What the job said of it.
+    pub(super) reason: String,
+    /// The lag at the end of that.
+    pub(super) lag: Duration,
+    /// From the healing until the copy was fresh again.
+    pub(super) took: Duration,
+    /// Bytes over the link, for that.
+    pub(super) sent: u64,
+    /// Bytes that differ between the points before and after.
+    pub(super) changed: u64,
+}
+
+/// How the second host followed the first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Follow {
+    pub(super) first: FirstCopy,
+    pub(super) steady: Steady,
+    pub(super) catch: Catch,
+}
+
+/// The replica, looked at from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Replica {
+    /// BLAKE3 of the image; both hosts and who hashed it agree.
+    pub(super) hash: String,
+    /// Who hashed it.
+    pub(super) hasher: &'static str,
+    /// Files that were there as the guest saw them.
+    pub(super) files: usize,
+}
+
 /// Bytes of the pool in use.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Space {
@@ -69,7 +124,9 @@ pub(super) struct Report {
     pub(super) cut: Cut,
     pub(super) beside: Beside,
     pub(super) outage: Outage,
+    pub(super) follow: Follow,
     pub(super) written: Finished,
+    pub(super) replica: Replica,
     pub(super) rollback: Duration,
     pub(super) space: Space,
 }
@@ -96,6 +153,39 @@ impl fmt::Display for Outage {
     }
 }
 
+/// A time of some seconds, for people.
+pub(super) fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+impl fmt::Display for FirstCopy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} over the link in {}", bytes(self.sent), seconds(self.took))
+    }
+}
+
+impl fmt::Display for Steady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (points, lag, sent) = (self.points, seconds(self.lag), bytes(self.sent));
+        write!(f, "{points} verified points, lag {lag} at most, {sent} over the link")
+    }
+}
+
+impl fmt::Display for Catch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (took, sent, changed) = (seconds(self.took), bytes(self.sent), bytes(self.changed));
+        write!(f, "after {took}; {sent} over the link, {changed} had changed")
+    }
+}
+
+impl fmt::Display for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let short = self.hash.get(..12).unwrap_or(&self.hash);
+        let (hasher, files) = (self.hasher, self.files);
+        write!(f, "{short}… say A, B and {hasher}; e2fsck clean, {files} files as the guest saw them")
+    }
+}
+
 impl fmt::Display for Import {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of a {} disk in {}", bytes(self.used), bytes(self.size), millis(self.took))
@@ -111,7 +201,7 @@ impl fmt::Display for Space {
 
 impl Report {
     /// Names and values, in the order of the story.
-    fn rows(&self) -> [(&'static str, String); 12] {
+    fn rows(&self) -> [(&'static str, String); 17] {
         [
             ("import", self.import.to_string()),
             ("power-on to script", self.boots()),
@@ -124,6 +214,11 @@ impl Report {
             ("the first meanwhile", format!("wrote on, {} more rounds begun", self.beside.meanwhile)),
             ("kill -9 of blockd", format!("the next one answered after {}", millis(self.outage.away))),
             ("as the guest saw it", self.seen()),
+            ("first copy to host B", format!("{}, while the guest wrote", self.follow.first)),
+            ("synced every 2 s", self.follow.steady.to_string()),
+            ("link cut", self.cut_off()),
+            ("caught up", format!("{}, of {}", self.follow.catch, bytes(self.import.size))),
+            ("replica", self.replica.to_string()),
             ("checked from outside", self.checked()),
             ("rollback", self.rolled_back()),
             ("space", self.space.to_string()),
@@ -144,6 +239,11 @@ impl Report {
     fn seen(&self) -> String {
         let Outage { pause, usual, .. } = self.outage;
         format!("a small durable write took {}, usually {}; no error", millis(pause), millis(usual))
+    }
+
+    fn cut_off(&self) -> String {
+        let Catch { away, reason, lag, .. } = &self.follow.catch;
+        format!("for {}: behind by {}, {reason}", seconds(*away), seconds(*lag))
     }
 
     fn checked(&self) -> String {

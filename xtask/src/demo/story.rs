@@ -13,12 +13,13 @@ use anyhow::{Context, Result, bail};
 use super::daemon::{Daemon, Host};
 use super::disk::Disk;
 use super::guests::{FILE_MIB, Finished, Machines, Writer};
+use super::pair::Pair;
 use super::report::{Beside, Cut, Import, Outage, Report, Space, bytes, millis};
 use super::words::{self, Sums};
 use crate::progress::Progress;
 
 /// The volume, its clone, and the names of snapshots.
-const VOLUME: &str = "web";
+pub(super) const VOLUME: &str = "web";
 const COPY: &str = "copy";
 const FIRST: &str = "web@first";
 const ENDS: [&str; 2] = ["web@end", "copy@end"];
@@ -62,12 +63,15 @@ impl Story<'_> {
         let cut = self.cut(&mut writer)?;
         let beside = self.clone_beside(&writer, &cut)?;
         let outage = self.kill(daemon, &mut writer)?;
+        let mut pair = Pair::start(self.host, self.progress)?;
+        let follow = pair.follow(&mut writer)?;
         let written = self.finish(writer)?;
+        let replica = pair.verify(&written.sums)?;
         self.check_both(&written, &cut, &beside.guest)?;
         let rollback = self.roll_back(&cut)?;
         let space = self.delete_all(empty)?;
         let accel = self.machines.accel.name();
-        Ok(Report { accel, import, boot, cut, beside, outage, written, rollback, space })
+        Ok(Report { accel, import, boot, cut, beside, outage, follow, written, replica, rollback, space })
     }
 
     fn import(&self, image: &Path) -> Result<Import> {

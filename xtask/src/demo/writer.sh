@@ -1,6 +1,6 @@
 # What the demo's first guest does on its volume: rounds of new files and one file that is rewritten, until the host
-# writes "stop" to the second drive. FILES, FILE_MIB and ROUNDS_MAX are set above this text; lines that begin with
-# DEMO- are read by the host.
+# writes "stop" to the second drive; with a rest after each round while "slow" stands there. FILES, FILE_MIB and
+# ROUNDS_MAX are set above this text; lines that begin with DEMO- are read by the host.
 set -e
 
 uptime() {
@@ -23,8 +23,9 @@ beat() {
     done
 }
 
-told_to_stop() {
-    [ "$(dd if=/dev/vdb bs=512 count=1 iflag=direct 2>/dev/null | head -n 1)" = stop ]
+# Whether the host's order is this one.
+told() {
+    [ "$(dd if=/dev/vdb bs=512 count=1 iflag=direct 2>/dev/null | head -n 1)" = "$1" ]
 }
 
 # A file that is written over: old blocks that a snapshot has to keep. Not touched within a round.
@@ -50,7 +51,7 @@ write_round() {
 beat &
 beats=$!
 round=1
-until told_to_stop; do
+until told stop; do
     [ $round -le $ROUNDS_MAX ] || { echo "nobody stopped the rounds"; exit 1; }
     for file in $(seq $FILES); do
         dd if=/dev/urandom of=/run/new-$file bs=1M count=$FILE_MIB 2>/dev/null
@@ -60,6 +61,7 @@ until told_to_stop; do
     mkdir /data/round-$round
     write_round $round
     round=$((round + 1))
+    if told slow; then sleep 2; fi
 done
 : >/run/enough
 wait $beats
