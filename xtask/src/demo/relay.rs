@@ -267,6 +267,7 @@ mod tests {
         let target = TcpListener::bind("127.0.0.1:0").unwrap();
         let relay = Relay::start(target.local_addr().unwrap()).unwrap();
         let (near, far) = link(&relay, &target);
+        say(&near, &far, b"carried");
         drop(relay);
         assert!(is_broken(&near) && is_broken(&far));
     }
