@@ -14,6 +14,7 @@ mod exports;
 mod hashes;
 mod hosts;
 mod replicas;
+mod soak;
 mod stopping;
 mod sync;
 mod within;
