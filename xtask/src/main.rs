@@ -13,6 +13,7 @@ mod demo;
 mod deny;
 mod progress;
 mod rocksdb;
+mod soak;
 mod workspace;
 
 use std::process::ExitCode;
@@ -73,6 +74,8 @@ enum Door {
     },
     /// Crash blockd again and again under load, and compare every block after each start
     Crash(crash::Options),
+    /// Replicate from one blockd to another over a link that breaks, kill both, and compare what has arrived
+    Soak(soak::Options),
     /// Measure our server and its peers side by side
     Compare {
         /// Arguments for the comparison itself; `--help` shows them
@@ -138,6 +141,7 @@ fn open(door: Door) -> Result<()> {
         Door::Test { cases, quick } => checks::test(&workspace, cases, quick),
         Door::Model { cases } => checks::model(&workspace, cases),
         Door::Crash(options) => crash::run(&workspace, &options),
+        Door::Soak(options) => soak::run(&workspace, &options),
         Door::Compare { args } => compare::run(&workspace, &args),
         Door::Deny { advisories } => deny::run(&workspace, advisories),
     }
