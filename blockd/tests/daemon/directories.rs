@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 
-use blockd::catalog::format::{Change, FORMAT_VERSION, StoreRecord};
+use blockd::catalog::format::{Change, METADATA_VERSION, StoreRecord};
 use blockd::catalog::load::load;
 use blockd::catalog::meta::MetaStore;
 use blockd::catalog::rocks::RocksMeta;
@@ -38,11 +38,11 @@ fn a_later_format_is_refused() {
     drop(place.serve());
     let meta = RocksMeta::open(&place.data().join("meta"), false).unwrap().with_reserve(0);
     let loaded = load(&meta, 1).unwrap();
-    let later = StoreRecord { version: FORMAT_VERSION + 1, ..loaded.store };
+    let later = StoreRecord { version: METADATA_VERSION + 1, ..loaded.store };
     meta.write(&[Change::Store(later), Change::Commit(loaded.commit + 1)]).unwrap();
     drop(meta);
     let (code, log) = place.refused();
-    assert!(code == 8 && log.contains("FORMAT_NEWER: metadata of version 2, this program knows 1"), "{log}");
+    assert!(code == 8 && log.contains("FORMAT_NEWER: metadata of version 3, this program knows 2"), "{log}");
 }
 
 #[test]
