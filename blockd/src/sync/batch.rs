@@ -36,8 +36,8 @@ const GROUP_BLOCKS: u64 = GROUP_CLUSTERS as u64 * CLUSTER_BLOCKS as u64;
 const HEAD_BYTES: usize = 7;
 /// Longest description of a run.
 const RUN_BYTES_MAX: usize = 44;
-// What is full still fits a frame, with its cursor; compressed data are smaller.
-const _: () = assert!(8 + HEAD_BYTES + RUNS_MAX * RUN_BYTES_MAX + DATA_BYTES_MAX <= PAYLOAD_BYTES_MAX);
+// What is full still fits a frame, with its cursors; compressed data are smaller.
+const _: () = assert!(16 + HEAD_BYTES + RUNS_MAX * RUN_BYTES_MAX + DATA_BYTES_MAX <= PAYLOAD_BYTES_MAX);
 /// Where compression saved nothing, it is tried again after so many batches.
 const TRY_AGAIN_BATCHES: u32 = 15;
 /// The fastest that still finds what is easy to find.

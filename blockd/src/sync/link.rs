@@ -151,7 +151,10 @@ mod tests {
         let sent = Arc::<AtomicU64>::default();
         let writing = tokio::spawn(write_frames(write, receiver, rate(0), Arc::clone(&sent)));
         let frames: Vec<Frame> = (0..40)
-            .map(|n| Frame { volume: n, message: Message::Data { cursor: u64::from(n), batch: vec![3; 50] } })
+            .map(|n| Frame {
+                volume: n,
+                message: Message::Data { from: 0, cursor: u64::from(n), batch: vec![3; 50] },
+            })
             .collect();
         for frame in &frames {
             sender.send(frame.clone()).unwrap();

@@ -5,8 +5,8 @@ use super::session::{IDLE_MAX, PING_INTERVAL, SOURCE_STALL_MAX, TARGET_STALL_MAX
 use super::source::{BATCH_COST_MIN, WINDOW_BYTES};
 use super::target::{APPLYING_MAX, EARLY_PINGS_MAX};
 use super::wire::{
-    Begin, CANDIDATES_MAX, Code, Frame, HEADER_BYTES, HaveVolume, Hello, Message, Mode, PAYLOAD_BYTES_MAX,
-    Ready, Refusal, TEXT_BYTES_MAX, VALUES_MAX, VERSION, VOLUMES_MAX, Values, Wanted,
+    Begin, CANDIDATES_MAX, Code, Frame, HEADER_BYTES, HaveVolume, Hello, KeepWish, Message, Mode,
+    PAYLOAD_BYTES_MAX, Ready, Refusal, TEXT_BYTES_MAX, VALUES_MAX, VERSION, VOLUMES_MAX, Values, Wanted,
 };
 use super::writing::KNOWN_MAX;
 use crate::units::HostId;
@@ -24,14 +24,14 @@ fn every_message_stands_in_the_page() {
         Hello { version_min: 1, version_max: 1, compression: 1, host: HostId([1; 16]), nonce: [1; 32] };
     let ready = Ready { token: [1; 16], cursor: 1, complete: false };
     // Who says it, and the bytes of its payload where these are always the same.
-    let all: [(Message, &str, bool); 16] = [
+    let all: [(Message, &str, bool); 17] = [
         (Message::Hello(hello), "both", true),
         (Message::Bind { version: 1, proof: [1; 32] }, "both", true),
         (Message::Offer(Vec::new()), "source", false),
         (Message::Have(HaveVolume::default()), "target", false),
         (Message::Begin(Begin { mode: Mode::Changes, base: None, resume: None }), "source", false),
         (Message::Ready(ready), "target", true),
-        (Message::Data { cursor: 1, batch: Vec::new() }, "source", false),
+        (Message::Data { from: 0, cursor: 1, batch: Vec::new() }, "source", false),
         (Message::Confirmed(1), "target", true),
         (Message::Values(Values { first: 1, values: Vec::new() }), "source", false),
         (Message::Wanted(Wanted { first: 1, differs: Vec::new() }), "target", false),
@@ -41,6 +41,7 @@ fn every_message_stands_in_the_page() {
         (Message::Published, "target", true),
         (Message::Refuse(Refusal::new(Code::Failed, "")), "both", false),
         (Message::Ping, "both", true),
+        (Message::Keep(KeepWish::default()), "source", true),
     ];
     for (number, (message, by, fixed)) in (1..).zip(all) {
         let name = message.name();

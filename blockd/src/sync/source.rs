@@ -141,6 +141,8 @@ pub struct Source {
     exhausted: bool,
     /// Values were sent, and the answer has not come: the first cluster, and how many.
     asked: Option<(u64, usize)>,
+    /// The cursor of the last batch, or where the attempt goes on.
+    sent: u64,
     /// Batches: clusters before the cursor are there with it, and what it takes of the window.
     unconfirmed: VecDeque<(u64, usize)>,
     pulse: Pulse,
@@ -168,6 +170,7 @@ impl Source {
             busy: false,
             exhausted: false,
             asked: None,
+            sent: 0,
             unconfirmed: VecDeque::new(),
             pulse: Pulse::new(now),
             now,
@@ -388,6 +391,7 @@ impl Source {
         }
         self.exhausted = ready.complete || ready.cursor == clusters;
         self.unconfirmed.clear();
+        self.sent = ready.cursor;
         let plan = self.plan.as_mut().expect("planned");
         plan.from = ready.cursor;
         let plan = plan.clone();
@@ -420,7 +424,8 @@ impl Source {
         match read {
             Some(Read { cursor, data_bytes, batch }) => {
                 self.unconfirmed.push_back((cursor, data_bytes.max(BATCH_COST_MIN)));
-                self.send(Message::Data { cursor, batch });
+                let from = std::mem::replace(&mut self.sent, cursor);
+                self.send(Message::Data { from, cursor, batch });
             }
             // Of what was selected; the next clusters are compared.
             None if self.plan.as_ref().is_some_and(|plan| plan.mode == Mode::Compare) => {

@@ -338,8 +338,8 @@ impl Target {
                 self.state = State::Publishing;
                 self.out.push(Do::Publish);
             }
-            (State::Receiving | State::Comparing, Message::Data { cursor, batch }) => {
-                self.data(cursor, batch)?;
+            (State::Receiving | State::Comparing, Message::Data { from, cursor, batch }) => {
+                self.data(from, cursor, batch)?;
             }
             (State::Comparing, Message::Values(values)) => self.values(values)?,
             (State::Receiving | State::Comparing, Message::End(root)) => {
@@ -394,14 +394,15 @@ impl Target {
         self.send(Message::Ready(ready));
     }
 
-    fn data(&mut self, cursor: u64, batch: Vec<u8>) -> Result<(), Refusal> {
+    fn data(&mut self, from: u64, cursor: u64, batch: Vec<u8>) -> Result<(), Refusal> {
         let volume = &self.volumes[self.current];
         let last = match self.mode {
             Mode::Changes => cluster_count(volume.size),
             Mode::Compare => self.compared,
         };
-        if cursor <= self.arrived || cursor > last {
-            let text = format!("data up to cluster {cursor}, expected {} to {last}", self.arrived + 1);
+        // A frame that is missing must not be taken for clusters that have not changed: they would be confirmed.
+        if from != self.arrived || cursor <= from || cursor > last {
+            let text = format!("data of clusters {from} to {cursor}, expected {} to {last}", self.arrived);
             return Err(Refusal::new(Code::BadManifest, text));
         }
         let candidates = volume.candidates.len();

@@ -319,6 +319,8 @@ pub enum Message {
     Ready(Ready),
     /// S: see [`super::batch`]; clusters before `cursor` are complete then.
     Data {
+        /// The cursor of the frame before, or where the attempt went on: what is left out in between would never come.
+        from: u64,
         /// Grows with every frame.
         cursor: u64,
         /// A batch.
@@ -493,7 +495,8 @@ impl Message {
                 put_option(bytes, ready.complete);
                 kind::READY
             }
-            Self::Data { cursor, batch } => {
+            Self::Data { from, cursor, batch } => {
+                bytes.extend(from.to_be_bytes());
                 bytes.extend(cursor.to_be_bytes());
                 bytes.extend(batch);
                 kind::DATA
@@ -655,7 +658,8 @@ fn message(kind: u16, payload: Vec<u8>) -> Result<Message, WireError> {
 
 /// Without copying a megabyte more than once.
 fn data(mut payload: Vec<u8>) -> Result<Message, WireError> {
-    let cursor = Reader::new(&payload).u64()?;
-    payload.drain(..8);
-    Ok(Message::Data { cursor, batch: payload })
+    let mut reader = Reader::new(&payload);
+    let (from, cursor) = (reader.u64()?, reader.u64()?);
+    payload.drain(..16);
+    Ok(Message::Data { from, cursor, batch: payload })
 }

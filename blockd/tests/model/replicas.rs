@@ -92,6 +92,16 @@ fn a_replica_shows_what_was_published_and_nothing_else() {
         panic!()
     };
     assert_eq!(listed.len(), 1);
+    // Nobody builds on it either: its number is no secret to who knows another of this store's.
+    create(&mut world, "own", SIZE);
+    snapshot(&mut world, "own", "s");
+    let own = identity(&mut world, "own").snapshots[0].uid.0;
+    let named = |number: u8| SnapshotUid([&own[..12], &[0, 0, 0, number]].concat().try_into().expect("16"));
+    let uids = (0..20).map(named).collect();
+    let Ok(Answer::Located(found)) = ask(&mut world, Replication::Locate { uids, peer: PEER }) else {
+        panic!()
+    };
+    assert_eq!(found, []);
     publish(&mut world, 2);
     assert_eq!(shown(&world), [("r".to_owned(), export(&world, "r@s2"))]);
     let found = [0, 1, 2].map(|block| read_block(&mut world, "r@s2", block));

@@ -2,8 +2,8 @@
 
 use blockd::catalog::format::Point;
 use blockd::sync::wire::{
-    Begin, Code, Frame, HaveVolume, Hello, Message, Mode, NewestSnapshot, OfferedVolume, Ready, Received,
-    Refusal, Values, Wanted,
+    Begin, Code, Frame, HaveVolume, Hello, KeepWish, Message, Mode, NewestSnapshot, OfferedVolume, Ready,
+    Received, Refusal, Values, Wanted,
 };
 use blockd::units::{CLUSTER_BYTES, HostId, Lineage, SnapshotUid};
 use proptest::collection::vec;
@@ -96,12 +96,15 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
         3 => have().prop_map(Message::Have),
         3 => begin().prop_map(Message::Begin),
         3 => ready.prop_map(|(token, cursor, complete)| Message::Ready(Ready { token, cursor, complete })),
-        6 => (number(), vec(any::<u8>(), 0..20)).prop_map(|(cursor, batch)| Message::Data { cursor, batch }),
+        6 => ([number(), number()], vec(any::<u8>(), 0..20))
+            .prop_map(|([from, cursor], batch)| Message::Data { from, cursor, batch }),
         4 => number().prop_map(Message::Confirmed),
         3 => values.prop_map(|(first, values)| Message::Values(Values { first, values })),
         3 => wanted.prop_map(|(first, differs)| Message::Wanted(Wanted { first, differs })),
         3 => root().prop_map(Message::End),
         1 => refuse.prop_map(|(code, text)| Message::Refuse(Refusal { code, text })),
+        1 => (any::<[u32; 7]>(), number())
+            .prop_map(|(counts, within_s)| Message::Keep(KeepWish { counts, within_s })),
         5 => proptest::sample::select(words),
     ]
 }

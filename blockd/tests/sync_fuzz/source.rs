@@ -1,11 +1,12 @@
 //! Our source, a target that says anything, and a host that ends operations in any way.
 
+use blockd::catalog::format::Point;
 use blockd::sync::session::{Link, Side, proof};
 use blockd::sync::source::{BATCH_COST_MIN, Brought, Did, Do, Flow, Read, Source};
 use blockd::sync::wire::{
     Code, Frame, HaveVolume, Hello, Message, Mode, OfferedVolume, Ready, Refusal, Values, Wanted,
 };
-use blockd::units::{CLUSTER_BYTES, HostId, Lineage, cluster_count};
+use blockd::units::{CLUSTER_BYTES, HostId, Lineage, SnapshotUid, cluster_count};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -302,4 +303,28 @@ proptest! {
         }
         prop_assert!(false, "no end: {:?}", world.source);
     }
+}
+
+/// Batches of nothing but zeroes are on their way in a limited number too: each has its place in the source's memory.
+#[test]
+fn batches_of_zeroes_fill_the_window() {
+    let offer = OfferedVolume {
+        lineage: Lineage([1; 16]),
+        volume: "v".to_owned(),
+        uid: SnapshotUid([1; 16]),
+        point: Point { epoch: 1, sequence: 1 },
+        name: "s".to_owned(),
+        size: 1000 * CLUSTER_BYTES,
+        created_ms: 1,
+        candidates: Vec::new(),
+    };
+    let mut world = World::new(vec![Brought { offer, bases: 0 }]);
+    while world.under_way.is_none() {
+        let frame = world.honest(1).expect("it waits for the target");
+        world.say(frame);
+    }
+    while world.under_way.is_some() {
+        world.end(0);
+    }
+    assert_eq!(world.sent.len(), FLOW.window_bytes / BATCH_COST_MIN - FLOW.batch_bytes / BATCH_COST_MIN + 1);
 }

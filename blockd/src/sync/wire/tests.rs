@@ -78,7 +78,11 @@ fn message() -> impl Strategy<Value = Message> {
         begin().prop_map(Message::Begin),
         (any::<[u8; 16]>(), any::<u64>(), any::<bool>())
             .prop_map(|(token, cursor, complete)| Message::Ready(Ready { token, cursor, complete })),
-        (any::<u64>(), vec(any::<u8>(), 0..50)).prop_map(|(cursor, batch)| Message::Data { cursor, batch }),
+        (any::<[u64; 2]>(), vec(any::<u8>(), 0..50)).prop_map(|([from, cursor], batch)| Message::Data {
+            from,
+            cursor,
+            batch
+        }),
         any::<u64>().prop_map(Message::Confirmed),
         values.prop_map(|(first, values)| Message::Values(Values { first, values })),
         wanted.prop_map(|(first, differs)| Message::Wanted(Wanted { first, differs })),

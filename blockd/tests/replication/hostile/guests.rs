@@ -151,6 +151,7 @@ impl<'a> Call<'a> {
             self.side.source.received(Frame::session(message), self.now);
             self.settle();
         }
+        self.settle();
     }
 
     fn settle(&mut self) {

@@ -149,6 +149,6 @@ impl Lab {
         let [one, two] = [1, 2].map(ClusterIndex);
         packer.data(one, 0, first, run_hash(one, 0, first));
         packer.data(two, 0, whole, cluster_value(two, whole));
-        Message::Data { cursor: 3, batch: packer.finish() }
+        Message::Data { from: 0, cursor: 3, batch: packer.finish() }
     }
 }

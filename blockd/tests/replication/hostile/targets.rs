@@ -72,6 +72,11 @@ fn p5_answers_that_cannot_be_are_refused() {
         ("a source's word", Message::Publish),
     ];
     each_is_refused(&mut lab, &[nothing(), ready(0)], turns, Code::BadFrame);
+    let mut other = call(&mut lab);
+    other.say([nothing(), ready(0)]);
+    other.side.source.received(Frame { volume: 1, message: Message::Confirmed(1) }, 0);
+    other.say([]);
+    assert_eq!(other.refused().code, Code::BadFrame, "of another volume");
     lab.goes_on();
 }
 

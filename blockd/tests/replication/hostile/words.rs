@@ -20,12 +20,12 @@ pub(super) fn zero_run(cluster: u32, first: u8, blocks: u64) -> Vec<u8> {
 }
 
 pub(super) fn data(cursor: u64, batch: Vec<u8>) -> Message {
-    Message::Data { cursor, batch }
+    Message::Data { from: 0, cursor, batch }
 }
 
 pub(super) fn zeroes(cursor: u64) -> Message {
     let cluster = u32::try_from(cursor - 1).expect("few");
-    data(cursor, raw(0, 0, &[&zero_run(cluster, 0, 1)], &[]))
+    Message::Data { from: cursor - 1, cursor, batch: raw(0, 0, &[&zero_run(cluster, 0, 1)], &[]) }
 }
 
 /// What comes of each of these, said where data may come.
