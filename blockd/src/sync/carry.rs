@@ -356,7 +356,7 @@ impl<'a> Bringing<'a> {
         match message {
             Message::Offer(_) | Message::Values(_) => self.watch.phase(Phase::Comparing),
             Message::Data { .. } => self.watch.phase(Phase::Sending),
-            Message::End(root) => {
+            Message::End { root, .. } => {
                 self.roots.push(crate::api::types::hex(root));
                 self.watch.phase(Phase::Verifying);
                 self.stats = (add(self.stats.0, self.stats.1), ReadStats::default());

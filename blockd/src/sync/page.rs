@@ -35,7 +35,7 @@ fn every_message_stands_in_the_page() {
         (Message::Confirmed(1), "target", true),
         (Message::Values(Values { first: 1, values: Vec::new() }), "source", false),
         (Message::Wanted(Wanted { first: 1, differs: Vec::new() }), "target", false),
-        (Message::End([1; 32]), "source", true),
+        (Message::End { cursor: 0, root: [1; 32] }, "source", true),
         (Message::Verified, "target", true),
         (Message::Publish, "source", true),
         (Message::Published, "target", true),

@@ -229,7 +229,7 @@ impl Source {
             Did::Batch(read) => self.batch(read),
             Did::Values(values) => self.values(values),
             Did::Root(root) => {
-                self.send(Message::End(root));
+                self.send(Message::End { cursor: self.sent, root });
                 self.state = State::Ending;
             }
             Did::Failed(refusal) => self.refuse(refusal),

@@ -342,7 +342,11 @@ impl Target {
                 self.data(from, cursor, batch)?;
             }
             (State::Comparing, Message::Values(values)) => self.values(values)?,
-            (State::Receiving | State::Comparing, Message::End(root)) => {
+            (State::Receiving | State::Comparing, Message::End { cursor, root }) => {
+                if cursor != self.arrived {
+                    let text = format!("the end after cluster {cursor}, expected {}", self.arrived);
+                    return Err(Refusal::new(Code::BadManifest, text));
+                }
                 self.state = State::Gathering(root);
                 self.verify_if_gathered();
             }

@@ -333,7 +333,12 @@ pub enum Message {
     /// T: the answer.
     Wanted(Wanted),
     /// S: all was sent; the root of the snapshot.
-    End([u8; 32]),
+    End {
+        /// The cursor of the last frame of data, or where the attempt went on.
+        cursor: u64,
+        /// Of the snapshot.
+        root: [u8; 32],
+    },
     /// T: all has come, and its root is that.
     Verified,
     /// S, at most once for each offer, before it publishes.
@@ -463,7 +468,7 @@ impl Message {
             Self::Confirmed(_) => "Confirmed",
             Self::Values(_) => "Values",
             Self::Wanted(_) => "Wanted",
-            Self::End(_) => "End",
+            Self::End { .. } => "End",
             Self::Verified => "Verified",
             Self::Keep(_) => "Keep",
             Self::Publish => "Publish",
@@ -512,7 +517,8 @@ impl Message {
                 put_bits(bytes, wanted.differs.iter().copied());
                 kind::WANTED
             }
-            Self::End(root) => {
+            Self::End { cursor, root } => {
+                bytes.extend(cursor.to_be_bytes());
                 bytes.extend(root);
                 kind::END
             }
@@ -640,7 +646,7 @@ fn message(kind: u16, payload: Vec<u8>) -> Result<Message, WireError> {
             let count = reader.count(VALUES_MAX)?;
             Message::Wanted(Wanted { first, differs: reader.bits(count)? })
         }
-        kind::END => Message::End(reader.take()?),
+        kind::END => Message::End { cursor: reader.u64()?, root: reader.take()? },
         kind::VERIFIED => Message::Verified,
         kind::KEEP => Message::Keep(reader.keep()?),
         kind::PUBLISH => Message::Publish,

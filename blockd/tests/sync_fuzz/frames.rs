@@ -101,7 +101,7 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
         4 => number().prop_map(Message::Confirmed),
         3 => values.prop_map(|(first, values)| Message::Values(Values { first, values })),
         3 => wanted.prop_map(|(first, differs)| Message::Wanted(Wanted { first, differs })),
-        3 => root().prop_map(Message::End),
+        3 => (number(), root()).prop_map(|(cursor, root)| Message::End { cursor, root }),
         1 => refuse.prop_map(|(code, text)| Message::Refuse(Refusal { code, text })),
         1 => (any::<[u32; 7]>(), number())
             .prop_map(|(counts, within_s)| Message::Keep(KeepWish { counts, within_s })),

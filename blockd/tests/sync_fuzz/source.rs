@@ -66,6 +66,7 @@ struct World {
     begun: Option<(u16, Mode)>,
     asked: Option<Values>,
     sent: Vec<u64>,
+    last: u64,
     ended: Option<u16>,
     publishes: bool,
     /// The reader's.
@@ -90,6 +91,7 @@ impl World {
             begun: None,
             asked: None,
             sent: Vec::new(),
+            last: 0,
             ended: None,
             publishes: false,
             next: 0,
@@ -136,12 +138,16 @@ impl World {
                 (self.begun, self.ended) = (Some((frame.volume, begin.mode)), None);
                 self.sent.clear();
             }
-            Message::Data { cursor, .. } => {
+            Message::Data { from, cursor, .. } => {
+                assert_eq!(std::mem::replace(&mut self.last, cursor), from, "nothing is left out");
                 self.sent.push(cursor);
                 assert!(self.sent.len() <= FLOW.window_bytes / BATCH_COST_MIN, "{} batches", self.sent.len());
             }
             Message::Values(values) => self.asked = Some(values),
-            Message::End(_) => self.ended = Some(frame.volume),
+            Message::End { cursor, .. } => {
+                assert_eq!(cursor, self.last);
+                self.ended = Some(frame.volume);
+            }
             Message::Publish => self.publishes = true,
             _ => {}
         }
@@ -157,6 +163,7 @@ impl World {
                 assert!(plan.known.iter().all(|place| usize::from(*place) < offer.candidates.len()));
                 assert!(plan.base.is_none_or(|base| offer.candidates.contains(&base)));
                 (self.next, self.compared, self.selected) = (plan.from, plan.from, 0);
+                self.last = plan.from;
             }
             Do::Select(wanted) => {
                 let asked = self.asked.take().expect("values were sent");

@@ -213,7 +213,7 @@ impl World {
                 let ahead = if choice == 255 { 0 } else { 1 + u64::from(choice % 2) };
                 Message::Data { from: self.sent, cursor: (self.sent + ahead).min(last), batch: vec![] }
             } else {
-                Message::End([0; 32])
+                Message::End { cursor: self.sent, root: [0; 32] }
             }
         };
         Some(Frame { volume: u16::try_from(self.current).expect("few"), message })

@@ -86,7 +86,7 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(Message::Confirmed),
         values.prop_map(|(first, values)| Message::Values(Values { first, values })),
         wanted.prop_map(|(first, differs)| Message::Wanted(Wanted { first, differs })),
-        any::<[u8; 32]>().prop_map(Message::End),
+        (any::<u64>(), any::<[u8; 32]>()).prop_map(|(cursor, root)| Message::End { cursor, root }),
         (any::<[u32; 7]>(), any::<u64>())
             .prop_map(|(counts, within_s)| Message::Keep(KeepWish { counts, within_s })),
         refuse.prop_map(|(code, text)| Message::Refuse(Refusal { code, text })),

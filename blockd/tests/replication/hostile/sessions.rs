@@ -40,7 +40,8 @@ fn p6_a_binding_of_another_link_is_refused() {
     assert_eq!(visit.refused(), Code::BadBinding);
     // Without a binding nothing else is heard.
     let offered = lab.offered();
-    for early in [Message::Offer(vec![offered]), Message::Publish, Message::End([0; 32])] {
+    for early in [Message::Offer(vec![offered]), Message::Publish, Message::End { cursor: 0, root: [0; 32] }]
+    {
         let mut visit = Visit::new(&mut lab.b, a, [8; 32]);
         visit.say([early]);
         assert_eq!(visit.refused(), Code::BadFrame);
@@ -60,9 +61,12 @@ fn data_that_leave_something_out_are_refused() {
         ("past all numbers", Message::Data { from: u64::MAX, cursor: u64::MAX, batch: vec![] }),
     ];
     each_is_refused(&mut lab, cases, Code::BadManifest);
-    let mut visit = lab.receiving();
-    visit.say([zeroes(1), zeroes(3)]);
-    assert_eq!(visit.refused(), Code::BadManifest);
+    let root = lab.new_root;
+    for (left_out, before) in [(2, zeroes(3)), (3, Message::End { cursor: 2, root }), (1, lab.data())] {
+        let mut visit = lab.receiving();
+        visit.say([zeroes(1), before]);
+        assert_eq!(visit.refused(), Code::BadManifest, "without {left_out}");
+    }
     lab.is_unharmed();
 }
 
@@ -79,11 +83,11 @@ fn p6_a_session_that_was_taken_over_is_told_so() {
         visit.side
     };
     let later = zeroes(4);
-    let whole: Vec<Message> = first.iter().cloned().chain([Message::End(root)]).collect();
+    let whole: Vec<Message> = first.iter().cloned().chain([Message::End { cursor: 3, root }]).collect();
     let cases = [
         (&first[..2], honest.clone()),
         (&first[..], later),
-        (&first[..], Message::End(root)),
+        (&first[..], Message::End { cursor: 3, root }),
         (&whole[..], Message::Publish),
     ];
     for (said, then) in cases {
@@ -329,7 +333,12 @@ fn p10_a_source_cannot_make_a_replica_forget() {
     let mut same_name = offered.clone();
     same_name.name = "s1".to_owned();
     let mut visit = lab.visit();
-    visit.say([Message::Offer(vec![same_name]), Message::Begin(begin), honest, Message::End(root)]);
+    visit.say([
+        Message::Offer(vec![same_name]),
+        Message::Begin(begin),
+        honest,
+        Message::End { cursor: 3, root },
+    ]);
     visit.say([Message::Publish]);
     assert_eq!(visit.last(), &Message::Published);
     let later = OfferedVolume { uid: SnapshotUid([8; 16]), ..offered };
@@ -368,7 +377,7 @@ fn signs_of_life_in_their_time_are_never_too_many() {
     let (honest, root) = (lab.data(), lab.new_root);
     let mut visit = lab.receiving();
     visit.say([honest]);
-    visit.side.target.received(Frame::session(Message::End(root)), 0);
+    visit.side.target.received(Frame::session(Message::End { cursor: 3, root }), 0);
     visit.route();
     assert_eq!(visit.side.todo.len(), 1, "it is to be verified");
     for second in (0..100_000).step_by(5) {

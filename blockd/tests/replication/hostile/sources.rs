@@ -54,7 +54,8 @@ fn p3_a_root_that_is_not_the_contents_is_refused() {
     // The right hashes under another root; the base's root; part of the data under the right root.
     for (messages, root) in [(vec![honest.clone()], [9; 32]), (vec![honest], old_root), (vec![], new_root)] {
         let mut visit = lab.receiving();
-        visit.say(messages.into_iter().chain([Message::End(root)]));
+        let cursor = if messages.is_empty() { 0 } else { 3 };
+        visit.say(messages.into_iter().chain([Message::End { cursor, root }]));
         assert_eq!(visit.refused(), Code::RootMismatch);
         lab.is_unharmed();
         let all = identities(&mut lab.b);

@@ -145,7 +145,7 @@ fn p8_a_made_up_attempt_harms_the_target_only() {
         let Message::Begin(begin) = call.last().clone() else { panic!("{:?}", call.said) };
         assert_eq!((begin.mode, begin.base), (Mode::Changes, None), "only what both have is a base");
         call.say([ready(CLUSTERS)]);
-        assert_eq!(call.last(), &Message::End(root));
+        assert_eq!(call.last(), &Message::End { cursor: CLUSTERS, root });
     }
     lab.goes_on();
 }
