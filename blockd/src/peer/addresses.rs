@@ -18,7 +18,6 @@ impl Inner {
             let next = "blockd serve --peer-listen ADDR:PORT …    (or make the token on the other host)";
             return Err(PeerError::new(PeerErrorKind::Refused, message).with_next(next));
         };
-        check_addresses(&given)?;
         if !given.is_empty() {
             return Ok(given);
         }
@@ -33,9 +32,9 @@ impl Inner {
     }
 
     /// What the other host is told of where we are, when we talk to it from that address.
-    pub(super) fn own_addresses(&self, given: Vec<String>, local: Option<IpAddr>) -> Vec<String> {
+    pub(super) fn own_addresses(&self, given: &[String], local: Option<IpAddr>) -> Vec<String> {
         if !given.is_empty() {
-            return given;
+            return given.to_vec();
         }
         let Some(listening) = *lock(&self.listening) else { return Vec::new() };
         let ip = if listening.ip().is_unspecified() { local } else { Some(listening.ip()) };

@@ -274,8 +274,8 @@ impl Peers {
             let message = "a token may be open for a day at most";
             return Err(PeerError::new(PeerErrorKind::BadValue, message));
         }
+        let consent = self.0.consent(new.name, new.replace.as_deref(), new.addresses.clone())?;
         let addresses = self.0.token_addresses(new.addresses)?;
-        let consent = self.0.consent(new.name, new.replace.as_deref())?;
         let secret = Secret(certs::random()?);
         let now = Instant::now();
         lock(&self.0.tokens).add(secret.clone(), consent, now, now + new.time_max)?;
@@ -352,12 +352,18 @@ impl Inner {
     }
 
     /// What the operator agrees to with a token, made or used.
-    fn consent(&self, name: Option<String>, replace: Option<&str>) -> Result<Consent, PeerError> {
+    fn consent(
+        &self,
+        name: Option<String>,
+        replace: Option<&str>,
+        addresses: Vec<String>,
+    ) -> Result<Consent, PeerError> {
+        check_addresses(&addresses)?;
         if let Some(name) = name.as_deref().filter(|name| !crate::control::is_valid_name(name)) {
             return Err(PeerError::new(PeerErrorKind::BadName, format!("{name:?} is no name for a host")));
         }
         let replace = replace.map(|name| lock(&self.state).registry.named(name).map(|host| host.id));
-        Ok(Consent { name, replace: replace.transpose()? })
+        Ok(Consent { name, replace: replace.transpose()?, addresses })
     }
 
     /// The certificate that others know us by.

@@ -11,6 +11,7 @@
 //! Either side may say `refused` instead. Up to `confirm` nothing is stored anywhere.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -89,8 +90,7 @@ fn out_of_turn() -> PeerError {
 /// Uses a token.
 pub(super) async fn join(inner: &Arc<Inner>, request: PairRequest) -> Result<PairedHost, PeerError> {
     let token: Token = request.token.parse()?;
-    check_addresses(&request.addresses)?;
-    let consent = inner.consent(request.name, request.replace.as_deref())?;
+    let consent = inner.consent(request.name, request.replace.as_deref(), request.addresses)?;
     if certs::fingerprint(inner.ca()) == token.fingerprint {
         return Err(refused("the token is one of this host: use it on the other one"));
     }
@@ -104,7 +104,7 @@ pub(super) async fn join(inner: &Arc<Inner>, request: PairRequest) -> Result<Pai
     })
     .await?;
     let local = stream.get_ref().0.local_addr().ok().map(|local| local.ip());
-    let addresses = inner.own_addresses(request.addresses, local);
+    let addresses = inner.own_addresses(&consent.addresses, local);
     let joining = async {
         let other = tls::other_side(stream.get_ref().1, tls::PAIR_ALPN)?;
         let exporter = export(stream.get_ref().1, tls::PAIR_EXPORTER)?;
@@ -155,9 +155,9 @@ pub(super) async fn invite(
     inner: &Arc<Inner>,
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     met: Met,
-    addresses: Vec<String>,
+    local: Option<IpAddr>,
 ) -> Result<PairedHost, PeerError> {
-    let invited = hear_join(inner, &mut stream, &met, addresses).await;
+    let invited = hear_join(inner, &mut stream, &met, local).await;
     let stored = match invited {
         Ok((paired, consent)) => store(inner, paired, consent).await,
         Err(error) => Err(error),
@@ -177,7 +177,7 @@ async fn hear_join(
     inner: &Inner,
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     met: &Met,
-    addresses: Vec<String>,
+    local: Option<IpAddr>,
 ) -> Result<(PairedHost, Consent), PeerError> {
     let own = (inner.identity.id(), inner.ca());
     if met.id == own.0 {
@@ -192,6 +192,8 @@ async fn hear_join(
     let proof = transcript.proof(&secret, Prover::Inviting).to_string();
     let paired = describe(about, met, &consent)?;
     lock(&inner.state).registry.with_paired(paired.clone(), &consent)?;
+    // What the token's maker has said, not what we happen to listen on: a relay or a gateway may be in between.
+    let addresses = inner.own_addresses(&consent.addresses, local);
     say(stream, &Message::Invite(About { proof, name: inner.name.clone(), addresses })).await?;
     match hear(stream).await? {
         Message::Confirm {} => Ok((paired, consent)),

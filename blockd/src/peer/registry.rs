@@ -199,6 +199,8 @@ pub(super) struct Consent {
     pub(super) name: Option<String>,
     /// Only that host, which is known already, and whatever CA it shows.
     pub(super) replace: Option<HostId>,
+    /// Where this host is to be found; none: where it listens.
+    pub(super) addresses: Vec<String>,
 }
 
 fn allow_known(known: &PairedHost, ca_replaced: bool, consent: &Consent) -> Result<(), PeerError> {

@@ -145,8 +145,7 @@ impl Door {
         let exporter = export(stream.get_ref().1, tls::PAIR_EXPORTER)?;
         let ca = other.ca.ok_or_else(|| refused("it has shown no CA"))?;
         let local = stream.get_ref().0.local_addr().ok().map(|local| local.ip());
-        let addresses = self.inner.own_addresses(Vec::new(), local);
-        pairing::invite(&self.inner, stream, Met { exporter, id: other.id, ca }, addresses).await.map(drop)
+        pairing::invite(&self.inner, stream, Met { exporter, id: other.id, ca }, local).await.map(drop)
     }
 
     /// Lets a paired host in, if there is room.
