@@ -48,6 +48,18 @@ fn wish(keep: &Keep) -> KeepWish {
     KeepWish { counts: [last, minutely, hourly, daily, weekly, monthly, yearly], within_s }
 }
 
+/// Of a run that has brought two snapshots: the point of the later one, the bytes of both.
+fn both(first: &RunReport, second: RunReport) -> RunReport {
+    RunReport {
+        bytes_changed: first.bytes_changed + second.bytes_changed,
+        bytes_sent: first.bytes_sent + second.bytes_sent,
+        bytes_zero: first.bytes_zero + second.bytes_zero,
+        bytes_deduped: first.bytes_deduped + second.bytes_deduped,
+        bytes_compressed_saved: first.bytes_compressed_saved + second.bytes_compressed_saved,
+        ..second
+    }
+}
+
 fn run_error(error: &ControlError) -> RunError {
     let kind = match error.kind {
         ErrorKind::NotFound => RunErrorKind::NotFound,
@@ -111,14 +123,15 @@ impl Replicator {
             let snapshot = self.cut(order, watch).await?;
             return self.bring(link, &snapshot, order, watch).await;
         };
-        let report = self.bring(link, &unfinished, order, watch).await?;
+        let first = self.bring(link, &unfinished, order, watch).await?;
         if watch.is_cancelled() {
-            return Ok(report);
+            return Ok(first);
         }
         // What was interrupted is old by now.
         let link = self.connect(&order.to, watch).await?;
         let snapshot = self.cut(order, watch).await?;
-        self.bring(link, &snapshot, order, watch).await
+        let second = self.bring(link, &snapshot, order, watch).await?;
+        Ok(both(&first, second))
     }
 
     async fn connect(&self, to: &str, watch: &RunWatch) -> Result<PeerLink, RunError> {

@@ -341,12 +341,6 @@ impl Case {
             return;
         };
         assert!(!refused_for_good(refusal), "{refusal}");
-        if refusal.code == Code::RootMismatch {
-            // A frame that overtakes another (no real link lets it) leaves a gap that only the root shows: all is thrown
-            // away, and comes anew.
-            assert!(trouble.duplicate + trouble.reorder > 0, "{refusal}");
-            self.watched.confirmed.clear();
-        }
         match refusal.code {
             Code::NoSpace => self.watched.count("target full"),
             Code::BadFrame | Code::BadManifest => {
