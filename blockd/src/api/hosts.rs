@@ -1,5 +1,6 @@
 //! Other hosts: bodies, handlers, and the client's side of them.
 
+use std::num::NonZeroU64;
 use std::time::{Duration, UNIX_EPOCH};
 
 use axum::Json;
@@ -53,6 +54,17 @@ pub struct HostInfo {
     pub trusted: bool,
     /// Links that stand.
     pub links: u64,
+    /// Bytes a second that all jobs together may send to it; missing: as fast as it goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+}
+
+/// `POST /v1/hosts/{name}/limit`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitHost {
+    /// Bytes a second that all jobs together may send to it; `null`: as fast as it goes.
+    pub rate: Option<NonZeroU64>,
 }
 
 /// `POST /v1/hosts/{name}/check`: it is there, and lets us in.
@@ -154,8 +166,9 @@ pub(super) async fn peers(state: &State) -> Result<&Peers, Refusal> {
 }
 
 fn describe((host, links): (PairedHost, usize)) -> HostInfo {
-    let PairedHost { id, name, addresses, paired_ms, trusted, .. } = host;
-    HostInfo { name, id: id.to_string(), addresses, paired_ms, trusted, links: links as u64 }
+    let PairedHost { id, name, addresses, paired_ms, trusted, rate, .. } = host;
+    let rate = rate.map(NonZeroU64::get);
+    HostInfo { name, id: id.to_string(), addresses, paired_ms, trusted, links: links as u64, rate }
 }
 
 pub(super) async fn list(Extract(state): Context) -> Reply<Hosts> {
@@ -200,6 +213,15 @@ pub(super) async fn trust(
     Ok(Json(Done { done: true }))
 }
 
+pub(super) async fn limit(
+    Extract(state): Context,
+    VolumeName(name): VolumeName,
+    Body(LimitHost { rate }): Body<LimitHost>,
+) -> Reply<Done> {
+    peers(&state).await?.limit(&name, rate).await?;
+    Ok(Json(Done { done: true }))
+}
+
 pub(super) async fn new_token(
     Extract(state): Context,
     Body(CreateToken { ttl_ms, addresses, name, replace }): Body<CreateToken>,
@@ -239,6 +261,11 @@ impl Client {
     /// Trusts it, or no more.
     pub async fn trust_host(&self, name: &str, trust: &TrustHost) -> Result<(), ClientError> {
         self.post(&format!("/v1/hosts/{}/trust", escape(name)), trust).await
+    }
+
+    /// Limits what is sent to it.
+    pub async fn limit_host(&self, name: &str, rate: Option<NonZeroU64>) -> Result<(), ClientError> {
+        self.post(&format!("/v1/hosts/{}/limit", escape(name)), &LimitHost { rate }).await
     }
 
     /// Forgets it.

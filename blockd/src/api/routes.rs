@@ -79,6 +79,7 @@ fn table() -> Vec<Route> {
         route(delete, "/v1/hosts/{name}", hosts::remove),
         route(post.clone(), "/v1/hosts/{name}/check", hosts::check),
         route(post.clone(), "/v1/hosts/{name}/trust", hosts::trust),
+        route(post.clone(), "/v1/hosts/{name}/limit", hosts::limit),
         route(post.clone(), "/v1/host-tokens", hosts::new_token),
         route(post.clone(), "/v1/host-pairings", hosts::pair),
         route(post, "/v1/scrub", long::scrub),

@@ -1,6 +1,7 @@
 //! `blockctl host …`: other hosts, how they come to be known, and whether they are trusted.
 
 use std::io::BufRead;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -8,9 +9,11 @@ use clap::{Args, Subcommand};
 use crate::api::hosts::{CreateToken, HostCheck, HostInfo, OwnHost, PairHost, TrustHost};
 use crate::exit_code;
 use crate::failure::Failure;
+use crate::jobs::job::Rate;
 
 use super::args::{Sure, volume_name};
 use super::context::{Context, Trying};
+use super::job::{OrNone, or_none};
 use super::volume::{Changed, Plan};
 use super::{output, progress, time};
 
@@ -45,6 +48,18 @@ pub enum HostCommand {
         after_help = "Examples:\n  blockctl host trust B --revoke\n  blockctl host trust B\n  blockctl host trust B --address 10.0.0.7:10900"
     )]
     Trust(TrustArgs),
+    /// Limit what is sent to a host, by all jobs together; also while they are at it.
+    #[command(
+        after_help = "Examples:\n  blockctl host limit B 40MB/s\n  blockctl host limit B none\n\nA single job: blockctl job set NAME --rate 10MB/s"
+    )]
+    Limit {
+        /// Its name.
+        #[arg(value_parser = volume_name)]
+        name: String,
+        /// Bytes a second, as in 40MB/s; "none": as fast as it goes.
+        #[arg(value_parser = or_none::<Rate>)]
+        rate: OrNone<Rate>,
+    },
     /// Forget a host. Its links end; to come back it must be paired again.
     #[command(visible_alias = "rm", after_help = "Example:\n  blockctl host remove B --plan")]
     Remove {
@@ -125,6 +140,7 @@ pub(super) async fn run(context: &Context, command: HostCommand) -> Result<(), F
         HostCommand::Show { name: Some(name), check: false } => show(context, &name).await,
         HostCommand::Show { name: Some(name), check: true } => check(context, &name).await,
         HostCommand::Trust(args) => trust(context, args).await,
+        HostCommand::Limit { name, rate } => limit(context, &name, rate.0).await,
         HostCommand::Remove { name, sure } => remove(context, &name, sure).await,
     }
 }
@@ -219,6 +235,7 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
         ("paired", time::utc(host.paired_ms)),
         ("trust", trust_word(&host).to_owned()),
         ("links", host.links.to_string()),
+        ("rate", host.rate.map_or_else(|| "not limited".to_owned(), |rate| Rate(rate).to_string())),
     ])
 }
 
@@ -246,6 +263,17 @@ async fn trust(context: &Context, args: TrustArgs) -> Result<(), Failure> {
         false => ("trusted", format!("{name} is trusted")),
     };
     Changed::new(action, &name).tell(context, &sentence)
+}
+
+async fn limit(context: &Context, name: &str, rate: Option<Rate>) -> Result<(), Failure> {
+    let bytes = rate.and_then(|rate| NonZeroU64::new(rate.0));
+    let done = context.client.limit_host(name, bytes).await;
+    done.trying(|| format!("cannot limit what is sent to {name}"))?;
+    let sentence = match rate {
+        Some(rate) => format!("all jobs together send at most {rate} to {name}"),
+        None => format!("what is sent to {name} is not limited, but by the jobs' own rates"),
+    };
+    Changed::new("limited", name).tell(context, &sentence)
 }
 
 async fn remove(context: &Context, name: &str, sure: Sure) -> Result<(), Failure> {

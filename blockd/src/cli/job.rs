@@ -169,7 +169,7 @@ pub struct SetArgs {
 #[derive(Clone, Copy, Debug)]
 pub struct OrNone<T>(pub Option<T>);
 
-fn or_none<T: std::str::FromStr<Err = String>>(text: &str) -> Result<OrNone<T>, String> {
+pub(super) fn or_none<T: std::str::FromStr<Err = String>>(text: &str) -> Result<OrNone<T>, String> {
     if text == "none" { Ok(OrNone(None)) } else { text.parse().map(|value| OrNone(Some(value))) }
 }
 

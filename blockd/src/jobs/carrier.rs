@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::clock::{Clock, Now};
 use super::keep::Keep;
+use super::together::{Cut, Together};
 
 /// A future that a trait object gives.
 pub type Carrying<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -33,7 +34,7 @@ pub trait Carrier: Send + Sync {
 }
 
 /// What is to be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct RunOrder {
     /// Counts up within a job.
     pub run_id: u64,
@@ -49,6 +50,8 @@ pub struct RunOrder {
     pub keep: Keep,
     /// What the target is to keep; the carrier tells it.
     pub keep_remote: Keep,
+    /// The runs to the job's other targets that begin at the same time.
+    pub together: Arc<Together>,
 }
 
 /// A run that succeeded: the target has this point, verified and durable.
@@ -71,6 +74,8 @@ pub struct RunReport {
     pub bytes_deduped: u64,
     /// Bytes that compression has saved.
     pub bytes_compressed_saved: u64,
+    /// Of the bytes that differ, those that a run to another target has read for this one, too.
+    pub bytes_shared: u64,
 }
 
 /// A point that a target has.
@@ -256,6 +261,20 @@ impl RunWatch {
         // A panic elsewhere leaves it whole: it is set in one step.
         *self.cut.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.clock.now());
         self.phase(Phase::Cutting);
+    }
+
+    /// A cut of the snapshot that this run is about to bring, for the runs to other targets.
+    pub fn cut(&self, snapshot: String) -> Option<Cut> {
+        self.cut_at().map(|at| Cut { snapshot, at })
+    }
+
+    /// Brings what another run has cut, unless that is too long ago.
+    pub fn joins(&self, cut: &Cut) -> bool {
+        if !cut.is_fresh(self.clock.now()) {
+            return false;
+        }
+        *self.cut.lock().unwrap_or_else(PoisonError::into_inner) = Some(cut.at);
+        true
     }
 
     /// When that was.

@@ -22,6 +22,8 @@ pub(super) struct Entry {
     pub(super) plans: BTreeMap<String, Plan>,
     /// Another job of the same name is another one.
     pub(super) serial: u64,
+    /// Spreads jobs; the same for all targets, which are to begin together.
+    seed: u64,
     /// What the last snapshot is named after.
     stamp_ms: u64,
 }
@@ -46,7 +48,8 @@ impl Entry {
     pub(super) fn new(job: Job, once: bool, mut state: JobState, now: Now, serial: u64) -> Self {
         // What a target had that the job does not go to any more says nothing about the others.
         state.targets.retain(|to, _| job.to.contains(to));
-        let mut entry = Self { job, once, state, plans: BTreeMap::new(), serial, stamp_ms: 0 };
+        let seed = seed_of(&job.name);
+        let mut entry = Self { job, once, state, plans: BTreeMap::new(), serial, seed, stamp_ms: 0 };
         for to in entry.job.to.clone() {
             let record = entry.state.targets.entry(to.clone()).or_default();
             let seed = seed_of(&format!("{} {to}", entry.job.name));
@@ -95,8 +98,31 @@ impl Entry {
         match plan.retry_at_ms {
             Some(at) if at <= now.mono_ms => Next::Due,
             Some(at) => Next::In(u64::try_from(at - now.mono_ms).unwrap_or(0)),
-            None => self.job.schedule.next_after(plan.anchor, now, plan.seed),
+            None => self.job.schedule.next_after(plan.anchor, now, self.seed),
         }
+    }
+
+    /// The targets whose turn it is, which begin together, and how long until that of others is. Targets that have come
+    /// out of step, by a failure or a slow link, are taken along: what is brought together is cut and read once.
+    pub(super) fn due(&mut self, now: Now) -> (Vec<String>, Option<u64>) {
+        let targets: Vec<(String, Next)> =
+            self.job.to.clone().into_iter().map(|to| (to.clone(), self.next(&to, now))).collect();
+        let in_step = |to: &str| self.plans.get(to).is_some_and(|plan| plan.retry_at_ms.is_none());
+        // One that is only tried again is none to be followed.
+        let leads = targets.iter().any(|(to, next)| *next == Next::Due && in_step(to));
+        let interval = self.job.schedule.interval_ms(now.wall_ms).filter(|_| leads);
+        let (mut due, mut wait) = (Vec::new(), None::<u64>);
+        for (to, next) in &targets {
+            match next {
+                Next::Due => due.push(to.clone()),
+                Next::In(ms) if in_step(to) && interval.is_some_and(|interval| *ms <= interval / 2) => {
+                    due.push(to.clone());
+                }
+                Next::In(ms) => wait = Some(wait.map_or(*ms, |wait| wait.min(*ms))),
+                Next::Never => {}
+            }
+        }
+        (due, wait)
     }
 
     /// A run begins; its number.

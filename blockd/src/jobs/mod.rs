@@ -21,6 +21,7 @@ pub mod job;
 
 pub mod carrier;
 pub mod record;
+pub mod together;
 pub mod view;
 
 pub mod sections;

@@ -23,7 +23,8 @@ use super::entry::Entry;
 use super::files::{FileError, JobFiles};
 use super::job::{JOBS_MAX, Job};
 use super::record::JobState;
-use super::schedule::{Next, RECHECK_MS};
+use super::schedule::RECHECK_MS;
+use super::together::Together;
 
 mod commands;
 mod ends;
@@ -55,6 +56,7 @@ struct Waiting {
     serial: u64,
     to: String,
     watch: Arc<RunWatch>,
+    together: Arc<Together>,
 }
 
 /// A run under way.
@@ -72,6 +74,8 @@ struct Runner {
     commands: mpsc::Receiver<Command>,
     entries: BTreeMap<String, Entry>,
     serials: u64,
+    /// Runs that began together, so far.
+    groups: u64,
     /// In order of arrival; at most one for each job's target.
     ready: VecDeque<Waiting>,
     running: HashMap<task::Id, Running>,
@@ -108,6 +112,7 @@ impl Runner {
             commands,
             entries: BTreeMap::new(),
             serials: 0,
+            groups: 0,
             ready: VecDeque::new(),
             running: HashMap::new(),
             runs: JoinSet::new(),
@@ -212,34 +217,40 @@ impl Runner {
         let now = self.clock.now();
         let (mut due, mut wait_ms) = (Vec::new(), RECHECK_MS);
         for (name, entry) in &mut self.entries {
-            for to in entry.job.to.clone() {
-                match entry.next(&to, now) {
-                    Next::Due => due.push((name.clone(), to)),
-                    Next::In(ms) => wait_ms = wait_ms.min(ms.max(1)),
-                    Next::Never => {}
-                }
+            let (targets, wait) = entry.due(now);
+            wait_ms = wait_ms.min(wait.unwrap_or(RECHECK_MS).max(1));
+            if !targets.is_empty() {
+                due.push((name.clone(), targets));
             }
         }
-        for (name, to) in due {
-            self.enqueue(&name, &to);
+        for (name, targets) in due {
+            self.enqueue(&name, &targets);
         }
         self.start_ready();
         self.tell_news();
         Duration::from_millis(wait_ms)
     }
 
-    /// The target's run that waits or is under way, or a new one that waits.
-    fn enqueue(&mut self, name: &str, to: &str) -> Arc<RunWatch> {
+    /// The targets' runs that wait or are under way, or new ones that wait; the new ones begin together.
+    fn enqueue(&mut self, name: &str, targets: &[String]) -> Vec<Arc<RunWatch>> {
         let entry = self.entries.get_mut(name).expect("who is asked for exists");
         let (rate, serial) = (entry.job.rate, entry.serial);
-        if let Some(watch) = &entry.plan(to).run {
-            return Arc::clone(watch);
+        let new = targets.iter().filter(|to| entry.plan(to).run.is_none()).count();
+        self.groups += 1;
+        let together = Arc::new(Together::new(self.groups, new));
+        let mut watches = Vec::new();
+        for to in targets {
+            if let Some(watch) = &entry.plan(to).run {
+                watches.push(Arc::clone(watch));
+                continue;
+            }
+            let watch = Arc::new(RunWatch::new(rate, Arc::clone(&self.clock)));
+            entry.plan(to).run = Some(Arc::clone(&watch));
+            watches.push(Arc::clone(&watch));
+            let (job, to, together) = (name.to_owned(), to.clone(), Arc::clone(&together));
+            self.ready.push_back(Waiting { job, serial, to, watch, together });
         }
-        let watch = Arc::new(RunWatch::new(rate, Arc::clone(&self.clock)));
-        entry.plan(to).run = Some(Arc::clone(&watch));
-        let (job, to) = (name.to_owned(), to.to_owned());
-        self.ready.push_back(Waiting { job, serial, to, watch: Arc::clone(&watch) });
-        watch
+        watches
     }
 
     fn start_ready(&mut self) {
@@ -271,6 +282,7 @@ impl Runner {
             snapshot: entry.snapshot(now),
             keep: entry.job.keep,
             keep_remote: entry.job.keep_there(),
+            together: Arc::clone(&waiting.together),
         };
         let carrying = self.carrier.run(order, Arc::clone(&waiting.watch));
         let id = self.runs.spawn(carrying).id();

@@ -36,6 +36,7 @@ mod lazy;
 use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -262,6 +263,22 @@ impl Peers {
         let kind = if trusted { "host_trusted" } else { "host_revoked" };
         self.0.teller.tell(kind, &host.name, host.id.to_string());
         Ok(host)
+    }
+
+    /// Limits what all jobs together send to a host; also for links that stand.
+    ///
+    /// # Errors
+    /// `NotFound`; `Io`, `Damaged`.
+    pub async fn limit(&self, name: &str, rate: Option<NonZeroU64>) -> Result<PairedHost, PeerError> {
+        let name = name.to_owned();
+        let change = move |registry: &Registry| registry.with_changed(&name, |host| host.rate = rate);
+        self.0.change(change, |_| false).await
+    }
+
+    /// Bytes a second that may be sent to a host; 0: as fast as it goes.
+    pub fn rate_of(&self, host: HostId) -> u64 {
+        let rate = lock(&self.0.state).registry.with_id(host).and_then(|host| host.rate);
+        rate.map_or(0, NonZeroU64::get)
     }
 
     /// Opens a pairing token, for one use. It is forgotten when the daemon ends.

@@ -214,7 +214,15 @@ fn describe(about: About, met: &Met, consent: &Consent) -> Result<PairedHost, Pe
     check_addresses(&about.addresses)?;
     let name = consent.name.clone().unwrap_or(about.name);
     let ca = certs::to_pem(&met.ca);
-    Ok(PairedHost { id: met.id, name, addresses: about.addresses, ca, paired_ms: now_ms(), trusted: true })
+    Ok(PairedHost {
+        id: met.id,
+        name,
+        addresses: about.addresses,
+        ca,
+        paired_ms: now_ms(),
+        trusted: true,
+        rate: None,
+    })
 }
 
 async fn store(inner: &Arc<Inner>, paired: PairedHost, consent: Consent) -> Result<PairedHost, PeerError> {

@@ -1,6 +1,7 @@
 //! The hosts that are paired with this one, in `DATA/peer/hosts.json`.
 
 use std::io::ErrorKind;
+use std::num::NonZeroU64;
 use std::path::Path;
 
 use rustls::pki_types::CertificateDer;
@@ -40,6 +41,9 @@ pub struct PairedHost {
     pub paired_ms: u64,
     /// Whether links with it are allowed.
     pub trusted: bool,
+    /// Bytes a second that all jobs together may send to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<NonZeroU64>,
 }
 
 impl PairedHost {
@@ -174,6 +178,7 @@ impl Registry {
         if let Some(known) = known {
             allow_known(known, ca_replaced, consent)?;
             host.name = consent.name.clone().unwrap_or_else(|| known.name.clone());
+            host.rate = known.rate;
         }
         if let Some(other) = self.hosts.iter().find(|other| other.name == host.name && other.id != host.id) {
             let message = format!("the name {} is that of another host, {}", other.name, other.id);

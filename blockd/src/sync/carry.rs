@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
 use tokio::time::{interval, timeout};
 
-use super::link::{FrameReader, LinkError, Rate, write_frames};
+use super::link::{FrameReader, LinkError, write_frames};
 use super::offer::{Offer, offer};
+use super::pace::Pace;
 use super::reader_thread::{ReaderThread, Told};
 use super::reading::ReadStats;
 use super::replicator::{GOODBYE_MAX, Replicator, TICK};
@@ -41,6 +42,12 @@ fn base(to: &str) -> String {
     format!("base-{to}")
 }
 
+/// A snapshot of that name, in each of the run's volumes.
+fn names(order: &RunOrder, snapshot: &str) -> Vec<SnapshotName> {
+    let name = |volume: &String| SnapshotName { volume: volume.clone(), snapshot: snapshot.to_owned() };
+    order.volumes.iter().map(name).collect()
+}
+
 /// As it travels.
 fn wish(keep: &Keep) -> KeepWish {
     let Keep { last, minutely, hourly, daily, weekly, monthly, yearly, within } = *keep;
@@ -56,6 +63,7 @@ fn both(first: &RunReport, second: RunReport) -> RunReport {
         bytes_zero: first.bytes_zero + second.bytes_zero,
         bytes_deduped: first.bytes_deduped + second.bytes_deduped,
         bytes_compressed_saved: first.bytes_compressed_saved + second.bytes_compressed_saved,
+        bytes_shared: first.bytes_shared + second.bytes_shared,
         ..second
     }
 }
@@ -182,18 +190,28 @@ impl Replicator {
         Ok(held.map(|snapshot| snapshot.name).collect())
     }
 
-    /// One instant of all volumes; held until the target has it.
+    /// One instant of all volumes; held until the target has it. Runs that begin together bring the same.
     async fn cut(&self, order: &RunOrder, watch: &RunWatch) -> Result<String, RunError> {
         self.volumes(order).await?;
+        let mut shared = order.together.cut().await;
+        if let Some(cut) = &*shared
+            && watch.joins(cut)
+            && self.hold(order, &cut.snapshot).await.is_ok()
+        {
+            return Ok(cut.snapshot.clone());
+        }
         watch.about_to_cut();
-        let name =
-            |volume: &String| SnapshotName { volume: volume.clone(), snapshot: order.snapshot.clone() };
-        let names: Vec<SnapshotName> = order.volumes.iter().map(name).collect();
-        self.call(Control::CreateSnapshots { names: names.clone() }).await?;
-        for name in names {
+        self.call(Control::CreateSnapshots { names: names(order, &order.snapshot) }).await?;
+        self.hold(order, &order.snapshot).await?;
+        *shared = watch.cut(order.snapshot.clone());
+        Ok(order.snapshot.clone())
+    }
+
+    async fn hold(&self, order: &RunOrder, snapshot: &str) -> Result<(), RunError> {
+        for name in names(order, snapshot) {
             self.call(Control::Hold { name, reason: sending(&order.to) }).await?;
         }
-        Ok(order.snapshot.clone())
+        Ok(())
     }
 
     async fn bring(
@@ -204,11 +222,10 @@ impl Replicator {
         watch: &Arc<RunWatch>,
     ) -> Outcome {
         let all = self.identities().await.map_err(|error| run_error(&error))?;
-        let name = |volume: &String| SnapshotName { volume: volume.clone(), snapshot: snapshot.to_owned() };
-        let offers = order.volumes.iter().map(|volume| offer(&all, &name(volume), None));
+        let offers = names(order, snapshot).into_iter().map(|name| offer(&all, &name, None));
         let offers: Vec<Offer> = offers.collect::<Result<_, _>>().map_err(|error| run_error(&error))?;
         let point_ms = offers.iter().map(|offer| offer.brought.offer.created_ms).min().unwrap_or_default();
-        let session = Bringing::start(self, link, offers, wish(&order.keep_remote), watch).await?;
+        let session = Bringing::start(self, link, offers, order, watch).await?;
         let (roots, stats, sent) = session.run().await?;
         self.acknowledge(snapshot, order).await?;
         Ok(RunReport {
@@ -220,6 +237,7 @@ impl Replicator {
             bytes_zero: stats.zero,
             bytes_deduped: stats.copied + stats.unchanged,
             bytes_compressed_saved: stats.compressed,
+            bytes_shared: stats.shared,
         })
     }
 
@@ -266,24 +284,27 @@ impl<'a> Bringing<'a> {
         replicator: &'a Arc<Replicator>,
         link: PeerLink,
         offers: Vec<Offer>,
-        wish: KeepWish,
+        order: &RunOrder,
         watch: &'a Arc<RunWatch>,
     ) -> Result<Self, RunError> {
         let session = replicator.session_link(link.host, link.exporter).await;
         let session = session.map_err(|error| link_error(&error))?;
+        let link_pace = replicator.pace_of(link.host).await.map_err(|error| link_error(&error))?;
         let (flow, closed) = (Flow::default(), link.closed);
         let brought = offers.iter().map(|offer| offer.brought.clone()).collect();
-        let source = Source::start(session, brought, flow, replicator.now()).with_keep(wish);
+        let source =
+            Source::start(session, brought, flow, replicator.now()).with_keep(wish(&order.keep_remote));
         let (teller, told) = mpsc::unbounded_channel();
         let (engine, reader) = (Arc::clone(&replicator.engine), replicator.reader.clone());
-        let thread = ReaderThread::start(engine, reader, offers, flow.batch_bytes, teller)
+        let shared = order.together.id().map(|id| replicator.shared_reads(id));
+        let thread = ReaderThread::start(engine, reader, offers, flow.batch_bytes, shared, teller)
             .map_err(|error| RunError::new(RunErrorKind::Io, format!("no thread to read: {error}")))?;
         let (read, write) = tokio::io::split(link.stream);
         let (out, queue) = mpsc::unbounded_channel();
         let sent = Arc::<AtomicU64>::default();
         let asked = Arc::clone(watch);
-        let rate: Rate = Arc::new(move || asked.rate().unwrap_or(0));
-        let writing = tokio::spawn(write_frames(write, queue, rate, Arc::clone(&sent)));
+        let own = Arc::new(Pace::new(Arc::new(move || asked.rate().unwrap_or(0))));
+        let writing = tokio::spawn(write_frames(write, queue, vec![own, link_pace], Arc::clone(&sent)));
         let (frames, stats) = (FrameReader::new(read), Default::default());
         let roots = Vec::new();
         let total = 0;
@@ -312,7 +333,7 @@ impl<'a> Bringing<'a> {
         if !writing.is_finished() && timeout(GOODBYE_MAX, &mut writing).await.is_err() {
             writing.abort();
         }
-        result.map(|()| (roots, add(stats.0, stats.1), sent.load(Ordering::Relaxed)))
+        result.map(|()| (roots, stats.0.add(stats.1), sent.load(Ordering::Relaxed)))
     }
 
     async fn exchange(&mut self) -> Result<(), RunError> {
@@ -372,7 +393,7 @@ impl<'a> Bringing<'a> {
             Message::End { root, .. } => {
                 self.roots.push(crate::api::types::hex(root));
                 self.watch.phase(Phase::Verifying);
-                self.stats = (add(self.stats.0, self.stats.1), ReadStats::default());
+                self.stats = (self.stats.0.add(self.stats.1), ReadStats::default());
                 self.report();
             }
             Message::Publish => self.watch.phase(Phase::Publishing),
@@ -389,7 +410,7 @@ impl<'a> Bringing<'a> {
     }
 
     fn report(&self) {
-        let (stats, sent) = (add(self.stats.0, self.stats.1), self.sent.load(Ordering::Relaxed));
+        let (stats, sent) = (self.stats.0.add(self.stats.1), self.sent.load(Ordering::Relaxed));
         let total = self.total;
         self.watch.update(|progress| {
             progress.bytes_total = total.max(stats.looked_at);
@@ -399,16 +420,5 @@ impl<'a> Bringing<'a> {
             progress.bytes_deduped = stats.copied + stats.unchanged;
             progress.bytes_compressed_saved = stats.compressed;
         });
-    }
-}
-
-fn add(a: ReadStats, b: ReadStats) -> ReadStats {
-    ReadStats {
-        looked_at: a.looked_at + b.looked_at,
-        unchanged: a.unchanged + b.unchanged,
-        data: a.data + b.data,
-        zero: a.zero + b.zero,
-        copied: a.copied + b.copied,
-        compressed: a.compressed + b.compressed,
     }
 }

@@ -3,18 +3,15 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
+use super::pace::Pace;
 use super::wire::{Frame, HEADER_BYTES, Header, WireError};
 
 /// Bytes that are written at once: what is due by a change of the rate is due soon.
 const WRITE_BYTES: usize = 64 << 10;
-/// The longest that a rate is slept off at a time, so that another one takes effect.
-const NAP_MAX: Duration = Duration::from_millis(100);
 
 /// Why no frame comes any more.
 #[derive(Debug, thiserror::Error)]
@@ -74,24 +71,22 @@ fn some(read: usize) -> io::Result<usize> {
     if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(read) }
 }
 
-/// Bytes a second; 0: as fast as it goes. Asked again and again: it may change at any time.
-pub(super) type Rate = Arc<dyn Fn() -> u64 + Send + Sync>;
-
-/// Writes frames in order, until the sender is gone. Counts the bytes in `sent`.
+/// Writes frames in order, as fast as all of `paces` let them, until the sender is gone. Counts the bytes in `sent`.
 ///
 /// # Errors
 /// The link broke.
 pub(super) async fn write_frames<S: AsyncWrite>(
     mut stream: WriteHalf<S>,
     mut frames: mpsc::UnboundedReceiver<Frame>,
-    rate: Rate,
+    paces: Vec<Arc<Pace>>,
     sent: Arc<AtomicU64>,
 ) -> io::Result<()> {
-    let mut pace = Pace::new();
     while let Some(frame) = frames.recv().await {
         let bytes = frame.encode();
         for piece in bytes.chunks(WRITE_BYTES) {
-            pace.wait(piece.len(), &rate).await;
+            for pace in &paces {
+                pace.wait(piece.len()).await;
+            }
             stream.write_all(piece).await?;
             sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
         }
@@ -102,45 +97,10 @@ pub(super) async fn write_frames<S: AsyncWrite>(
     stream.shutdown().await
 }
 
-/// Spreads bytes over time. What was not used is not saved up, but for a moment.
-struct Pace {
-    /// When the bytes so far are paid for.
-    free_at: Instant,
-}
-
-impl Pace {
-    fn new() -> Self {
-        Self { free_at: Instant::now() }
-    }
-
-    async fn wait(&mut self, bytes: usize, rate: &Rate) {
-        loop {
-            let (now, allowed) = (Instant::now(), rate());
-            if allowed == 0 {
-                self.free_at = now;
-                return;
-            }
-            if self.free_at <= now {
-                let cost = Duration::from_secs_f64(bytes as f64 / allowed as f64);
-                self.free_at = self.free_at.max(now.checked_sub(NAP_MAX).unwrap_or(now)) + cost;
-                return;
-            }
-            // A rate that was raised meanwhile counts for what is left.
-            let left = (self.free_at - now).min(Duration::from_secs_f64(bytes as f64 / allowed as f64));
-            self.free_at = now + left;
-            tokio::time::sleep(left.min(NAP_MAX)).await;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sync::wire::Message;
-
-    fn rate(bytes: u64) -> Rate {
-        Arc::new(move || bytes)
-    }
 
     #[tokio::test]
     async fn frames_arrive_whole_however_they_are_cut() {
@@ -149,7 +109,7 @@ mod tests {
         let (read, _) = tokio::io::split(far);
         let (sender, receiver) = mpsc::unbounded_channel();
         let sent = Arc::<AtomicU64>::default();
-        let writing = tokio::spawn(write_frames(write, receiver, rate(0), Arc::clone(&sent)));
+        let writing = tokio::spawn(write_frames(write, receiver, Vec::new(), Arc::clone(&sent)));
         let frames: Vec<Frame> = (0..40)
             .map(|n| Frame {
                 volume: n,
@@ -174,7 +134,7 @@ mod tests {
         }
         assert!(reader.next().await.unwrap().is_none());
         writing.await.unwrap().unwrap();
-        assert_eq!(sent.load(Ordering::Relaxed), 40 * (8 + 8 + 50));
+        assert_eq!(sent.load(Ordering::Relaxed), 40 * (8 + 16 + 50));
     }
 
     #[tokio::test]
@@ -185,24 +145,5 @@ mod tests {
         drop(near);
         let mut reader = FrameReader::new(tokio::io::split(far).0);
         assert!(matches!(reader.next().await, Err(LinkError::Io(_))));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_rate_is_kept_and_may_change() {
-        let allowed = Arc::new(AtomicU64::new(1000));
-        let now = Arc::clone(&allowed);
-        let rate: Rate = Arc::new(move || now.load(Ordering::Relaxed));
-        let (mut pace, begun) = (Pace::new(), Instant::now());
-        for _ in 0..20 {
-            pace.wait(500, &rate).await;
-        }
-        let took = begun.elapsed();
-        assert!((Duration::from_secs(9)..Duration::from_secs(10)).contains(&took), "{took:?}");
-        allowed.store(0, Ordering::Relaxed);
-        let begun = Instant::now();
-        for _ in 0..1000 {
-            pace.wait(1 << 20, &rate).await;
-        }
-        assert!(begun.elapsed() <= NAP_MAX, "{:?}", begun.elapsed());
     }
 }

@@ -16,8 +16,10 @@ pub mod writing;
 
 pub mod carry;
 mod link;
+mod pace;
 #[cfg(test)]
 mod page;
 mod reader_thread;
 pub mod replicator;
 mod serve;
+mod together;

@@ -9,6 +9,7 @@ use std::thread;
 use super::offer::Offer;
 use super::reading::{Kept, ReadStats, Reading, Twin};
 use super::source::{Did, Do, Plan, Read};
+use super::together::{Got, Key, SharedReads};
 use super::wire::Mode;
 use super::writing::refusal;
 use crate::control::{Answer, Control, ControlError, ErrorKind, Pinned, SnapshotName};
@@ -88,10 +89,12 @@ impl ReaderThread {
         reader: ClosedReader,
         offers: Vec<Offer>,
         batch_bytes: usize,
+        shared: Option<Arc<SharedReads>>,
         told: tokio::sync::mpsc::UnboundedSender<Told>,
     ) -> std::io::Result<Self> {
         let (asked, work) = mpsc::channel();
-        let mut worker = Worker { engine, reader, offers, batch_bytes, open: None, ahead: None, told };
+        let mut worker =
+            Worker { engine, reader, offers, batch_bytes, shared, open: None, ahead: None, told };
         thread::Builder::new().name("sync-reader".to_owned()).spawn(move || {
             while let Ok(action) = work.recv() {
                 worker.act(action);
@@ -111,11 +114,53 @@ impl ReaderThread {
 /// A volume that is being read.
 struct Open {
     reading: Reading,
+    /// Where that goes on; it is opened anew where another session has read meanwhile.
+    reading_at: u64,
+    plan: Plan,
+    key: Arc<Key>,
     pin: Pin,
-    _base: Option<Pin>,
-    _twins: Vec<Pin>,
-    mode: Mode,
+    base: Option<Pin>,
+    twins: Vec<(u16, Pin)>,
     kept: Vec<Kept>,
+    /// Of readings before this one, and of other sessions.
+    stats: ReadStats,
+}
+
+impl Open {
+    fn stats(&self) -> ReadStats {
+        self.stats.add(self.reading.stats())
+    }
+
+    /// The batch at the plan's cluster, read here.
+    fn read(&mut self, reader: &ClosedReader, batch_bytes: usize) -> Result<Got, ControlError> {
+        // What is compared is read in one go.
+        if self.plan.mode == Mode::Changes && self.reading_at != self.plan.from {
+            self.stats = self.stats();
+            self.kept.append(&mut self.reading.take_kept());
+            self.reading =
+                open_reading(reader, &self.plan, &self.pin, self.base.as_ref(), &self.twins, batch_bytes)?;
+            self.reading_at = self.plan.from;
+        }
+        let before = self.reading.stats();
+        let read = self.reading.batch()?;
+        if let Some(read) = &read {
+            self.reading_at = read.cursor;
+        }
+        Ok(Got { read, stats: self.reading.stats().since(before) })
+    }
+}
+
+fn open_reading(
+    reader: &ClosedReader,
+    plan: &Plan,
+    pin: &Pin,
+    base: Option<&Pin>,
+    twins: &[(u16, Pin)],
+    batch_bytes: usize,
+) -> Result<Reading, ControlError> {
+    let twin = |(place, pin): &(u16, Pin)| Twin { place: *place, pinned: pin.pinned.clone() };
+    let (to, twins) = (pin.pinned.clone(), twins.iter().map(twin).collect());
+    Reading::open(reader, plan, to, base.map(|base| &base.pinned), twins, batch_bytes)
 }
 
 struct Worker {
@@ -123,6 +168,8 @@ struct Worker {
     reader: ClosedReader,
     offers: Vec<Offer>,
     batch_bytes: usize,
+    /// Of runs to other targets that began at the same time.
+    shared: Option<Arc<SharedReads>>,
     open: Option<Open>,
     /// The next batch, read while nobody had asked for it.
     ahead: Option<Result<Option<Read>, ControlError>>,
@@ -135,8 +182,8 @@ impl Worker {
         let did = self.perform(action).unwrap_or_else(|error| Did::Failed(refusal(&error)));
         let more = is_read && matches!(did, Did::Batch(Some(_)));
         self.tell(Told::Did(did));
-        if let Some(open) = self.open.as_ref().filter(|open| more && open.mode == Mode::Changes) {
-            let stats = open.reading.stats();
+        if let Some(open) = self.open.as_ref().filter(|open| more && open.plan.mode == Mode::Changes) {
+            let stats = open.stats();
             self.ahead = Some(self.read());
             self.tell(Told::Stats(stats));
         }
@@ -195,31 +242,49 @@ impl Worker {
                 twins.push((place, Pin::take(&self.engine, name)?));
             }
         }
-        let pinned = |(place, pin): &(u16, Pin)| Twin { place: *place, pinned: pin.pinned.clone() };
-        let reading = Reading::open(
-            &self.reader,
-            plan,
-            pin.pinned.clone(),
-            base.as_ref().map(|base| &base.pinned),
-            twins.iter().map(pinned).collect(),
-            self.batch_bytes,
-        )?;
+        let reading = open_reading(&self.reader, plan, &pin, base.as_ref(), &twins, self.batch_bytes)?;
         self.tell(Told::Total(count(
             &self.reader,
             plan,
             &pin.pinned,
             base.as_ref().map(|base| &base.pinned),
         )?));
-        let twins = twins.into_iter().map(|(_, pin)| pin).collect();
-        self.open =
-            Some(Open { reading, pin, _base: base, _twins: twins, mode: plan.mode, kept: Vec::new() });
+        let offered = &offer.brought.offer;
+        let places: Vec<u16> = twins.iter().map(|(place, _)| *place).collect();
+        let known = if places.is_empty() { Vec::new() } else { offered.candidates.clone() };
+        let key = Key { snapshot: offered.uid, base: plan.base, known: (known, places), zstd: plan.zstd };
+        self.open = Some(Open {
+            reading,
+            reading_at: plan.from,
+            plan: plan.clone(),
+            key: Arc::new(key),
+            pin,
+            base,
+            twins,
+            kept: Vec::new(),
+            stats: ReadStats::default(),
+        });
         Ok(())
     }
 
     fn read(&mut self) -> Result<Option<Read>, ControlError> {
-        let read = self.open.as_mut().expect("a session opens before it reads").reading.batch()?;
+        let open = self.open.as_mut().expect("a session opens before it reads");
+        // What is compared is what this target wants, and nobody else.
+        let shared = self.shared.as_ref().filter(|_| open.plan.mode == Mode::Changes);
+        let (key, from) = (Arc::clone(&open.key), open.plan.from);
+        let mut own = || open.read(&self.reader, self.batch_bytes);
+        let (got, is_shared) = match shared {
+            Some(shared) => shared.batch(&key, from, &mut own)?,
+            None => (own()?, false),
+        };
+        if is_shared {
+            open.stats = open.stats.add(ReadStats { shared: got.stats.looked_at, ..got.stats });
+        }
+        if let Some(read) = got.read.as_ref().filter(|_| open.plan.mode == Mode::Changes) {
+            open.plan.from = read.cursor;
+        }
         self.keep(KEPT_MAX)?;
-        Ok(read)
+        Ok(got.read)
     }
 
     /// Values that were computed are recorded, when there are so many.
@@ -237,7 +302,7 @@ impl Worker {
     fn root(&mut self) -> Result<[u8; 32], ControlError> {
         self.keep(0)?;
         let open = self.open.as_ref().expect("a session opens before it ends");
-        self.tell(Told::Stats(open.reading.stats()));
+        self.tell(Told::Stats(open.stats()));
         let submit = |command| ask(&*self.engine, command);
         // The session may be over before it is found.
         let told = &self.told;

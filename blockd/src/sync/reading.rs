@@ -59,6 +59,32 @@ pub struct ReadStats {
     pub copied: u64,
     /// That compression has saved.
     pub compressed: u64,
+    /// Of those looked at, what another session has read.
+    pub shared: u64,
+}
+
+impl ReadStats {
+    fn each(self, other: Self, with: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            looked_at: with(self.looked_at, other.looked_at),
+            unchanged: with(self.unchanged, other.unchanged),
+            data: with(self.data, other.data),
+            zero: with(self.zero, other.zero),
+            copied: with(self.copied, other.copied),
+            compressed: with(self.compressed, other.compressed),
+            shared: with(self.shared, other.shared),
+        }
+    }
+
+    /// Both.
+    pub fn add(self, other: Self) -> Self {
+        self.each(other, |a, b| a + b)
+    }
+
+    /// What has been read since.
+    pub fn since(self, before: Self) -> Self {
+        self.each(before, |now, before| now - before)
+    }
 }
 
 /// See the module.

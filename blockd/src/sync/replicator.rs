@@ -1,11 +1,12 @@
 //! Replication at work: what a daemon has for its sessions, as source and as target.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::link::Rate;
+use super::pace::Pace;
 use super::session::{Link, Millis};
+use super::together::SharedReads;
 use super::wire::{Code, Refusal, VERSION};
 use crate::control::replication::{Replication, VolumeIdentity};
 use crate::control::{Answer, Control, ControlError, ErrorKind};
@@ -44,6 +45,10 @@ pub struct Replicator {
     /// When a session has last ended, by volume.
     touched: Mutex<HashMap<Lineage, Instant>>,
     faults: Mutex<HashMap<HostId, (u32, Instant)>>,
+    /// What all links with a host share.
+    paces: Mutex<HashMap<HostId, Arc<Pace>>>,
+    /// What runs that began together share, as long as one of them is under way.
+    together: Mutex<HashMap<u64, Weak<SharedReads>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -90,6 +95,8 @@ impl Replicator {
             active: Mutex::default(),
             touched: Mutex::default(),
             faults: Mutex::default(),
+            paces: Mutex::default(),
+            together: Mutex::default(),
         })
     }
 
@@ -102,6 +109,23 @@ impl Replicator {
     pub(super) async fn session_link(&self, peer: HostId, secret: [u8; 32]) -> Result<Link, PeerError> {
         let host = self.peers.get().await?.host_id();
         Ok(Link { host, peer, secret, nonce: fastrand_bytes(), version_min: VERSION })
+    }
+
+    /// What all that is sent to a host has to keep to, of whatever job.
+    pub(super) async fn pace_of(&self, host: HostId) -> Result<Arc<Pace>, PeerError> {
+        let peers = self.peers.get().await?.clone();
+        let new = || Arc::new(Pace::new(Arc::new(move || peers.rate_of(host))));
+        Ok(Arc::clone(lock(&self.paces).entry(host).or_insert_with(new)))
+    }
+
+    /// What runs that began together read.
+    pub(super) fn shared_reads(&self, id: u64) -> Arc<SharedReads> {
+        let mut together = lock(&self.together);
+        together.retain(|_, reads| reads.strong_count() > 0);
+        let found = together.get(&id).and_then(Weak::upgrade);
+        let reads = found.unwrap_or_default();
+        together.insert(id, Arc::downgrade(&reads));
+        reads
     }
 
     pub(super) async fn identities(&self) -> Result<Vec<VolumeIdentity>, ControlError> {
@@ -176,9 +200,4 @@ pub(super) fn fastrand_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     fastrand::fill(&mut bytes);
     bytes
-}
-
-/// A rate that never changes: as fast as it goes.
-pub(super) fn unlimited() -> Rate {
-    Arc::new(|| 0)
 }

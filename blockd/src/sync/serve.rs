@@ -12,7 +12,7 @@ use tokio::time::{interval, timeout};
 
 use super::link::{FrameReader, LinkError, write_frames};
 use super::reader_thread::ask;
-use super::replicator::{GOODBYE_MAX, Replicator, Reserved, TICK, fastrand_bytes, unlimited};
+use super::replicator::{GOODBYE_MAX, Replicator, Reserved, TICK, fastrand_bytes};
 use super::target::{Did, Do, Target};
 use super::wire::{Code, Frame, KeepWish, Message, OfferedVolume, Refusal};
 use super::writing::{Place, refusal};
@@ -72,7 +72,7 @@ impl Replicator {
         let (read, write) = tokio::io::split(link.stream);
         let (out, queue) = mpsc::unbounded_channel();
         let sent = Arc::<AtomicU64>::default();
-        let mut writing = tokio::spawn(write_frames(write, queue, unlimited(), sent));
+        let mut writing = tokio::spawn(write_frames(write, queue, Vec::new(), sent));
         let (done, mut results) = mpsc::unbounded_channel();
         let mut hand = Hand::new(&self, peer, done);
         let mut target = Target::start(session, self.now());

@@ -101,7 +101,7 @@ pub enum Did {
 }
 
 /// A batch that was read.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Read {
     /// Clusters before it are complete with this batch.
     pub cursor: u64,

@@ -41,6 +41,7 @@ impl Carrier for TestCarrier {
                 return Err(RunError::new(RunErrorKind::Cancelled, "it was told to end"));
             }
             Ok(RunReport {
+                bytes_shared: 0,
                 point_ms,
                 snapshot: order.snapshot,
                 root: Some("a7".repeat(32)),

@@ -93,6 +93,71 @@ fn a_volume_is_brought_to_another_host_again_and_again() {
     b.assert_sound();
 }
 
+fn job(place: &Place, name: &str) -> serde_json::Value {
+    serde_json::from_str(&place.ok(&format!("job show {name} -o json"))).unwrap()
+}
+
+#[test]
+fn several_targets_are_brought_one_cut_that_is_read_once() {
+    let (a, b, c) = (place("A"), place("B"), place("C"));
+    let (_a, _b, _c) = (a.serve(), b.serve(), c.serve());
+    pair(&a, &b);
+    pair(&a, &c);
+    a.ok(&format!("volume create web --size {SIZE}"));
+    write(&a, "web", &[(0, 1, 4096)]);
+    // Slow enough for both to be under way at the same time.
+    a.ok("job add web --volume web --to B --to C --rate 16MB/s");
+    a.ok("job run web");
+    write(&a, "web", &[(7, 2, 1024), (5000, 3, 1)]);
+    a.ok("job run web");
+    for place in [&b, &c] {
+        assert_equal(&a, place, "web");
+    }
+    let names: std::collections::BTreeSet<String> =
+        a.ok("snapshot list web -o jsonl").lines().map(str::to_owned).collect();
+    assert_eq!(names.len(), 2, "one cut for both targets: {names:?}");
+    let runs = job(&a, "web")["runs"].as_array().unwrap().clone();
+    let sum = |field: &str| runs.iter().map(|run| run["report"][field].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(runs.len(), 4, "{runs:?}");
+    // Each byte was needed twice; at least once in four it was there when the second session wanted it.
+    assert!(sum("bytes_shared") * 4 >= sum("bytes_changed"), "{runs:?}");
+    assert!(sum("bytes_shared") * 2 <= sum("bytes_changed"), "{runs:?}");
+}
+
+#[test]
+fn a_host_is_sent_no_more_than_its_limit_by_all_jobs() {
+    let (a, b) = (place("A"), place("B"));
+    let (_a, _b) = (a.serve(), b.serve());
+    pair(&a, &b);
+    assert!(a.not_ok("host limit C 1MB/s", 3).contains("no paired host C"));
+    assert_eq!(a.ok("host limit B 64KB/s"), "all jobs together send at most 64 KiB/s to B\n");
+    for (volume, value) in [("web", 1), ("db", 2)] {
+        a.ok(&format!("volume create {volume} --size {SIZE}"));
+        write(&a, volume, &[(0, value, 4096)]);
+        a.ok(&format!("job add {volume} --volume {volume} --to B"));
+        a.ok(&format!("job run {volume} --no-wait"));
+    }
+    let running = |name: &str| job(&a, name)["targets"][0]["running"].clone();
+    for name in ["web", "db"] {
+        let sending = wait_until("a run that sends", Duration::from_secs(60), || {
+            Ok::<_, ProcessError>((running(name)["phase"] == "sending").then_some(()))
+        });
+        sending.unwrap();
+    }
+    // Without the limit they would be done by now.
+    for _ in 0..20 {
+        for name in ["web", "db"] {
+            assert!(running(name)["bytes_sent"].as_u64().unwrap() < 8 << 20, "{}", running(name));
+        }
+    }
+    assert!(a.ok("host show B").contains("64 KiB/s"));
+    a.ok("host limit B none");
+    for name in ["web", "db"] {
+        retry(&a, &format!("job run {name}"));
+        assert_equal(&a, &b, name);
+    }
+}
+
 /// Until it succeeds.
 fn retry(place: &Place, words: &str) {
     let done = wait_until(words, Duration::from_secs(60), || {

@@ -241,7 +241,10 @@ async fn pairing_again_brings_new_addresses() {
     assert_eq!(b.peers.list().len(), 1);
     let (beta, _) = a.peers.show("beta").unwrap();
     // As the token's maker has said, not where it listens: links must not go past what is in between.
-    assert_eq!((beta.id, beta.addresses), (b.peers.host_id(), vec!["127.0.0.1:1".to_owned(), b.address.to_string()]));
+    assert_eq!(
+        (beta.id, beta.addresses),
+        (b.peers.host_id(), vec!["127.0.0.1:1".to_owned(), b.address.to_string()])
+    );
     assert_eq!(b.peers.show("A").unwrap().0.addresses, ["a.example:10900"]);
 }
 

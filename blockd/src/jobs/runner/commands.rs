@@ -150,11 +150,9 @@ impl Runner {
             return refuse(ErrorKind::Refused, format!("job {name} is paused"));
         }
         let targets = entry.job.to.clone();
-        let start = |to: String| {
-            let watch = self.enqueue(name, &to);
-            Started { job: name.to_owned(), to, watch }
-        };
-        Ok(targets.into_iter().map(start).collect())
+        let watches = self.enqueue(name, &targets);
+        let started = |(to, watch)| Started { job: name.to_owned(), to, watch };
+        Ok(targets.into_iter().zip(watches).map(started).collect())
     }
 
     /// Asks the runs under way to end, and takes those that wait out of the queue.

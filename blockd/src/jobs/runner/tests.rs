@@ -252,6 +252,31 @@ async fn runs_to_several_targets_make_snapshots_of_their_own() {
     let names: std::collections::BTreeSet<String> =
         world.orders().into_iter().map(|order| order.snapshot).collect();
     assert_eq!(names.len(), TARGETS_MAX);
+    let groups: std::collections::BTreeSet<_> =
+        world.orders().into_iter().map(|order| order.together.id().unwrap()).collect();
+    assert_eq!(groups.len(), 1, "they may all bring what one of them cuts");
+}
+
+#[tokio::test(start_paused = true)]
+async fn targets_that_are_out_of_step_come_together_again() {
+    // The second target fails at first, and is tried again between the others' times.
+    let steps = [Step::Ok(100), Step::Fail(RunErrorKind::Unreachable), Step::Fail(RunErrorKind::Unreachable)];
+    let world = World::scripted(&steps);
+    world.jobs.add(Job { to: vec!["B".to_owned(), "C".to_owned()], ..job("web", "60s") }).await.unwrap();
+    world.pass(400).await;
+    let orders = world.orders();
+    let alone: Vec<_> = orders.iter().filter(|order| order.together.id().is_none()).collect();
+    assert!((1..=3).contains(&alone.len()), "{alone:?}");
+    assert!(alone.iter().all(|order| order.to == "C"));
+    let last: Vec<_> = orders.iter().rev().take(4).collect();
+    for pair in last.chunks(2) {
+        assert!(
+            pair[0].together.id().is_some() && pair[0].together.id() == pair[1].together.id(),
+            "{pair:?}"
+        );
+    }
+    // Nobody is brought more often for it.
+    assert!(orders.iter().filter(|order| order.to == "B").count() <= 400 / 60 + 2);
 }
 
 #[tokio::test(start_paused = true)]
