@@ -163,7 +163,7 @@ impl Host {
         self.disk.heal();
         self.replies.clear();
         self.answers.clear();
-        *self.mirror.0.lock().expect("one thread") = self.disk.contents();
+        self.disk.contents_into(&mut self.mirror.0.lock().expect("one thread"));
         self.starts += 1;
     }
 
