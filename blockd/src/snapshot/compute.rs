@@ -26,7 +26,8 @@ const KEPT_MAX: usize = if cfg!(test) { 5 } else { 4096 };
 const VALUES_MAX: usize = if cfg!(test) { 7 } else { 1 << 18 };
 
 /// BLAKE3 of a pinned snapshot's whole content, as `b3sum` says of the raw image. `progress` gets the bytes done and
-/// the bytes in all; `false` ends it.
+/// the bytes in all; `false` ends it. Of two that hash snapshots of one volume, one waits for the other, and goes on from
+/// its tree; a reader that yields does not begin, or ends, where somebody else wants a hash.
 ///
 /// # Errors
 /// `Io`, `Damaged`; `Stopping` if `progress` said so; what `submit` says when hashes are to be kept.
@@ -40,12 +41,17 @@ pub fn hash(
     if let Some(root) = recorded_root(&*reader.meta, top, pinned.size).map_err(meta_error)? {
         return Ok(root);
     }
+    let _wanted = if reader.yields { None } else { reader.want(pinned)? };
+    let (lease, earlier) = find_tree(reader, pinned, progress)?;
+    // Whoever had the file may have hashed the same.
+    if let Some(root) = recorded_root(&*reader.meta, top, pinned.size).map_err(meta_error)? {
+        return Ok(root);
+    }
     let mut hashing = Hashing::new(reader, pinned, submit, progress);
     if hashing.shape.clusters() == 1 {
         let hash = hashing.only_cluster()?;
         return hashing.finish(top, hash);
     }
-    let (lease, earlier) = earlier::find(reader, pinned).map_err(meta_error)?;
     let (root, in_file) = hashing.root(earlier, lease.as_ref())?;
     let tail = hashing.tail;
     let hash = hashing.finish(top, root)?;
@@ -54,6 +60,21 @@ pub fn hash(
         not_written(&error);
     }
     Ok(hash)
+}
+
+/// The tree to begin with, if there is one; it is waited for.
+fn find_tree(
+    reader: &ClosedReader,
+    pinned: &Pinned,
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<(Option<Lease>, Option<Earlier>), ControlError> {
+    let mut is_stopped = false;
+    let mut go_on = || {
+        is_stopped = reader.has_to_yield(pinned) || !progress(0, pinned.size);
+        !is_stopped
+    };
+    let found = earlier::find(reader, pinned, &mut go_on).map_err(meta_error)?;
+    if is_stopped { Err(stopped()) } else { Ok(found) }
 }
 
 fn not_written(error: &io::Error) {
@@ -200,7 +221,9 @@ impl<'a> Hashing<'a> {
         let done = changed.index.start();
         if filling.batch.push(changed, read) {
             self.drain(filling)?;
-            if !(self.progress)(done, self.pinned.size) {
+            // Later the file is being changed: it is soon done, and would be spoilt.
+            let yields = !filling.begun && self.reader.has_to_yield(self.pinned);
+            if yields || !(self.progress)(done, self.pinned.size) {
                 return Err(End::Error(stopped()));
             }
         }

@@ -1,7 +1,5 @@
 //! The tree of an earlier snapshot, if one is at hand that the hash of a later one can be made from.
 
-use std::sync::Arc;
-
 use super::compute::recorded_root;
 use super::reader::ClosedReader;
 use super::trees::{Before, Header, Lease};
@@ -21,16 +19,18 @@ pub(super) struct Earlier {
     pub(super) tree: Before,
 }
 
-/// The file of the snapshot's volume, and what is in it of use. Without a file the tree is not kept: somebody uses it,
-/// or it is of a later snapshot, whose next one will want it.
+/// The file of the snapshot's volume, and what is in it of use; waited for, as long as `go_on` says so, while somebody
+/// uses it: without it the hash is made from the start. The tree is not kept where the file's is of a later snapshot,
+/// whose next one will want it.
 pub(super) fn find(
     reader: &ClosedReader,
     pinned: &Pinned,
+    go_on: &mut dyn FnMut() -> bool,
 ) -> Result<(Option<Lease>, Option<Earlier>), MetaError> {
     let (meta, top) = (&*reader.meta, pinned.chain[0]);
     let Some(trees) = &reader.trees else { return Ok((None, None)) };
     let Some(volume) = volume_of(meta, top)? else { return Ok((None, None)) };
-    let Some(lease) = Arc::clone(trees).lease(volume) else { return Ok((None, None)) };
+    let Some(lease) = trees.lease(volume, go_on) else { return Ok((None, None)) };
     let Some(header) = lease.header() else { return Ok((Some(lease), None)) };
     let Some(place) = pinned.chain.iter().position(|&layer| layer == header.layer) else {
         let later = header.layer > top && volume_of(meta, header.layer)?.is_some();
@@ -44,7 +44,7 @@ pub(super) fn find(
 }
 
 /// The volume that has written a layer, if there is such a layer.
-fn volume_of(meta: &dyn MetaStore, layer: LayerId) -> Result<Option<VolumeId>, MetaError> {
+pub(super) fn volume_of(meta: &dyn MetaStore, layer: LayerId) -> Result<Option<VolumeId>, MetaError> {
     let key = layer_key(layer);
     let Some(value) = meta.get(&key)? else { return Ok(None) };
     match Record::decode(&key, &value)? {

@@ -108,7 +108,7 @@ pub struct Hasher {
 impl Hasher {
     /// One that has not failed yet.
     pub fn new(reader: &ClosedReader) -> Self {
-        Self { reader: reader.on_one_thread(), failed: BTreeSet::new() }
+        Self { reader: reader.in_background(), failed: BTreeSet::new() }
     }
 
     /// Hashes one snapshot; `false` if there is none that could be hashed now.
@@ -153,14 +153,19 @@ impl Hasher {
         }
     }
 
-    /// Snapshots without a hash, oldest first: what they share with later ones is hashed by then.
+    /// Snapshots without a hash that nobody else is about to hash, oldest first: what they share with later ones is hashed by then.
     fn unhashed(&self) -> Result<Vec<(SnapshotId, SnapshotName)>, MetaError> {
         let meta = &*self.reader.meta;
         let (volumes, snapshots) = names(meta)?;
         let mut unhashed = Vec::new();
         for (id, record) in snapshots {
             let Some(volume) = volumes.get(&record.volume) else { continue };
-            if !self.failed.contains(&id) && recorded_root(meta, record.layer, record.size)?.is_none() {
+            // Who wants it hashes it, and records what it finds.
+            let wanted = self.reader.trees.as_ref().is_some_and(|trees| trees.is_wanted(record.volume));
+            if !wanted
+                && !self.failed.contains(&id)
+                && recorded_root(meta, record.layer, record.size)?.is_none()
+            {
                 unhashed.push((id, SnapshotName { volume: volume.clone(), snapshot: record.name }));
             }
         }

@@ -33,7 +33,7 @@ pub use compute::{hash, recorded_root};
 pub use diff::diff;
 pub use idle::{Hasher, Sleeps, Waits, run_hasher};
 pub use reader::{ClosedReader, PoolHandle, PoolRead};
-pub use trees::{TREES_DIRECTORY, Trees};
+pub use trees::{TREES_DIRECTORY, Trees, Wanted};
 pub use verify::verify;
 
 use crate::catalog::meta::MetaError;

@@ -6,9 +6,12 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
+use super::earlier::volume_of;
+use super::meta_error;
 use super::records::Sources;
-use super::trees::Trees;
+use super::trees::{Trees, Wanted};
 use crate::catalog::meta::MetaStore;
+use crate::control::{ControlError, Pinned};
 use crate::hash::Zeroes;
 use crate::units::{BLOCK_BYTES, CLUSTER_BYTES, Mask, PoolCluster};
 
@@ -54,6 +57,8 @@ pub struct ClosedReader {
     pub(super) threads: usize,
     /// Where trees are kept; nowhere without.
     pub(super) trees: Option<Arc<Trees>>,
+    /// Lets go of a volume's tree when somebody else wants a hash of it.
+    pub(super) yields: bool,
 }
 
 impl std::fmt::Debug for PoolHandle {
@@ -74,7 +79,8 @@ impl ClosedReader {
     pub fn new(meta: Arc<dyn MetaStore>, mut files: Vec<PoolHandle>) -> Self {
         files.sort_by_key(|file| file.first);
         let threads = available_parallelism().map_or(1, usize::from);
-        Self { meta, files: files.into(), zeroes: Arc::new(Zeroes::new()), threads, trees: None }
+        let zeroes = Arc::new(Zeroes::new());
+        Self { meta, files: files.into(), zeroes, threads, trees: None, yields: false }
     }
 
     /// The same; hashes are made of what these tree caches have.
@@ -88,9 +94,27 @@ impl ClosedReader {
         &*self.meta
     }
 
-    /// The same, on one thread only.
-    pub(super) fn on_one_thread(&self) -> Self {
-        Self { threads: 1, ..self.clone() }
+    /// The same for work that nobody waits for: on one thread only, and it yields to others.
+    pub(super) fn in_background(&self) -> Self {
+        Self { threads: 1, yields: true, ..self.clone() }
+    }
+
+    /// Says that a hash of the snapshot's volume will be wanted, so that what is done in the background leaves the
+    /// volume alone: until what comes back is dropped. `None` where there are no trees.
+    ///
+    /// # Errors
+    /// `Io`, `Damaged`: what is recorded of the snapshot cannot be read.
+    pub fn want(&self, pinned: &Pinned) -> Result<Option<Wanted>, ControlError> {
+        let volume = volume_of(&*self.meta, pinned.chain[0]).map_err(meta_error)?;
+        Ok(self.trees.as_ref().zip(volume).map(|(trees, volume)| trees.want(volume)))
+    }
+
+    /// Whether what is done in the background has to leave a snapshot's volume alone.
+    pub(super) fn has_to_yield(&self, pinned: &Pinned) -> bool {
+        let Some(trees) = self.trees.as_ref().filter(|_| self.yields) else { return false };
+        // What cannot be read is found out soon enough.
+        volume_of(&*self.meta, pinned.chain[0])
+            .is_ok_and(|volume| volume.is_some_and(|at| trees.is_wanted(at)))
     }
 
     /// Reads clusters into the buffer, 64 KiB each; what shows no data is zero. What came of each.

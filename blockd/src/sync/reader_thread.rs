@@ -14,7 +14,7 @@ use super::wire::Mode;
 use super::writing::refusal;
 use crate::control::{Answer, Control, ControlError, ErrorKind, Pinned, SnapshotName};
 use crate::service::Engine;
-use crate::snapshot::{Changes, ClosedReader, hash};
+use crate::snapshot::{Changes, ClosedReader, Wanted, hash};
 use crate::units::{BLOCK_BYTES, ClusterIndex};
 
 /// Values that are kept with one command.
@@ -118,6 +118,8 @@ struct Open {
     reading_at: u64,
     plan: Plan,
     key: Arc<Key>,
+    /// The root will be wanted, and values are recorded on the way: the idle hasher would do the same once more.
+    _wanted: Option<Wanted>,
     pin: Pin,
     base: Option<Pin>,
     twins: Vec<(u16, Pin)>,
@@ -253,7 +255,9 @@ impl Worker {
         let places: Vec<u16> = twins.iter().map(|(place, _)| *place).collect();
         let known = if places.is_empty() { Vec::new() } else { offered.candidates.clone() };
         let key = Key { snapshot: offered.uid, base: plan.base, known: (known, places), zstd: plan.zstd };
+        let wanted = self.reader.want(&pin.pinned)?;
         self.open = Some(Open {
+            _wanted: wanted,
             reading,
             reading_at: plan.from,
             plan: plan.clone(),

@@ -137,6 +137,60 @@ fn a_hash_that_is_stopped_spoils_no_tree() {
     assert!(stopped > 3, "{stopped}");
 }
 
+/// A session that wanted the root while the idle hasher had the file made it from the start: 12 s for 64 GiB of which
+/// 2600 blocks had changed.
+#[test]
+fn who_hashes_in_the_background_lets_go_and_spoils_no_tree() {
+    let mut stopped = 0;
+    for seed in 0..SEEDS {
+        let (world, reader, [.., later]) = three_layers(seed);
+        let path = world.directory().join(TREES_DIRECTORY).join("1.tree");
+        let (tree, pinned) = (std::fs::read(&path).unwrap(), world.pinned(later));
+        let submit = |command| world.submit(command);
+        let mut wanted = None;
+        let mut want = |_, _| {
+            wanted = reader.want(&pinned).unwrap();
+            true
+        };
+        if let Err(error) = hash(&reader.in_background(), &pinned, &submit, &mut want) {
+            assert_eq!(error.kind, ErrorKind::Stopping);
+            assert!(std::fs::read(&path).unwrap() == tree);
+            let refused = hash(&reader.in_background(), &pinned, &submit, &mut |_, _| true);
+            assert_eq!(refused.unwrap_err().kind, ErrorKind::Stopping, "it is still wanted");
+            stopped += 1;
+        }
+        drop(wanted);
+        check_hash(&world, &reader, later);
+    }
+    assert!(stopped > 3, "{stopped}");
+}
+
+#[test]
+fn a_file_is_waited_for() {
+    let world = World::new(4, 0);
+    let trees = &std::sync::Arc::new(Trees::new(world.directory(), IDENTITY));
+    let volume = VolumeId(1);
+    let lease = trees.lease(volume, &mut || true).unwrap();
+    let mut asked = 0;
+    let mut thrice = || {
+        asked += 1;
+        asked < 3
+    };
+    assert!(trees.lease(volume, &mut thrice).is_none());
+    assert!(trees.lease(VolumeId(2), &mut || false).is_some(), "another volume's is free");
+    std::thread::scope(|scope| {
+        let (told, waits) = std::sync::mpsc::channel();
+        let waiting = scope.spawn(move || {
+            let mut go_on = || told.send(()).is_ok();
+            trees.lease(volume, &mut go_on).is_some()
+        });
+        waits.recv().unwrap();
+        drop(lease);
+        while waits.recv().is_ok() {}
+        assert!(waiting.join().unwrap());
+    });
+}
+
 #[test]
 fn a_directory_in_the_way_is_no_reason_to_fail() {
     let mut world = World::new(4, 5);

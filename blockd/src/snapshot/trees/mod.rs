@@ -12,12 +12,13 @@
 //!
 //! The header's word on whose tree it is, and that it is not being changed, only saves the attempt.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::hash::Value;
 use crate::hash::pages::HEADER_BYTES;
@@ -38,31 +39,69 @@ pub const TREES_DIRECTORY: &str = "hashes";
 /// How the files' names end; before it is the volume's number.
 const SUFFIX: &str = ".tree";
 
+/// How long is waited for a file before whoever waits is asked whether to go on.
+const WAIT: Duration = Duration::from_millis(50);
+
 /// The tree caches of a store.
 #[derive(Debug)]
 pub struct Trees {
     directory: PathBuf,
     identity: [u8; 16],
+    users: Mutex<Users>,
+    /// A file is free again.
+    freed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Users {
     /// Volumes whose file somebody uses.
-    leased: Mutex<BTreeSet<VolumeId>>,
+    leased: BTreeSet<VolumeId>,
+    /// Volumes of which somebody waits for a hash, or will, and how many do.
+    wanted: BTreeMap<VolumeId, usize>,
 }
 
 impl Trees {
     /// Those in the data directory of the store with that identity. Makes nothing yet.
     pub fn new(data: &Path, identity: [u8; 16]) -> Self {
-        Self { directory: data.join(TREES_DIRECTORY), identity, leased: Mutex::default() }
+        let directory = data.join(TREES_DIRECTORY);
+        Self { directory, identity, users: Mutex::default(), freed: Condvar::new() }
     }
 
     /// No code panics with the lock held.
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<VolumeId>> {
-        self.leased.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Users> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The file of a volume, for one at a time; `None` if somebody has it, or it cannot be had.
-    pub(super) fn lease(self: &Arc<Self>, volume: VolumeId) -> Option<Lease> {
-        if !self.lock().insert(volume) {
-            return None;
+    /// Says that a hash of the volume is waited for, or will be: whoever makes one that nobody waits for lets go.
+    pub(super) fn want(self: &Arc<Self>, volume: VolumeId) -> Wanted {
+        *self.lock().wanted.entry(volume).or_default() += 1;
+        Wanted { trees: Arc::clone(self), volume }
+    }
+
+    /// Whether somebody has said so.
+    pub(super) fn is_wanted(&self, volume: VolumeId) -> bool {
+        self.lock().wanted.contains_key(&volume)
+    }
+
+    /// The file of a volume, for one at a time. Waits while another has it, and asks now and then whether to go on;
+    /// `None` if not, or if the file cannot be had.
+    pub(super) fn lease(
+        self: &Arc<Self>,
+        volume: VolumeId,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Option<Lease> {
+        let mut users = self.lock();
+        while !users.leased.insert(volume) {
+            users = self.freed.wait_timeout(users, WAIT).unwrap_or_else(PoisonError::into_inner).0;
+            if users.leased.contains(&volume) {
+                drop(users);
+                if !go_on() {
+                    return None;
+                }
+                users = self.lock();
+            }
         }
+        drop(users);
         // Gives it back in any case.
         let leased = Leased { trees: Arc::clone(self), volume };
         match self.open(volume) {
@@ -114,7 +153,28 @@ struct Leased {
 
 impl Drop for Leased {
     fn drop(&mut self) {
-        self.trees.lock().remove(&self.volume);
+        self.trees.lock().leased.remove(&self.volume);
+        self.trees.freed.notify_all();
+    }
+}
+
+/// A hash of the volume is wanted.
+#[derive(Debug)]
+pub struct Wanted {
+    trees: Arc<Trees>,
+    volume: VolumeId,
+}
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        let mut users = self.trees.lock();
+        let count = users.wanted.get_mut(&self.volume).map(|count| {
+            *count -= 1;
+            *count
+        });
+        if count == Some(0) {
+            users.wanted.remove(&self.volume);
+        }
     }
 }
 
