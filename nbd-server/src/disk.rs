@@ -59,6 +59,13 @@ pub enum DiskOpKind {
         /// Length of the range.
         length: u64,
     },
+    /// The range will be synced soon: the disk may begin to write it. Promises nothing.
+    WriteSoon {
+        /// Start of the range.
+        offset: u64,
+        /// Length of the range.
+        length: u64,
+    },
 }
 
 /// One operation on one file.

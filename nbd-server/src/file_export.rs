@@ -398,7 +398,9 @@ impl Export for FileExport {
                 self.zero_done(key, offset..offset + length, done.result, io);
             }
             // Advice that could not be followed is not an error of the client's request.
-            DiskOpKind::WillNeed { .. } | DiskOpKind::Sync => self.answer(key, Ok(Payload::None), io),
+            DiskOpKind::WillNeed { .. } | DiskOpKind::WriteSoon { .. } | DiskOpKind::Sync => {
+                self.answer(key, Ok(Payload::None), io)
+            }
             DiskOpKind::Read { offset, .. } => match transfer_progress(done) {
                 Progress::Complete(buf) => self.read_done(key, offset, buf, io),
                 Progress::Continue(op) => io.submit(op),

@@ -102,6 +102,8 @@ pub struct Store {
     pack: Pack,
     pins: Slab<Vec<LayerId>>,
     applying: Slab<replica::Applying>,
+    /// Early writes that are under way.
+    writes_soon: u32,
     cuts: Vec<commands::Cut>,
     /// Commands that wait for the store's own work; as many as the host lets wait.
     deferred: Vec<(Token, Control)>,
@@ -137,6 +139,7 @@ impl Store {
             pack: Pack::default(),
             pins: Slab::new(),
             applying: Slab::new(),
+            writes_soon: 0,
             cuts: Vec::new(),
             deferred: Vec::new(),
             meta,
@@ -305,6 +308,8 @@ impl Store {
     pub fn disk_done(&mut self, done: DiskDone, io: &mut Io<'_>) {
         match done.op.tag {
             commit::TAG_SYNC => self.sync_done(&done, io),
+            // Advice: what comes of it, a sync will say.
+            replica::TAG_WRITE_SOON => self.writes_soon -= 1,
             transfer::TAG_EXTEND => self.extended(done.result, io),
             _ => self.transfer_done(done, io),
         }
@@ -350,7 +355,7 @@ impl Store {
 
     /// Nothing is under way, and nothing waits to be committed.
     pub fn quiescent(&self) -> bool {
-        self.jobs.is_empty() && !self.commits.busy() && self.extending.is_none()
+        self.jobs.is_empty() && !self.commits.busy() && self.extending.is_none() && self.writes_soon == 0
     }
 
     /// What the next start need not learn from the records: allocator and volumes' maps. `None` while anything is

@@ -11,9 +11,12 @@
 //! What clients see of a replica are snapshots that were published. Its head has no clients: a request that reaches
 //! it, of one who came by an old listing, is refused.
 
-use nbd_server::disk::ExportIndex;
+use std::ops::Range;
+
+use nbd_server::disk::{DiskOp, DiskOpKind, ExportIndex};
 use nbd_server::export::{ExportInfo, Io};
 use nbd_server::wire::Errno;
+use smallvec::SmallVec;
 
 use super::commands::{Outcome, check_name, check_size, refuse};
 use super::commit::Bundle;
@@ -27,6 +30,10 @@ use crate::units::{HostId, LayerId, Lineage, SnapshotId, VolumeId};
 
 /// Pieces of one `Apply`, at most.
 pub const PATCHES_MAX: usize = 4096;
+/// Written early is what lies closer together than this: further apart, it would be others' data mostly.
+const WRITE_SOON_BYTES_MAX: u64 = 64 << 20;
+/// Tag of the operation that has what an `Apply` wrote written early.
+pub(super) const TAG_WRITE_SOON: u64 = u64::MAX - 3;
 /// A source may be so many epochs ahead of what is known here. One that names the last epoch there is would otherwise keep
 /// its replica from ever being promoted.
 pub(super) const EPOCH_STEP_MAX: u64 = 1 << 32;
@@ -38,6 +45,18 @@ pub(super) struct Applying {
     token: Token,
     left: usize,
     error: Option<Errno>,
+    /// What was written, from the first byte to the last, of each of the pool's files.
+    written: SmallVec<[(usize, Range<u64>); 2]>,
+}
+
+impl Applying {
+    /// A piece is being written.
+    pub(super) fn wrote(&mut self, file: usize, range: Range<u64>) {
+        match self.written.iter_mut().find(|(known, _)| *known == file) {
+            Some((_, all)) => *all = all.start.min(range.start)..all.end.max(range.end),
+            None => self.written.push((file, range)),
+        }
+    }
 }
 
 impl Store {
@@ -359,7 +378,7 @@ impl Store {
         check_patches(&patches, receiving.size)?;
         self.check_durable(Some(volume))?;
         let export = self.volume_export(volume);
-        let applying = Applying { token, left: patches.len(), error: None };
+        let applying = Applying { token, left: patches.len(), error: None, written: SmallVec::new() };
         let key = self.applying.insert(applying);
         for patch in patches {
             self.apply_patch(export, key, patch, io);
@@ -368,14 +387,24 @@ impl Store {
     }
 
     /// A patch of an `Apply` has ended.
-    pub(super) fn applied(&mut self, key: usize, error: Option<Errno>) {
+    pub(super) fn applied(&mut self, key: usize, error: Option<Errno>, io: &mut Io<'_>) {
         let applying = &mut self.applying[key];
         applying.error = applying.error.or(error);
         applying.left -= 1;
         if applying.left > 0 {
             return;
         }
-        let Applying { token, error, .. } = self.applying.remove(key);
+        let Applying { token, error, written, .. } = self.applying.remove(key);
+        // A confirmation comes soon. The disk would wait for it, and what comes meanwhile for the disk.
+        for (file, range) in written {
+            let length = range.end - range.start;
+            if length <= WRITE_SOON_BYTES_MAX {
+                self.writes_soon += 1;
+                let kind = DiskOpKind::WriteSoon { offset: range.start, length };
+                let file = self.pool.files()[file].file;
+                io.submit(DiskOp { tag: TAG_WRITE_SOON, file, kind });
+            }
+        }
         self.answer(token, error.map_or(Ok(Answer::Done), |error| Err(apply_error(error))));
     }
 

@@ -513,6 +513,9 @@ impl Store {
                 buf.split_to(run.bytes)
             };
             self.commits.wrote(file);
+            if let Some(applying) = self.jobs[key].applying {
+                self.applying[applying].wrote(file, offset..offset + piece.len() as u64);
+            }
             self.submit_part(key, part, file, DiskOpKind::Write { offset, done: 0, buf: piece }, io);
         }
     }
@@ -775,7 +778,7 @@ impl Store {
             self.part_ended(parent, error, io);
         }
         if let Some(applying) = job.applying {
-            self.applied(applying, error);
+            self.applied(applying, error, io);
         }
         if waiting {
             self.admit(job.export, io);

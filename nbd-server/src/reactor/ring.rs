@@ -448,6 +448,10 @@ fn other_entry(file: Fixed, kind: &DiskOpKind) -> squeue::Entry {
             let length = libc::off_t::try_from(length).unwrap_or(libc::off_t::MAX);
             opcode::Fadvise::new(file, length, libc::POSIX_FADV_WILLNEED).offset(offset).build()
         }
+        DiskOpKind::WriteSoon { offset, length } => {
+            let length = u32::try_from(length).unwrap_or(u32::MAX);
+            opcode::SyncFileRange::new(file, length).offset(offset).flags(libc::SYNC_FILE_RANGE_WRITE).build()
+        }
         _ => opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC).build(),
     }
 }
@@ -515,6 +519,7 @@ fn describe(kind: &DiskOpKind) -> String {
         DiskOpKind::Sync => "sync".to_owned(),
         DiskOpKind::Zero { offset, length, mode } => format!("zero {offset}+{length} {mode:?}"),
         DiskOpKind::WillNeed { offset, length } => format!("prefetch {offset}+{length}"),
+        DiskOpKind::WriteSoon { offset, length } => format!("early write of {offset}+{length}"),
     }
 }
 
