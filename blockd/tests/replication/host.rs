@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use blockd::catalog::format::{Change, FORMAT_VERSION, PoolFileRecord, StoreRecord};
@@ -14,7 +15,7 @@ use blockd::store::pool::{Pool, PoolFile};
 use blockd::store::{Store, Token};
 use blockd::units::{CLUSTER_BYTES, HostId, LayerId, PoolCluster, SnapshotId, VolumeId};
 use fastrand::Rng;
-use fixtures::sim::{Fault, SimDisk};
+use fixtures::sim::{BLOCK_BYTES, Fault, SimDisk};
 use nbd_server::connection::Nanos;
 use nbd_server::disk::{DiskOpKind, ExportIndex, FileId, ZeroMode};
 use nbd_server::export::{Command, Io, Payload, Reply, Request, RequestId};
@@ -28,9 +29,39 @@ const FILES: [u32; 2] = [150, 106];
 /// Operations within which whatever was asked for must be answered.
 const STEPS_MAX: usize = 100_000;
 
-/// What readers outside of the store see of the disk.
-#[derive(Clone)]
-struct Mirror(Arc<Mutex<Vec<u8>>>);
+/// What readers outside of the store see of the disk: blocks that were written, by their place.
+#[derive(Clone, Default)]
+struct Mirror(Arc<Mutex<BTreeMap<usize, Vec<u8>>>>);
+
+impl Mirror {
+    fn read(&self, at: usize, buffer: &mut [u8]) {
+        let blocks = self.0.lock().expect("one thread");
+        for (block, inside, piece) in pieces(at, buffer.len()) {
+            match blocks.get(&block) {
+                Some(bytes) => buffer[piece].copy_from_slice(&bytes[inside]),
+                None => buffer[piece].fill(0),
+            }
+        }
+    }
+
+    fn write(&self, at: usize, data: &[u8]) {
+        let mut blocks = self.0.lock().expect("one thread");
+        for (block, inside, piece) in pieces(at, data.len()) {
+            let bytes = blocks.entry(block).or_insert_with(|| vec![0; BLOCK_BYTES]);
+            bytes[inside].copy_from_slice(&data[piece]);
+        }
+    }
+}
+
+/// The blocks that bytes lie in: which block, where in it, and which of the bytes.
+fn pieces(at: usize, length: usize) -> impl Iterator<Item = (usize, Range<usize>, Range<usize>)> {
+    let end = at + length;
+    (at / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES)).map(move |block| {
+        let (first, last) = ((block * BLOCK_BYTES).max(at), ((block + 1) * BLOCK_BYTES).min(end));
+        let start = block * BLOCK_BYTES;
+        (block, first - start..last - start, first - at..last - at)
+    })
+}
 
 struct MirrorFile {
     mirror: Mirror,
@@ -39,9 +70,7 @@ struct MirrorFile {
 
 impl PoolRead for MirrorFile {
     fn fill(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let bytes = self.mirror.0.lock().expect("one thread");
-        let start = self.start + usize::try_from(offset).expect("a small file");
-        buffer.copy_from_slice(&bytes[start..start + buffer.len()]);
+        self.mirror.read(self.start + usize::try_from(offset).expect("a small file"), buffer);
         Ok(())
     }
 }
@@ -132,7 +161,7 @@ impl Host {
             disk: SimDisk::with_files(&bytes, 4096, seed),
             meta,
             recent,
-            mirror: Mirror(Arc::new(Mutex::new(vec![0; bytes.iter().sum()]))),
+            mirror: Mirror::default(),
             buffers: buffer::Pool::new(),
             rng: Rng::with_seed(seed),
             replies: Vec::new(),
@@ -163,7 +192,8 @@ impl Host {
         self.disk.heal();
         self.replies.clear();
         self.answers.clear();
-        self.disk.contents_into(&mut self.mirror.0.lock().expect("one thread"));
+        let blocks = self.disk.blocks().map(|(block, bytes)| (block, bytes.to_vec()));
+        *self.mirror.0.lock().expect("one thread") = blocks.collect();
         self.starts += 1;
     }
 
@@ -221,7 +251,7 @@ impl Host {
     fn reflect(&mut self, file: FileId, offset: u64, length: u64) {
         let bytes = self.disk.read_file(file, offset..offset + length);
         let start = start_of(file.0 as usize) + usize::try_from(offset).expect("a small file");
-        self.mirror.0.lock().expect("one thread")[start..start + bytes.len()].copy_from_slice(&bytes);
+        self.mirror.write(start, &bytes);
     }
 
     fn meta_step(&mut self) -> bool {
