@@ -11,6 +11,7 @@
 //! clusters), the length of the payload, the payload itself into a buffer of exactly that length, the hashes. Nothing of a
 //! batch is used before all of it was found right.
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use blake3::Hasher;
@@ -272,9 +273,9 @@ pub fn decode(batch: &[u8], bounds: &Bounds) -> Result<Batch, Refusal> {
 }
 
 /// Into a buffer of exactly that length, whatever the compressed data say of themselves.
-fn payload(encoding: u8, stored: &[u8], length: usize) -> Result<Vec<u8>, Refusal> {
+fn payload(encoding: u8, stored: &[u8], length: usize) -> Result<Cow<'_, [u8]>, Refusal> {
     match encoding {
-        encoding::RAW if stored.len() == length => Ok(stored.to_vec()),
+        encoding::RAW if stored.len() == length => Ok(Cow::Borrowed(stored)),
         encoding::RAW => Err(manifest(format!("{} bytes where {length} are announced", stored.len()))),
         encoding::ZSTD => {
             if zstd::zstd_safe::find_frame_compressed_size(stored) != Ok(stored.len()) {
@@ -282,7 +283,7 @@ fn payload(encoding: u8, stored: &[u8], length: usize) -> Result<Vec<u8>, Refusa
             }
             let mut data = vec![0; length];
             match zstd::bulk::decompress_to_buffer(stored, &mut data) {
-                Ok(found) if found == length => Ok(data),
+                Ok(found) if found == length => Ok(Cow::Owned(data)),
                 Ok(found) => Err(bad_data(format!("{found} bytes where {length} are announced"))),
                 Err(error) => Err(bad_data(format!("{length} bytes cannot be decompressed: {error}"))),
             }
@@ -303,6 +304,21 @@ impl Run {
             Self::Data { blocks, .. } => usize::try_from(*blocks).expect("at most a cluster's") * BLOCK,
             Self::Zero { .. } | Self::Copy(_) => 0,
         }
+    }
+
+    /// The first block of data.
+    fn data_start(&self) -> Option<u64> {
+        match self {
+            Self::Data { cluster, first, .. } => {
+                Some(u64::from(cluster.0) * u64::from(CLUSTER_BLOCKS) + u64::from(*first))
+            }
+            Self::Zero { .. } | Self::Copy(_) => None,
+        }
+    }
+
+    /// The block after the last one of data.
+    fn data_end(&self) -> Option<u64> {
+        self.data_start().map(|start| start + (self.data_bytes() / BLOCK) as u64)
     }
 
     fn zero_blocks(&self) -> u64 {
@@ -386,12 +402,13 @@ impl Runs<'_> {
 
 fn assemble(runs: Vec<Run>, mut data: &[u8], size: u64) -> Result<Batch, Refusal> {
     let mut batch = Batch::default();
-    for run in runs {
-        match run {
+    for at in 0..runs.len() {
+        match runs[at] {
             Run::Data { cluster, first, blocks, hash } => {
+                let joined = if begins_patch(&runs, at) { joined_bytes(&runs[at..]) } else { 0 };
                 let (bytes, rest) = data.split_at(usize::try_from(blocks).expect("few") * BLOCK);
                 data = rest;
-                add_data(&mut batch, cluster, first, bytes, hash, size)?;
+                add_data(&mut batch, (cluster, first, hash), bytes, joined, size)?;
             }
             Run::Zero { start, blocks } => {
                 let offset = start * BLOCK_BYTES;
@@ -404,12 +421,25 @@ fn assemble(runs: Vec<Run>, mut data: &[u8], size: u64) -> Result<Batch, Refusal
     Ok(batch)
 }
 
+/// Whether a run of data does not follow right after another one.
+fn begins_patch(runs: &[Run], at: usize) -> bool {
+    at == 0 || runs[at - 1].data_end().is_none_or(|end| runs[at].data_start() != Some(end))
+}
+
+/// Bytes of runs of data, from the first one on, that lie side by side.
+fn joined_bytes(runs: &[Run]) -> usize {
+    let joined =
+        runs.iter().zip(1..).take_while(|(_, next)| *next == runs.len() || !begins_patch(runs, *next));
+    let count = joined.count();
+    runs.iter().take(count + 1).map(Run::data_bytes).sum()
+}
+
+/// `joined`: bytes of the write that begins here, if one does.
 fn add_data(
     batch: &mut Batch,
-    cluster: ClusterIndex,
-    first: u32,
+    (cluster, first, hash): (ClusterIndex, u32, Value),
     bytes: &[u8],
-    hash: Value,
+    joined: usize,
     size: u64,
 ) -> Result<(), Refusal> {
     if run_hash(cluster, first, bytes) != hash {
@@ -425,10 +455,14 @@ fn add_data(
     }
     match batch.patches.last_mut() {
         // One write for what lies side by side.
-        Some(Patch::Data { offset: before, bytes: joined }) if *before + joined.len() as u64 == offset => {
-            joined.extend_from_slice(&bytes[..length]);
+        Some(Patch::Data { offset: start, bytes: all }) if *start + all.len() as u64 == offset => {
+            all.extend_from_slice(&bytes[..length]);
         }
-        _ => batch.patches.push(Patch::Data { offset, bytes: bytes[..length].to_vec() }),
+        _ => {
+            let mut all = Vec::with_capacity(joined.max(length));
+            all.extend_from_slice(&bytes[..length]);
+            batch.patches.push(Patch::Data { offset, bytes: all });
+        }
     }
     Ok(())
 }

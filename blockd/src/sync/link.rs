@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::BufMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
@@ -29,7 +30,7 @@ pub(super) struct FrameReader<S> {
     stream: ReadHalf<S>,
     head: [u8; HEADER_BYTES],
     head_filled: usize,
-    body: Option<(Header, Vec<u8>, usize)>,
+    body: Option<(Header, Vec<u8>)>,
 }
 
 impl<S: AsyncRead> FrameReader<S> {
@@ -53,14 +54,16 @@ impl<S: AsyncRead> FrameReader<S> {
                     self.head_filled += some(read)?;
                 }
                 let header = Header::decode(self.head)?;
-                self.body = Some((header, vec![0; header.length], 0));
+                self.body = Some((header, Vec::with_capacity(header.length)));
             }
-            let Some((_, payload, filled)) = &mut self.body else { continue };
-            while *filled < payload.len() {
-                *filled += some(self.stream.read(&mut payload[*filled..]).await?)?;
+            let Some((header, payload)) = &mut self.body else { continue };
+            while payload.len() < header.length {
+                let missing = header.length - payload.len();
+                let mut rest = (&mut *payload).limit(missing);
+                some(self.stream.read_buf(&mut rest).await?)?;
             }
             self.head_filled = 0;
-            if let Some((header, payload, _)) = self.body.take() {
+            if let Some((header, payload)) = self.body.take() {
                 return Ok(Some(Frame::decode(header, payload)?));
             }
         }
@@ -82,8 +85,8 @@ pub(super) async fn write_frames<S: AsyncWrite>(
     sent: Arc<AtomicU64>,
 ) -> io::Result<()> {
     while let Some(frame) = frames.recv().await {
-        let bytes = frame.encode();
-        for piece in bytes.chunks(WRITE_BYTES) {
+        let (head, batch) = frame.pieces();
+        for piece in head.chunks(WRITE_BYTES).chain(batch.chunks(WRITE_BYTES)) {
             for pace in &paces {
                 pace.wait(piece.len()).await;
             }

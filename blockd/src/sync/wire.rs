@@ -419,14 +419,28 @@ impl Frame {
     /// # Panics
     /// When it is longer than a frame may be: those who make frames keep to the limits.
     pub fn encode(&self) -> Vec<u8> {
+        let (mut bytes, batch) = self.pieces();
+        bytes.extend_from_slice(batch);
+        bytes
+    }
+
+    /// The same in two pieces, so that a batch need not be copied.
+    ///
+    /// # Panics
+    /// As [`Self::encode`].
+    pub fn pieces(&self) -> (Vec<u8>, &[u8]) {
         let mut bytes = vec![0; HEADER_BYTES];
         let kind = self.message.encode(&mut bytes);
-        let length = bytes.len() - HEADER_BYTES;
+        let batch = match &self.message {
+            Message::Data { batch, .. } => &batch[..],
+            _ => &[],
+        };
+        let length = bytes.len() - HEADER_BYTES + batch.len();
         assert!(length <= PAYLOAD_BYTES_MAX, "a frame of {length} bytes");
         bytes[..4].copy_from_slice(&u32::try_from(length).expect("checked").to_be_bytes());
         bytes[4..6].copy_from_slice(&kind.to_be_bytes());
         bytes[6..8].copy_from_slice(&self.volume.to_be_bytes());
-        bytes
+        (bytes, batch)
     }
 }
 
@@ -500,10 +514,10 @@ impl Message {
                 put_option(bytes, ready.complete);
                 kind::READY
             }
-            Self::Data { from, cursor, batch } => {
+            // The batch follows.
+            Self::Data { from, cursor, batch: _ } => {
                 bytes.extend(from.to_be_bytes());
                 bytes.extend(cursor.to_be_bytes());
-                bytes.extend(batch);
                 kind::DATA
             }
             Self::Confirmed(cursor) => {
