@@ -22,6 +22,7 @@ use crate::process::{Launch, READY_WITHIN, Server, adopt_orphans};
 use crate::results::{FailedRun, Results, Run, SCHEMA_VERSION, ServerEntry, Settings, Summary, summarize};
 use crate::servers::{Class, Places, ServerId, debian_config};
 use crate::store::{self, StoreResults};
+use crate::sync::{self, SyncResults};
 use crate::targets::{self, Outcome};
 use crate::trouble::{OrTrouble, Trouble};
 
@@ -51,9 +52,13 @@ pub fn compare(options: &Options, arguments: &[String], interrupt: &Interrupt) -
         Some(store) if !interrupt.requested() => Some(store::run(store, interrupt)?),
         _ => None,
     };
+    let sync = match &plan.sync {
+        Some(sync) if !interrupt.requested() => Some(sync::run(sync, interrupt)?),
+        _ => None,
+    };
     let machine = Machine::look(&plan, Some(&plan.dir))?;
     let summaries = summarize(&measured.runs);
-    let targets = all_targets(&plan, &summaries, store.as_ref());
+    let targets = all_targets(&plan, &summaries, store.as_ref(), sync.as_ref());
     Ok(Results {
         v: SCHEMA_VERSION,
         machine,
@@ -62,6 +67,7 @@ pub fn compare(options: &Options, arguments: &[String], interrupt: &Interrupt) -
         jobs: plan.jobs.clone(),
         targets,
         store,
+        sync,
         summaries,
         runs: measured.runs,
         failures: measured.failures,
@@ -71,10 +77,16 @@ pub fn compare(options: &Options, arguments: &[String], interrupt: &Interrupt) -
 }
 
 /// The targets of what was asked for.
-fn all_targets(plan: &Plan, summaries: &[Summary], store: Option<&StoreResults>) -> Vec<Outcome> {
+fn all_targets(
+    plan: &Plan,
+    summaries: &[Summary],
+    store: Option<&StoreResults>,
+    sync: Option<&SyncResults>,
+) -> Vec<Outcome> {
     let servers = if plan.servers.is_empty() { Vec::new() } else { targets::evaluate(summaries) };
     let store = store.map_or(Vec::new(), |store| store::targets::evaluate(&store.scenarios, &store.rows));
-    [servers, store].concat()
+    let sync = sync.map_or(Vec::new(), |sync| sync::targets::evaluate(&sync.steps, &sync.rows));
+    [servers, store, sync].concat()
 }
 
 /// What came of the servers' turns.

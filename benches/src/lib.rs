@@ -7,7 +7,8 @@
 //!                  │   ├─ process  start, ready, stop      report: text, Markdown, JSON
 //!                  │   ├─ fio      the load                  ▲
 //!                  │   └─ cpu      what the server spent     │
-//!                  └► store: scenarios with volumes and snapshots
+//!                  ├► store: scenarios with volumes and snapshots
+//!                  └► sync: replication, first copies and increments
 //! ```
 //!
 //! What lives here: which servers and jobs are compared, how one run is made and what is reported of it.
@@ -30,6 +31,7 @@ pub mod interrupt;
 pub mod process;
 
 pub mod store;
+pub mod sync;
 
 pub mod machine;
 pub mod report;

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::plan::Plan;
 use crate::servers::{Program, ServerId};
+use crate::sync::hashing::find_b3sum;
 use crate::trouble::{OrTrouble, Trouble};
 
 const UNKNOWN: &str = "unknown";
@@ -97,7 +98,10 @@ fn file_system_in<'a>(mounts: &'a str, dir: &Path) -> Option<&'a str> {
 }
 
 fn versions(plan: &Plan) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::from([("fio".to_owned(), version_of(Path::new("fio"), "--version"))]);
+    let mut found = BTreeMap::new();
+    if plan.sync.is_none() {
+        found.insert("fio".to_owned(), version_of(Path::new("fio"), "--version"));
+    }
     for server in &plan.servers {
         let (name, version) = program_version(*server, plan);
         found.insert(name.to_owned(), version);
@@ -105,6 +109,15 @@ fn versions(plan: &Plan) -> BTreeMap<String, String> {
     if let Some(store) = &plan.store {
         found.insert("blockd".to_owned(), version_of(&store.blockd, "--version"));
         found.insert("qemu-nbd".to_owned(), version_of(Path::new("qemu-nbd"), "--version"));
+    }
+    if let Some(sync) = &plan.sync {
+        found.insert("blockd".to_owned(), version_of(&sync.store.blockd, "--version"));
+        for peer in ["rsync", "nbdkit", "nbdcopy", "qemu-img", "btrfs"] {
+            found.insert(peer.to_owned(), version_of(Path::new(peer), "--version"));
+        }
+        if let Some(b3sum) = find_b3sum() {
+            found.insert("b3sum".to_owned(), version_of(Path::new(&b3sum), "--version"));
+        }
     }
     found
 }

@@ -8,6 +8,7 @@ use clap::{Parser, ValueEnum};
 use crate::jobs::{self, JOBS, Job};
 use crate::servers::{Class, ServerId};
 use crate::store::Scenario;
+use crate::sync::Step;
 
 /// Bytes an image is a multiple of: the largest block of any job.
 const IMAGE_UNIT: u64 = 1 << 20;
@@ -16,7 +17,7 @@ const IMAGE_MIN: u64 = 16 << 20;
 
 /// Measures our NBD server, blockd's volumes and their peers side by side in one run, with fio's nbd engine.
 ///
-/// Without --store, --scenario, --servers, --class, --only and --all: everything.
+/// Without --sync, --store, --scenario, --servers, --class, --only and --all: everything but replication.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "compare", version)]
 pub struct Options {
@@ -41,7 +42,7 @@ pub struct Options {
     pub runtime: u32,
 
     /// How often everything is measured; medians are reported
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
+    #[arg(long, visible_alias = "runs", value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
     pub rounds: u32,
 
     /// A first look: 3 seconds, 1 round
@@ -72,11 +73,23 @@ pub struct Options {
     #[arg(long, value_name = "SCENARIO,...", value_delimiter = ',', conflicts_with_all = ["servers", "class", "only", "all"])]
     pub scenario: Vec<Scenario>,
 
+    /// Measure replication only: first copy, increments beside rsync and others, hashing, a schedule
+    #[arg(long, conflicts_with_all = ["store", "scenario", "servers", "class", "only", "all", "pinned"])]
+    pub sync: bool,
+
+    /// Run these steps of replication only
+    #[arg(long, value_name = "STEP,...", value_delimiter = ',', requires = "sync")]
+    pub step: Vec<Step>,
+
+    /// Size of the volume that is replicated, all of it written [default: 4G, with --quick 128M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "sync")]
+    pub size: Option<u64>,
+
     /// Size of the volumes that the scenarios write, and of their peers [default: 2G, with --quick 512M]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub store_size: Option<u64>,
 
-    /// Size of the volume that is mapped and not written [default: 1T, with --quick 32G]
+    /// Size of the volume that is mapped and not written [default: 1T, with --quick 32G; with --sync 64G and 2G]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub large_size: Option<u64>,
 
@@ -113,13 +126,14 @@ impl Options {
 
     /// Whether the servers are compared.
     pub fn wants_servers(&self) -> bool {
-        !self.store && self.scenario.is_empty()
+        !self.store && !self.sync && self.scenario.is_empty()
     }
 
     /// The scenarios of the store that will be run: none when servers, classes or jobs were asked for.
     pub fn chosen_scenarios(&self) -> Vec<Scenario> {
-        let servers_only =
-            self.all || !(self.servers.is_empty() && self.class.is_empty() && self.only.is_empty());
+        let servers_only = self.sync
+            || self.all
+            || !(self.servers.is_empty() && self.class.is_empty() && self.only.is_empty());
         let all = <Scenario as ValueEnum>::value_variants().iter().copied();
         let wanted = |scenario: &Scenario| self.scenario.is_empty() || self.scenario.contains(scenario);
         all.filter(|scenario| !servers_only && wanted(scenario)).collect()
@@ -128,6 +142,32 @@ impl Options {
     /// Size of the volumes that the scenarios write.
     pub fn store_bytes(&self) -> u64 {
         self.store_size.unwrap_or(if self.quick { 512 << 20 } else { 2 << 30 })
+    }
+
+    /// The steps of replication that will be run: none unless asked for.
+    pub fn chosen_steps(&self) -> Vec<Step> {
+        let all = <Step as ValueEnum>::value_variants().iter().copied();
+        all.filter(|step| self.sync && (self.step.is_empty() || self.step.contains(step))).collect()
+    }
+
+    /// Size of the volume that is replicated.
+    pub fn sync_bytes(&self) -> u64 {
+        self.size.unwrap_or(if self.quick { 128 << 20 } else { 4 << 30 })
+    }
+
+    /// Size of the volumes of which replication writes little.
+    pub fn sync_large_bytes(&self) -> u64 {
+        self.large_size.unwrap_or(if self.quick { 2 << 30 } else { 64 << 30 })
+    }
+
+    /// Seconds a schedule is watched.
+    pub fn watch_s(&self) -> u64 {
+        if self.quick { 3 } else { 60 }
+    }
+
+    /// Size of each volume on a schedule.
+    pub fn scheduled_bytes(&self) -> u64 {
+        if self.quick { 16 << 20 } else { 256 << 20 }
     }
 
     /// Size of the volume that is only mapped.
@@ -226,6 +266,21 @@ mod tests {
         assert_eq!(parse(&["--scenario", "diff,full-store"]), (false, 2));
         assert_eq!(parse(&["--class", "direct"]), (true, 0));
         assert!(Options::try_parse_from(["compare", "--store", "--all"]).is_err());
+    }
+
+    #[test]
+    fn replication_is_asked_for_by_name_and_stands_alone() {
+        let parse = |arguments: &[&str]| Options::try_parse_from([&["compare"], arguments].concat());
+        assert!(parse(&[]).unwrap().chosen_steps().is_empty());
+        let options = parse(&["--sync", "--size", "1G", "--runs", "5"]).unwrap();
+        assert_eq!(options.chosen_steps(), Step::value_variants());
+        assert_eq!((options.sync_bytes(), options.round_count()), (1 << 30, 5));
+        assert_eq!((options.wants_servers(), options.chosen_scenarios().len()), (false, 0));
+        let options = parse(&["--sync", "--step", "schedule,first-copy"]).unwrap();
+        assert_eq!(options.chosen_steps(), [Step::FirstCopy, Step::Schedule]);
+        for wrong in [["--size", "1G"], ["--step", "schedule"], ["--sync", "--store"]] {
+            assert!(parse(&wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -3,12 +3,14 @@
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use crate::jobs::{JOBS, Job, JobSet};
 use crate::machine;
 use crate::options::Options;
 use crate::servers::{Class, Program, ServerId};
 use crate::store::Scenario;
+use crate::sync::SyncPlan;
 use crate::trouble::Trouble;
 
 /// Directories where Debian's nbd-server may be; `PATH` is not asked, ours has the same name.
@@ -43,6 +45,8 @@ pub struct Plan {
     pub debian: PathBuf,
     /// The scenarios of the store, if any of them will be run.
     pub store: Option<StorePlan>,
+    /// The steps of replication, if any of them will be run.
+    pub sync: Option<SyncPlan>,
     /// What the reader of the results has to know.
     pub notices: Vec<String>,
 }
@@ -77,10 +81,14 @@ impl StorePlan {
     }
 
     fn new(options: &Options, dir: &Path) -> Option<Self> {
+        let plan = Self::bare(options, dir);
+        (!plan.scenarios.is_empty()).then_some(plan)
+    }
+
+    fn bare(options: &Options, dir: &Path) -> Self {
         let release = target_dir().join("release");
-        let scenarios = options.chosen_scenarios();
-        (!scenarios.is_empty()).then(|| Self {
-            scenarios,
+        Self {
+            scenarios: options.chosen_scenarios(),
             blockd: options.blockd.clone().unwrap_or_else(|| release.join("blockd")),
             nbd_server: options.ours.clone().unwrap_or_else(|| release.join("nbd-server")),
             dir: dir.to_owned(),
@@ -89,7 +97,7 @@ impl StorePlan {
             runtime_s: options.store_runtime_s(),
             rounds: options.round_count(),
             idle_s: options.idle_s(),
-        })
+        }
     }
 
     fn check_programs(&self) -> Result<(), Trouble> {
@@ -101,6 +109,29 @@ impl StorePlan {
     }
 }
 
+impl SyncPlan {
+    fn new(options: &Options, dir: &Path) -> Option<Self> {
+        let steps = options.chosen_steps();
+        (!steps.is_empty()).then(|| Self {
+            steps,
+            store: StorePlan::bare(options, dir),
+            bytes: options.sync_bytes(),
+            large_bytes: options.sync_large_bytes(),
+            runs: options.round_count(),
+            watch: Duration::from_secs(options.watch_s()),
+            scheduled_bytes: options.scheduled_bytes(),
+        })
+    }
+
+    /// Peers that are missing are left out; ours are not.
+    fn check_programs(&self) -> Result<(), Trouble> {
+        let blockctl = self.store.blockd.with_file_name("blockctl");
+        [&self.store.blockd, &blockctl]
+            .into_iter()
+            .try_for_each(|path| need_ours(path, "cargo build --release -p blockd   (or --blockd PATH)"))
+    }
+}
+
 impl Plan {
     /// Decides what will be run.
     ///
@@ -108,7 +139,9 @@ impl Plan {
     /// A program is missing that was asked for by name, or nothing is left to run.
     pub fn new(options: &Options) -> Result<Self, Trouble> {
         let mut plan = Self::bare(options);
-        need_in_path("fio", "apt install fio")?;
+        if plan.sync.is_none() {
+            need_in_path("fio", "apt install fio")?;
+        }
         if plan.pinned {
             need_two_cpus()?;
         }
@@ -117,7 +150,8 @@ impl Plan {
             plan.check_memory(options.servers.is_empty())?;
         }
         plan.store.iter().try_for_each(StorePlan::check_programs)?;
-        if plan.servers.is_empty() && plan.store.is_none() {
+        plan.sync.iter().try_for_each(SyncPlan::check_programs)?;
+        if plan.servers.is_empty() && plan.store.is_none() && plan.sync.is_none() {
             let next = "name servers and classes that go together (--help)";
             return Err(Trouble::new("plan the comparison", "no server is left to run", next));
         }
@@ -134,6 +168,7 @@ impl Plan {
             rounds: options.round_count(),
             image_bytes: options.image_size,
             store: StorePlan::new(options, &dir),
+            sync: SyncPlan::new(options, &dir),
             dir,
             keep: options.keep,
             pinned: options.pinned,
@@ -244,9 +279,14 @@ fn need_ours(path: &Path, next: &str) -> Result<(), Trouble> {
     Err(Trouble::new("find our server", format!("{} is not there", path.display()), next))
 }
 
-fn need_in_path(name: &str, next: &str) -> Result<(), Trouble> {
+/// Where a program is.
+pub(crate) fn find_in_path(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    if env::split_paths(&path).any(|dir| dir.join(name).is_file()) {
+    env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+pub(crate) fn need_in_path(name: &str, next: &str) -> Result<(), Trouble> {
+    if find_in_path(name).is_some() {
         return Ok(());
     }
     Err(Trouble::new(format!("find {name}"), format!("{name} is not installed"), next))

@@ -26,6 +26,8 @@ pub const READY_WITHIN: Duration = Duration::from_secs(10);
 const STOPPED_WITHIN: Duration = Duration::from_secs(5);
 /// Pause between two looks at a process.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// The same for a program that is timed by who runs it to its end: this stands in its time.
+const LOOK_AT_RUN_EVERY: Duration = Duration::from_millis(2);
 /// The longest path a Unix socket may have, its closing zero byte not counted. Spec: unix(7), `sun_path`.
 const SOCKET_PATH_MAX: usize = 107;
 /// How many lines of a program's log stand in an error.
@@ -230,7 +232,7 @@ fn wait(
             let why = format!("no end within {limit:?}: what it works on no longer answers");
             return Err(Trouble::new(format!("run {name}"), why, "look at the server's log"));
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(LOOK_AT_RUN_EVERY);
     }
 }
 

@@ -5,10 +5,11 @@ use crate::results::{FailedRun, Results, Spread, Summary};
 use crate::servers::{Class, Role, ServerId, debian_config};
 use crate::store::StoreResults;
 use crate::store::record::{FailedScenario, Row};
+use crate::sync::{self, SyncResults};
 use crate::targets::Measure;
 
 /// What stands in a cell without a value.
-const NONE: &str = "-";
+pub(crate) const NONE: &str = "-";
 
 /// A table, and which of its columns are words (aligned left) rather than numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,8 +63,9 @@ pub fn text(results: &Results) -> String {
     let legend = (!jobs.is_empty()).then(|| LEGEND.to_owned());
     let mut parts: Vec<String> = jobs.iter().map(Table::text).chain(legend).collect();
     parts.extend(results.store.iter().flat_map(scenario_tables).map(|table| table.text()));
+    parts.extend(results.sync.iter().flat_map(sync::report::tables).map(|table| table.text()));
     parts.push(targets_table(results).text());
-    parts.extend(store_remarks(results));
+    parts.extend(remarks(results));
     parts.extend(results.failures.iter().map(|failure| format!("failed: {}", failure_text(failure))));
     parts.extend(results.notices.iter().map(|notice| format!("note: {notice}")));
     if results.interrupted {
@@ -154,18 +156,23 @@ fn scenario_row(row: &Row) -> Vec<String> {
 }
 
 /// Large values whole, small ones with three digits after the point.
-fn few_digits(value: f64) -> String {
+pub(crate) fn few_digits(value: f64) -> String {
     if value >= 1000.0 { format!("{value:.0}") } else { format!("{value:.3}") }
 }
 
 /// What went wrong in the scenarios, and what a reader of them has to know.
-fn store_remarks(results: &Results) -> Vec<String> {
-    let Some(store) = &results.store else { return Vec::new() };
-    let failures = store.failures.iter().map(|failed| {
+fn remarks(results: &Results) -> Vec<String> {
+    let store = results.store.iter().map(|store| remarks_of(&store.failures, &store.notices));
+    let sync = results.sync.iter().map(|sync| remarks_of(&sync.failures, &sync.notices));
+    store.chain(sync).flatten().collect()
+}
+
+fn remarks_of(failures: &[FailedScenario], notices: &[String]) -> Vec<String> {
+    let failures = failures.iter().map(|failed| {
         let FailedScenario { scenario, subject, what, why } = failed;
         format!("failed: {scenario}, {subject}: {what}: {why}")
     });
-    failures.chain(store.notices.iter().map(|notice| format!("note: {notice}"))).collect()
+    failures.chain(notices.iter().map(|notice| format!("note: {notice}"))).collect()
 }
 
 fn range(spread: Spread) -> String {
@@ -209,7 +216,10 @@ pub fn markdown(results: &Results) -> String {
         section(&mut page, "Results", &results_body(results));
     }
     if let Some(store) = &results.store {
-        section(&mut page, "The store", &store_body(results, store));
+        section(&mut page, "The store", &store_body(store));
+    }
+    if let Some(sync) = &results.sync {
+        section(&mut page, "Replication", &sync_body(sync));
     }
     section(&mut page, "How it was measured", &method_body(results));
     section(&mut page, "Machine", &machine_body(results));
@@ -219,10 +229,22 @@ pub fn markdown(results: &Results) -> String {
     page
 }
 
-fn store_body(results: &Results, store: &StoreResults) -> String {
+fn sync_body(sync: &SyncResults) -> String {
+    let mut parts = vec![sync::report::LEGEND.to_owned()];
+    parts.extend(sync::report::tables(sync).iter().map(Table::markdown));
+    let remarks = remarks_of(&sync.failures, &sync.notices);
+    if !remarks.is_empty() {
+        let remarks: Vec<String> = remarks.iter().map(|remark| format!("- {remark}")).collect();
+        parts.push(format!("### Remarks on replication\n\n{}\n", remarks.join("\n")));
+    }
+    parts.join("\n")
+}
+
+fn store_body(store: &StoreResults) -> String {
     let mut parts = vec![STORE_LEGEND.to_owned()];
     parts.extend(scenario_tables(store).iter().map(Table::markdown));
-    let remarks: Vec<String> = store_remarks(results).iter().map(|remark| format!("- {remark}")).collect();
+    let remarks: Vec<String> =
+        remarks_of(&store.failures, &store.notices).iter().map(|remark| format!("- {remark}")).collect();
     if !remarks.is_empty() {
         parts.push(format!("### Remarks on the store\n\n{}\n", remarks.join("\n")));
     }
@@ -277,7 +299,8 @@ fn method_body(results: &Results) -> String {
     let command = format!("```console\n$ {}\n```\n", settings.command);
     let servers = (!results.servers.is_empty()).then(|| servers_method(results));
     let store = results.store.as_ref().map(store_method);
-    [Some(command), servers, store].into_iter().flatten().collect::<Vec<String>>().join("\n")
+    let sync = results.sync.as_ref().map(sync_method);
+    [Some(command), servers, store, sync].into_iter().flatten().collect::<Vec<String>>().join("\n")
 }
 
 fn store_method(store: &StoreResults) -> String {
@@ -285,6 +308,15 @@ fn store_method(store: &StoreResults) -> String {
         "- The store: volumes and peers of {} MiB, {} round(s), {} s a job; {} GiB mapped without data in `full-store`. \
          Before each measurement the disk is flushed and nothing is dirty in any page cache.\n",
         store.image_mib, store.rounds, store.runtime_s, store.large_gib
+    )
+}
+
+fn sync_method(sync: &SyncResults) -> String {
+    format!(
+        "- Replication: a volume of {} MiB, completely written with what nothing compresses, large ones of {} GiB; {} round(s); \
+         the schedule watched for {} s. All daemons and peers of a step in a network of their own, whose loopback device \
+         counts the bytes. Before each measurement nothing is dirty in any page cache.\n",
+        sync.size_mib, sync.large_gib, sync.runs, sync.watch_s
     )
 }
 
@@ -384,6 +416,7 @@ mod tests {
             failures: vec![],
             notices: vec!["nbd-server left out".into()],
             store: Some(sample_store()),
+            sync: None,
             interrupted: false,
         }
     }

@@ -10,6 +10,7 @@ use crate::jobs::Job;
 use crate::machine::Machine;
 use crate::servers::{Class, Role, ServerId};
 use crate::store::StoreResults;
+use crate::sync::SyncResults;
 use crate::targets::Outcome;
 
 /// Version of the schema.
@@ -38,6 +39,8 @@ pub struct Results {
     pub targets: Vec<Outcome>,
     /// What the scenarios of the store found, if they were run.
     pub store: Option<StoreResults>,
+    /// What the steps of replication found, if they were run.
+    pub sync: Option<SyncResults>,
     /// What a reader has to know.
     pub notices: Vec<String>,
     /// Whether it was stopped before its end.
@@ -48,7 +51,8 @@ impl Results {
     /// Whether something could not be measured.
     pub fn has_failures(&self) -> bool {
         let of_store = self.store.as_ref().is_some_and(|store| !store.failures.is_empty());
-        of_store || !self.failures.is_empty()
+        let of_sync = self.sync.as_ref().is_some_and(|sync| !sync.failures.is_empty());
+        of_store || of_sync || !self.failures.is_empty()
     }
 }
 

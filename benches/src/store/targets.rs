@@ -10,8 +10,8 @@ use crate::targets::{Direction, Outcome, verdict};
 const CLASS: &str = "store";
 
 /// A bound for the median of a row.
-struct Target {
-    scenario: &'static str,
+pub(crate) struct Target {
+    pub(crate) scenario: &'static str,
     subject: &'static str,
     measure: String,
     unit: &'static str,
@@ -22,15 +22,16 @@ struct Target {
 /// Holds the targets of the scenarios that were asked for against the rows.
 pub fn evaluate(scenarios: &[Scenario], rows: &[Row]) -> Vec<Outcome> {
     let asked = |target: &Target| scenarios.iter().any(|scenario| scenario.measures(target.scenario));
-    targets().iter().filter(|target| asked(target)).map(|target| outcome(target, rows)).collect()
+    targets().iter().filter(|target| asked(target)).map(|target| outcome(CLASS, target, rows)).collect()
 }
 
-fn outcome(target: &Target, rows: &[Row]) -> Outcome {
+/// Holds a target of a class against the rows.
+pub(crate) fn outcome(class: &'static str, target: &Target, rows: &[Row]) -> Outcome {
     let Target { scenario, subject, measure, unit, direction, bound } = target;
     let is_it = |row: &&Row| row.scenario == *scenario && row.subject == *subject && row.measure == *measure;
     let measured = rows.iter().find(is_it).map(|row| row.spread.median);
     Outcome {
-        class: CLASS,
+        class,
         job: scenario,
         measure: format!("{subject}: {measure}"),
         demand: format!("{} {bound} {unit}", direction.sign()),
@@ -46,12 +47,12 @@ fn targets() -> Vec<Target> {
     rest.chain(calls).chain(full_targets()).collect()
 }
 
-fn at_least(scenario: &'static str, subject: &'static str, measure: &str, bound: f64) -> Target {
+pub(crate) fn at_least(scenario: &'static str, subject: &'static str, measure: &str, bound: f64) -> Target {
     let (measure, direction) = (measure.to_owned(), Direction::AtLeast);
     Target { scenario, subject, measure, unit: "x", direction, bound }
 }
 
-fn at_most(
+pub(crate) fn at_most(
     scenario: &'static str,
     subject: &'static str,
     measure: &str,
