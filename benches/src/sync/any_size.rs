@@ -1,7 +1,7 @@
 //! As many changed blocks in a small volume, and in large ones that hold as much data, spread over them or in one piece.
 //!
-//! All three are there at once and take turns, so that their ratios are of one minute. That halves what each can hold:
-//! half of `--size` is written.
+//! All three are there at once and take turns, so that their ratios are of one minute. So each holds a quarter of
+//! `--size` only: each changed block takes a cluster at both ends, until layers are packed, and that for all rounds.
 
 use super::content::Layout;
 use super::host::Pair;
@@ -62,7 +62,7 @@ pub const WALL_TIMES: &str = "time, times";
 pub const CPU_TIMES: &str = "processor, times";
 
 fn volumes(small: u64, large: u64) -> [Volume; 3] {
-    let filled = small / 2;
+    let filled = small / 4;
     let (contiguous, spread) = (Layout::contiguous(filled), Layout::spread(filled, large));
     let gib = |bytes: u64| format!("{} GiB", bytes as f64 / f64::from(1 << 30));
     [

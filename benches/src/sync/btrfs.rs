@@ -14,13 +14,14 @@ use super::content::{BLOCK, Layout, Plain};
 use super::increment::{NAME, seed};
 use super::meter::{Cost, measure};
 use super::wire::Wire;
+use crate::plan::need_in_path;
 use crate::process::{Guarded, last_words};
 use crate::store::loop_fs::{Kind, LoopFs};
 use crate::store::room::text_of;
 use crate::trouble::{OrTrouble, Trouble};
 
 /// Its name in the rows.
-pub const SUBJECT: &str = "btrfs send | receive";
+pub const SUBJECT: &str = "btrfs send, receive";
 /// Size of a file system by that of the file: metadata, and the changes that snapshots keep.
 const FS_PERCENT: u64 = 150;
 const FS_BYTES_MIN: u64 = 1 << 30;
@@ -33,6 +34,10 @@ const NEXT: &str = "leave it out, by uninstalling btrfs-progs";
 /// # Errors
 /// It fails, or somebody asked to stop.
 pub fn run(bench: &mut Bench<'_>, wire: &Wire) -> Result<(), Trouble> {
+    if let Err(trouble) = need_in_path("mkfs.btrfs", "apt install btrfs-progs") {
+        bench.recorder.note(format!("{SUBJECT} left out: {}", trouble.why));
+        return Ok(());
+    }
     let bytes = (bench.plan.bytes * FS_PERCENT / 100).max(FS_BYTES_MIN);
     let make = || LoopFs::make(bench.room, Kind::Btrfs, bytes);
     let (from, to) = match make().and_then(|from| Ok((from, make()?))) {

@@ -8,7 +8,7 @@ use super::first_copy::{VOLUME, filled_pair};
 use super::host::{Pair, TARGET};
 use super::meter::measure;
 use super::wire::Wire;
-use super::{Bench, CPU_SOURCE, CPU_TARGET, OURS, WALL, btrfs, files};
+use super::{Bench, CPU, CPU_SOURCE, CPU_TARGET, OURS, WALL, btrfs, files};
 use crate::trouble::Trouble;
 
 /// Name of the step.
@@ -17,6 +17,8 @@ pub const NAME: &str = "increment";
 pub const TOLD_X: &str = "told / changed";
 /// A peer's time by ours.
 pub const TIMES: &str = "times blockd's";
+/// The same of processor time, which other work on the machine changes less.
+pub const CPU_TIMES: &str = "processor, times blockd's";
 /// Seed of the first round's changes, apart from that of the content.
 const SEED: u64 = 1000;
 
@@ -39,6 +41,7 @@ pub fn run(bench: &mut Bench<'_>) -> Result<(), Trouble> {
     }
     for peer in [files::ALL.as_slice(), &[btrfs::SUBJECT]].concat() {
         bench.put_ratios(NAME, (peer, TIMES), (peer, WALL), (OURS, WALL));
+        bench.put_ratios(NAME, (peer, CPU_TIMES), (peer, CPU), (OURS, CPU));
     }
     Ok(())
 }

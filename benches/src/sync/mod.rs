@@ -182,11 +182,11 @@ impl Bench<'_> {
 fn key(scenario: &'static str, subject: &str, measure: &str) -> Key {
     let units = [
         ("times", "x"),
+        ("runs", "runs"),
         ("MiB/s", "MiB/s"),
         ("MiB", "MiB"),
         ("CPU", "s"),
         (" s", "s"),
-        ("runs", "runs"),
         ("%", "%"),
     ];
     let unit = units.iter().find(|(part, _)| measure.contains(part)).map_or("x", |(_, unit)| unit);

@@ -55,7 +55,7 @@ fn shown(row: &Row) -> String {
 }
 
 /// All measures, in the order of columns.
-const KNOWN: [&str; 18] = [
+const KNOWN: [&str; 19] = [
     first_copy::SPEED,
     WALL,
     WIRE,
@@ -66,6 +66,7 @@ const KNOWN: [&str; 18] = [
     CPU_TARGET,
     first_copy::RATIO,
     increment::TIMES,
+    increment::CPU_TIMES,
     any_size::WALL_TIMES,
     any_size::CPU_TIMES,
     hashing::RATIO,
