@@ -104,7 +104,10 @@ pub(crate) fn run(seed: u64, trace: bool) -> Seen {
 
 fn refused_for_good(refusal: &Refusal) -> bool {
     // An honest source never sends what is wrong.
-    matches!(refusal.code, Code::BadData | Code::BadId | Code::VersionMismatch | Code::BadBinding)
+    matches!(
+        refusal.code,
+        Code::BadData | Code::RootMismatch | Code::BadId | Code::VersionMismatch | Code::BadBinding
+    )
 }
 
 impl Case {
