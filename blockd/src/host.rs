@@ -39,7 +39,7 @@ use crate::failure::Failure;
 use crate::lock::DataLock;
 use crate::open::{self, OpenError, OpenStore};
 use crate::recent::RecentFiles;
-use crate::service::{DiffExtent, Engine, VerifyReport};
+use crate::service::{DiffExtent, Engine, Recomputed, VerifyReport};
 use crate::snapshot::{self, ClosedReader, PoolHandle, Sleeps, Trees, with_pin};
 use crate::store::pool::{Pool, PoolFile};
 use crate::store::{Store, Token};
@@ -375,6 +375,14 @@ impl Engine for Handle {
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<VerifyReport, ControlError> {
         self.pinned(name, &mut |pinned| snapshot::verify(&self.reader, pinned, progress))
+    }
+
+    fn recompute(
+        &self,
+        name: &SnapshotName,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Recomputed, ControlError> {
+        self.pinned(name, &mut |pinned| snapshot::recompute(&self.reader, pinned, progress))
     }
 }
 

@@ -102,7 +102,7 @@ pub struct OpenStore {
     pub ballast: Ballast,
     /// The pool's files in order, open for reading and writing.
     pub files: Vec<OpenFile>,
-    /// The same files, open for reading through the page cache.
+    /// The same files, open for reading through the page cache, and for mending what is damaged there.
     pub readers: Vec<File>,
     /// Where changes are kept until they are durable; `None`: nowhere.
     pub recent: Option<RecentFiles>,
@@ -136,7 +136,10 @@ pub fn open(config: &Config) -> Result<OpenStore, OpenError> {
     let checkpoint = checkpoint.filter(|_| recovered == 0);
     let Checkpoint { in_use, maps } = checkpoint.map_or_else(|| read_records(&meta, &loaded), Ok)?;
     meta.begin_merging();
-    let readers = loaded.files.values().map(|record| File::open(data.join(&record.path)));
+    let readers = loaded.files.values().map(|record| {
+        let path = data.join(&record.path);
+        File::options().read(true).write(true).open(path)
+    });
     let readers = readers.collect::<io::Result<_>>().map_err(failed("pool"))?;
     let ballast = Ballast::hold(data, reserve_bytes);
     let meta = Arc::new(meta);

@@ -60,6 +60,33 @@ pub trait Engine: Send + Sync {
         name: &SnapshotName,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<VerifyReport, ControlError>;
+
+    /// Blocking: as [`Self::verify`], and makes the root of what was read.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`. Damage is no error but the report.
+    fn recompute(
+        &self,
+        name: &SnapshotName,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Recomputed, ControlError>;
+}
+
+/// What repairs damaged snapshots with the help of other hosts.
+pub trait Repairer: Send + Sync {
+    /// Blocking, on a thread of a tokio runtime: writes what other hosts have of damaged clusters, where it is what the
+    /// recorded hash says; asks `from`, or those that are known to have the snapshot. `go_on` gets the bytes repaired
+    /// so far; `false` ends it.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`, `Stopping`. What could not be repaired is no error but in the report.
+    fn repair(
+        &self,
+        name: &SnapshotName,
+        damaged: &[DamagedExtent],
+        from: Option<&str>,
+        go_on: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<RepairReport, ControlError>;
 }
 
 /// A run of blocks that differ between two snapshots, as the later one shows them.
@@ -92,6 +119,63 @@ pub struct VerifyReport {
     pub unhashed_bytes: u64,
     /// What is not what was written, in order; empty if all is well.
     pub damaged: Vec<DamagedExtent>,
+}
+
+/// What was found where recorded hashes were not believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recomputed {
+    /// As of a verification.
+    pub report: VerifyReport,
+    /// BLAKE3 of what was read; `None`: not all could be read.
+    pub root: Option<[u8; 32]>,
+    /// The root that is recorded, as it was compared when the snapshot came.
+    pub recorded: Option<[u8; 32]>,
+}
+
+impl Recomputed {
+    /// What it comes to.
+    pub fn verdict(&self) -> Verdict {
+        match self.recorded {
+            _ if !self.report.damaged.is_empty() || self.root.is_none() => Verdict::Damaged,
+            Some(recorded) if self.root != Some(recorded) => Verdict::Damaged,
+            Some(_) => Verdict::Sound,
+            None => Verdict::Unknown,
+        }
+    }
+}
+
+/// What a verification comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The root is the recorded one.
+    Sound,
+    /// It is not, or some of it cannot be read.
+    Damaged,
+    /// Nothing was found wrong, and no root is recorded to compare with.
+    Unknown,
+}
+
+/// What came of a repair.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepairReport {
+    /// Bytes that are right again, durably.
+    pub repaired_bytes: u64,
+    /// The hosts that they came from.
+    pub from: Vec<String>,
+    /// What is still damaged, in order.
+    pub failed: Vec<Unrepaired>,
+}
+
+/// A run of bytes that could not be repaired.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unrepaired {
+    /// Bytes from the start of the volume.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Why not, for people: of each host that was asked.
+    pub reason: String,
 }
 
 /// A run of bytes that is not what was written.
@@ -145,12 +229,15 @@ pub struct Service {
     pub host: Arc<str>,
     /// The other hosts, where there can be any.
     pub peers: Option<LazyPeers>,
+    /// What repairs snapshots with their help.
+    pub repairer: Option<Arc<dyn Repairer>>,
 }
 
 impl Service {
     /// A handle to an engine.
     pub fn new(engine: Arc<dyn Engine>, events: Events, nbd: NbdAddresses) -> Self {
-        Self { engine, events, nbd: Arc::new(nbd), jobs: None, host: Arc::from(""), peers: None }
+        let host = Arc::from("");
+        Self { engine, events, nbd: Arc::new(nbd), jobs: None, host, peers: None, repairer: None }
     }
 
     /// The same, with jobs, on a host of that name.
@@ -163,6 +250,12 @@ impl Service {
     #[must_use]
     pub fn with_peers(self, peers: LazyPeers) -> Self {
         Self { peers: Some(peers), ..self }
+    }
+
+    /// The same, with somebody who repairs snapshots.
+    #[must_use]
+    pub fn with_repairer(self, repairer: Arc<dyn Repairer>) -> Self {
+        Self { repairer: Some(repairer), ..self }
     }
 
     /// Hands a command over and waits for its answer.

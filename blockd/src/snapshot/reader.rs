@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -18,19 +19,44 @@ use crate::units::{BLOCK_BYTES, CLUSTER_BYTES, Mask, PoolCluster};
 /// Bytes of a cluster, as an index.
 pub(super) const CLUSTER: usize = CLUSTER_BYTES as usize;
 
-/// How a file of the pool is read: several threads at once, each where it likes.
+/// How a file of the pool is read, and mended: several threads at once, each where it likes.
 pub trait PoolRead: Send + Sync {
     /// Fills the buffer with what begins at `offset`, bytes from the file's start.
     ///
     /// # Errors
     /// The medium's; `UnexpectedEof` if the file ends before.
     fn fill(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Writes whole blocks of closed layers that are damaged; nothing else is ever written through it.
+    ///
+    /// # Errors
+    /// The medium's; `Unsupported` if this file is only read.
+    fn write(&self, _bytes: &[u8], _offset: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Makes durable what was written, and has that range read from the medium from now on.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    fn settle(&self, _offset: u64, _length: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Through the page cache: a file that was opened in direct mode would want aligned buffers.
 impl PoolRead for File {
     fn fill(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         FileExt::read_exact_at(self, buffer, offset)
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        FileExt::write_all_at(self, bytes, offset)
+    }
+
+    fn settle(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.sync_data()?;
+        Ok(rustix::fs::fadvise(self, offset, NonZeroU64::new(length), rustix::fs::Advice::DontNeed)?)
     }
 }
 
@@ -159,6 +185,27 @@ impl ClosedReader {
         Ok(())
     }
 
+    /// Where each block lies that shows.
+    pub(super) fn places(&self, sources: &Sources) -> io::Result<Vec<Segment>> {
+        let mut segments = Vec::new();
+        self.add_segments(sources, 0, &mut segments)?;
+        let block = BLOCK_BYTES as usize;
+        let split = |segment: Segment| {
+            (0..segment.length / block).map(move |number| Segment {
+                at: segment.at + number * block,
+                offset: segment.offset + number as u64 * BLOCK_BYTES,
+                length: block,
+                ..segment
+            })
+        };
+        Ok(segments.into_iter().flat_map(split).collect())
+    }
+
+    /// A file of the pool, by its place.
+    pub(super) fn file(&self, place: usize) -> &dyn PoolRead {
+        &*self.files[place].file
+    }
+
     /// The file of a pool cluster, and where it begins there.
     fn locate(&self, cluster: PoolCluster) -> io::Result<(usize, u64)> {
         let missing = || io::Error::other(format!("pool cluster {cluster} lies in no file"));
@@ -173,11 +220,12 @@ impl ClosedReader {
 }
 
 /// One read.
-struct Segment {
+#[derive(Clone, Copy)]
+pub(super) struct Segment {
     /// Where in the buffer.
-    at: usize,
-    file: usize,
-    offset: u64,
+    pub(super) at: usize,
+    pub(super) file: usize,
+    pub(super) offset: u64,
     length: usize,
 }
 

@@ -1,6 +1,7 @@
 //! Random trees of layers against their images.
 
 mod changes;
+mod mend;
 mod trees;
 mod world;
 

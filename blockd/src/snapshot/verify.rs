@@ -1,12 +1,14 @@
-//! Reads a snapshot and compares it with its recorded hashes. Changes nothing.
+//! Reads a snapshot and compares it with its recorded hashes, and its root with the recorded one. Changes nothing.
+
+use std::io;
 
 use super::batch::{Batch, Bytes};
 use super::changes::{Changed, Changes};
 use super::reader::ClosedReader;
-use super::stopped;
+use super::{meta_error, recorded_root, stopped};
 use crate::control::{ControlError, Pinned};
-use crate::hash::cluster_value;
-use crate::service::{DamagedExtent, VerifyReport};
+use crate::hash::{Sequence, Value, cluster_value};
+use crate::service::{DamagedExtent, Recomputed, VerifyReport};
 use crate::units::{CLUSTER_BYTES, ClusterIndex};
 
 /// Reads every cluster of a pinned snapshot that shows data, and compares it with its recorded hash. What cannot be
@@ -19,9 +21,55 @@ pub fn verify(
     pinned: &Pinned,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<VerifyReport, ControlError> {
-    let (mut batch, mut report) = (Batch::new(), VerifyReport::default());
+    let mut report = VerifyReport::default();
+    read_all(reader, pinned, progress, &mut |cluster, bytes| {
+        check(cluster, &bytes, pinned.size, &mut report);
+    })?;
+    Ok(report)
+}
+
+/// Reads all of a pinned snapshot and makes its root of what was read, recorded hashes or not; and compares with what is
+/// recorded. `progress` as for [`verify`].
+///
+/// # Errors
+/// As [`verify`].
+pub fn recompute(
+    reader: &ClosedReader,
+    pinned: &Pinned,
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<Recomputed, ControlError> {
+    let mut report = VerifyReport::default();
+    let mut sequence = Some(Sequence::new(pinned.size, reader.threads));
+    read_all(reader, pinned, progress, &mut |cluster, bytes| {
+        let value = check(cluster, &bytes, pinned.size, &mut report);
+        match (&mut sequence, bytes, value) {
+            (Some(sequence), Ok(bytes), Some(value)) => {
+                let index = u64::from(cluster.index.0);
+                if sequence.wants_content(index) {
+                    sequence.content(index, bytes, &reader.zeroes);
+                } else {
+                    sequence.value(index, value, &reader.zeroes);
+                }
+            }
+            _ => sequence = None,
+        }
+    })?;
+    let top = *pinned.chain.first().expect("a snapshot has a layer");
+    let recorded = recorded_root(&*reader.meta, top, pinned.size).map_err(meta_error)?;
+    Ok(Recomputed { report, root: sequence.map(|sequence| sequence.finish(&reader.zeroes)), recorded })
+}
+
+fn read_all(
+    reader: &ClosedReader,
+    pinned: &Pinned,
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+    visit: &mut dyn FnMut(&Changed, Result<&[u8], io::Error>),
+) -> Result<(), ControlError> {
+    let mut batch = Batch::new();
     let mut check = |cluster: &Changed, bytes: Bytes<'_>| {
-        check(cluster, bytes, pinned.size, &mut report);
+        if let Some(bytes) = bytes {
+            visit(cluster, bytes);
+        }
         Ok(())
     };
     for cluster in Changes::new(reader, None, pinned, ClusterIndex(0))? {
@@ -36,27 +84,36 @@ pub fn verify(
     }
     batch.drain(reader, &mut check)?;
     progress(pinned.size, pinned.size);
-    Ok(report)
+    Ok(())
 }
 
-/// Enters a cluster into the report, if it was read.
-fn check(cluster: &Changed, bytes: Bytes<'_>, size: u64, report: &mut VerifyReport) {
-    let Some(bytes) = bytes else { return };
+/// Enters a cluster that was read into the report; its value, if it could be read.
+fn check(
+    cluster: &Changed,
+    bytes: &Result<&[u8], io::Error>,
+    size: u64,
+    report: &mut VerifyReport,
+) -> Option<Value> {
     let offset = cluster.index.start();
     let extent = DamagedExtent { offset, length: CLUSTER_BYTES.min(size - offset) };
-    match (bytes, cluster.recorded) {
-        (Ok(_), None) => report.unhashed_bytes += extent.length,
-        (Ok(bytes), Some(value)) => {
+    let value = match bytes {
+        Ok(bytes) => cluster_value(cluster.index, bytes),
+        Err(error) => {
+            tracing::warn!(offset, %error, "a cluster of a closed layer cannot be read");
+            add_damaged(report, extent);
+            return None;
+        }
+    };
+    match cluster.recorded {
+        None => report.unhashed_bytes += extent.length,
+        Some(recorded) => {
             report.checked_bytes += extent.length;
-            if cluster_value(cluster.index, bytes) != value {
+            if recorded != value {
                 add_damaged(report, extent);
             }
         }
-        (Err(error), _) => {
-            tracing::warn!(offset, %error, "a cluster of a closed layer cannot be read");
-            add_damaged(report, extent);
-        }
     }
+    Some(value)
 }
 
 /// Joins extents that follow each other.

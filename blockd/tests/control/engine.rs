@@ -9,7 +9,7 @@ use blockd::control::{
     Answer, Control, ControlError, Counters, ErrorKind, Health, Pinned, SnapshotInfo, SnapshotName,
     StoreStatus, VolumeInfo,
 };
-use blockd::service::{DamagedExtent, DiffExtent, Engine, ExtentKind, VerifyReport};
+use blockd::service::{DamagedExtent, DiffExtent, Engine, ExtentKind, Recomputed, VerifyReport};
 use blockd::units::LayerId;
 use tokio::sync::oneshot;
 
@@ -257,5 +257,14 @@ impl Engine for TestEngine {
             _ => Vec::new(),
         };
         Ok(VerifyReport { checked_bytes: 1 << 20, unhashed_bytes: 0, damaged })
+    }
+
+    fn recompute(
+        &self,
+        name: &SnapshotName,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Recomputed, ControlError> {
+        let root = Some([0xa7; 32]);
+        Ok(Recomputed { report: self.verify(name, progress)?, root, recorded: root })
     }
 }

@@ -80,7 +80,7 @@ impl World {
 
     pub(super) fn reader(&self) -> ClosedReader {
         let handles = self.pool_files().map(|(path, first, clusters)| {
-            let file = Arc::new(File::open(path).unwrap());
+            let file = Arc::new(File::options().read(true).write(true).open(path).unwrap());
             PoolHandle { file, first, clusters }
         });
         ClosedReader::new(Arc::clone(&self.meta) as Arc<dyn MetaStore>, handles.into())

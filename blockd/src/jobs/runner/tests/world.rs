@@ -21,7 +21,7 @@ use crate::jobs::desk::Jobs;
 use crate::jobs::files::JobFiles;
 use crate::jobs::job::Job;
 use crate::jobs::view::TargetView;
-use crate::service::{DiffExtent, Engine, NbdAddresses, Service, VerifyReport};
+use crate::service::{DiffExtent, Engine, NbdAddresses, Recomputed, Service, VerifyReport};
 
 /// 2026-11-20 14:03:30.
 pub(super) const BEGIN_MS: u64 = 1_795_183_410_000;
@@ -204,6 +204,14 @@ impl Engine for Store {
         _: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<VerifyReport, ControlError> {
         Ok(VerifyReport::default())
+    }
+
+    fn recompute(
+        &self,
+        _: &SnapshotName,
+        _: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Recomputed, ControlError> {
+        Ok(Recomputed { report: VerifyReport::default(), root: None, recorded: None })
     }
 }
 
