@@ -38,7 +38,8 @@ fn sending(to: &str) -> String {
     format!("sending-{to}")
 }
 
-fn base(to: &str) -> String {
+/// The hold of the newest snapshot that a host has confirmed.
+pub(super) fn base(to: &str) -> String {
     format!("base-{to}")
 }
 

@@ -10,6 +10,9 @@ pub mod session;
 pub mod source;
 pub mod target;
 
+pub mod answer;
+pub mod fetch;
+
 pub mod offer;
 pub mod reading;
 pub mod writing;
@@ -20,6 +23,7 @@ mod pace;
 #[cfg(test)]
 mod page;
 mod reader_thread;
+pub mod repair;
 pub mod replicator;
 mod serve;
 mod together;

@@ -1,15 +1,17 @@
 //! docs/replication.md says what the code does, as far as a program can tell.
 
 use super::batch::{DATA_BYTES_MAX, RUNS_MAX, ZERO_BLOCKS_MAX};
+use super::fetch::FETCH_STALL_MAX;
 use super::session::{IDLE_MAX, PING_INTERVAL, SOURCE_STALL_MAX, TARGET_STALL_MAX, TARGET_WORK_BYTES_PER_MS};
 use super::source::{BATCH_COST_MIN, WINDOW_BYTES};
 use super::target::{APPLYING_MAX, EARLY_PINGS_MAX};
 use super::wire::{
-    Begin, CANDIDATES_MAX, Code, Frame, HEADER_BYTES, HaveVolume, Hello, KeepWish, Message, Mode,
-    PAYLOAD_BYTES_MAX, Ready, Refusal, TEXT_BYTES_MAX, VALUES_MAX, VERSION, VOLUMES_MAX, Values, Wanted,
+    Begin, CANDIDATES_MAX, Code, FETCH_CLUSTERS_MAX, Fetch, Found, Frame, HEADER_BYTES, HaveVolume, Hello,
+    KeepWish, Message, Mode, PAYLOAD_BYTES_MAX, Ready, Refusal, TEXT_BYTES_MAX, VALUES_MAX, VERSION,
+    VOLUMES_MAX, Values, Wanted,
 };
 use super::writing::KNOWN_MAX;
-use crate::units::HostId;
+use crate::units::{HostId, Lineage, SnapshotUid};
 
 const PAGE: &str = include_str!("../../../docs/replication.md");
 
@@ -24,7 +26,8 @@ fn every_message_stands_in_the_page() {
         Hello { version_min: 1, version_max: 1, compression: 1, host: HostId([1; 16]), nonce: [1; 32] };
     let ready = Ready { token: [1; 16], cursor: 1, complete: false };
     // Who says it, and the bytes of its payload where these are always the same.
-    let all: [(Message, &str, bool); 17] = [
+    let fetch = Fetch { lineage: Lineage([1; 16]), uid: SnapshotUid([1; 16]), clusters: Vec::new() };
+    let all: [(Message, &str, bool); 19] = [
         (Message::Hello(hello), "both", true),
         (Message::Bind { version: 1, proof: [1; 32] }, "both", true),
         (Message::Offer(Vec::new()), "source", false),
@@ -42,6 +45,8 @@ fn every_message_stands_in_the_page() {
         (Message::Refuse(Refusal::new(Code::Failed, "")), "both", false),
         (Message::Ping, "both", true),
         (Message::Keep(KeepWish::default()), "source", true),
+        (Message::Fetch(fetch), "asking", false),
+        (Message::Fetched { cluster: 1, found: Found::Missing }, "asked", false),
     ];
     for (number, (message, by, fixed)) in (1..).zip(all) {
         let name = message.name();
@@ -61,12 +66,14 @@ fn every_code_stands_in_the_page() {
 
 #[test]
 fn every_limit_stands_in_the_page() {
-    let limits: [(&str, u64); 18] = [
+    let limits: [(&str, u64); 20] = [
         ("PAYLOAD_BYTES_MAX", PAYLOAD_BYTES_MAX as u64),
         ("VOLUMES_MAX", VOLUMES_MAX as u64),
         ("CANDIDATES_MAX", CANDIDATES_MAX as u64),
         ("KNOWN_MAX", KNOWN_MAX as u64),
         ("VALUES_MAX", VALUES_MAX as u64),
+        ("FETCH_CLUSTERS_MAX", FETCH_CLUSTERS_MAX as u64),
+        ("FETCH_STALL_MAX", FETCH_STALL_MAX),
         ("TEXT_BYTES_MAX", TEXT_BYTES_MAX as u64),
         ("DATA_BYTES_MAX", DATA_BYTES_MAX as u64),
         ("ZERO_BLOCKS_MAX", ZERO_BLOCKS_MAX),
@@ -91,7 +98,13 @@ fn every_limit_stands_in_the_page() {
 #[test]
 fn the_drawings_are_those_of_the_code() {
     let store = include_str!("../store/replica.rs");
-    for code in [include_str!("source.rs"), include_str!("target.rs"), include_str!("session.rs"), store] {
+    for code in [
+        include_str!("source.rs"),
+        include_str!("target.rs"),
+        include_str!("session.rs"),
+        include_str!("fetch.rs"),
+        store,
+    ] {
         let mut lines = code.lines().skip_while(|line| *line != "//! ```text").skip(1);
         let drawing: Vec<&str> = lines
             .by_ref()

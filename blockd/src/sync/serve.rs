@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{interval, timeout};
+use tokio::time::{interval, sleep, timeout};
 
 use super::link::{FrameReader, LinkError, write_frames};
 use super::reader_thread::ask;
@@ -27,6 +27,10 @@ use crate::units::{HostId, SnapshotUid};
 /// A snapshot whose layers are being merged is asked for again after so long, for so many times.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 const BUSY_TRIES: u64 = 1200;
+/// While more than this waits to be sent, no frame is taken: who asks and does not listen fills no memory here.
+const UNSENT_BYTES_MAX: u64 = 64 << 10;
+/// How often is looked whether that has been sent.
+const UNSENT_PAUSE: Duration = Duration::from_millis(5);
 
 impl PeerHandler for Replicator {
     fn serve(self: Arc<Self>, link: PeerLink) -> Pin<Box<dyn Future<Output = ()> + Send>> {
@@ -54,6 +58,10 @@ struct Hand {
     wish: KeepWish,
     done: mpsc::UnboundedSender<Did>,
     over: Arc<AtomicBool>,
+    /// What the peer is called here.
+    peer_name: String,
+    /// Bytes of all frames that were to be sent.
+    said_bytes: u64,
 }
 
 /// Work of a session that is over need not go on.
@@ -68,13 +76,13 @@ impl Replicator {
     async fn take_session(self: Arc<Self>, link: PeerLink) -> Result<(), Refusal> {
         let failed = |error: crate::peer::PeerError| Refusal::new(Code::Failed, error.to_string());
         let session = self.session_link(link.host, link.exporter).await.map_err(failed)?;
-        let (peer, mut closed) = (link.host, link.closed);
+        let (peer, peer_name, mut closed) = (link.host, link.name, link.closed);
         let (read, write) = tokio::io::split(link.stream);
         let (out, queue) = mpsc::unbounded_channel();
         let sent = Arc::<AtomicU64>::default();
-        let mut writing = tokio::spawn(write_frames(write, queue, Vec::new(), sent));
+        let mut writing = tokio::spawn(write_frames(write, queue, Vec::new(), Arc::clone(&sent)));
         let (done, mut results) = mpsc::unbounded_channel();
-        let mut hand = Hand::new(&self, peer, done);
+        let mut hand = Hand::new(&self, peer, peer_name, done);
         let mut target = Target::start(session, self.now());
         if self.is_quarantined(peer) {
             target.refuse(Refusal::new(Code::Quarantined, "this host has sent what no honest one sends"));
@@ -84,8 +92,10 @@ impl Replicator {
             if let Some(over) = hand.carry_out(target.take(), &out) {
                 break Err(over);
             }
+            let unsent = hand.said_bytes.saturating_sub(sent.load(Ordering::Relaxed));
+            let is_heard = unsent <= UNSENT_BYTES_MAX;
             tokio::select! {
-                frame = frames.next(), if target.wants_frames() => match frame {
+                frame = frames.next(), if target.wants_frames() && is_heard => match frame {
                     Ok(Some(frame)) => target.received(frame, self.now()),
                     // Between two offers, or without a word: it has said all that it had to say.
                     Ok(None) if target.is_idle() || hand.volumes.is_empty() => break Ok(()),
@@ -97,6 +107,7 @@ impl Replicator {
                     hand.note(&did);
                     target.did(did, self.now());
                 }
+                () = sleep(UNSENT_PAUSE), if !is_heard => {}
                 _ = ticks.tick() => target.tick(self.now()),
                 () = closed.wait() => break Err(Refusal::new(Code::NotAllowed, "the host is not trusted any more")),
                 _ = &mut writing => break Err(Refusal::new(Code::Stalled, "the link broke")),
@@ -119,7 +130,12 @@ impl Replicator {
 }
 
 impl Hand {
-    fn new(replicator: &Arc<Replicator>, peer: HostId, done: mpsc::UnboundedSender<Did>) -> Self {
+    fn new(
+        replicator: &Arc<Replicator>,
+        peer: HostId,
+        peer_name: String,
+        done: mpsc::UnboundedSender<Did>,
+    ) -> Self {
         Self {
             replicator: Arc::clone(replicator),
             peer,
@@ -131,6 +147,8 @@ impl Hand {
             wish: KeepWish::default(),
             done,
             over: Arc::default(),
+            peer_name,
+            said_bytes: 0,
         }
     }
 
@@ -142,6 +160,7 @@ impl Hand {
                     if frame.message == Message::Published {
                         self.prune();
                     }
+                    self.said_bytes += frame.bytes();
                     // If nobody takes it any more, the link is broken: that is heard of soon.
                     drop(out.send(frame));
                 }
@@ -200,6 +219,10 @@ impl Hand {
                 });
             }
             Do::Keep(wish) => self.wish = wish,
+            Do::Fetch(fetch) => {
+                let name = self.peer_name.clone();
+                self.on_thread(move |place| place.answer(&fetch, &name).map(Did::Fetched));
+            }
             Do::Publish => {
                 let staged = self.attempts.iter().map(|(at, token)| (self.volumes[*at].lineage, *token));
                 let staged = staged.collect();
@@ -241,7 +264,12 @@ impl Hand {
         volume: usize,
         work: impl FnOnce(&Place<'_>, &OfferedVolume) -> Result<Did, Refusal> + Send + 'static,
     ) {
-        let (replicator, volumes) = (Arc::clone(&self.replicator), Arc::clone(&self.volumes));
+        let volumes = Arc::clone(&self.volumes);
+        self.on_thread(move |place| work(place, &volumes[volume]));
+    }
+
+    fn on_thread(&self, work: impl FnOnce(&Place<'_>) -> Result<Did, Refusal> + Send + 'static) {
+        let replicator = Arc::clone(&self.replicator);
         let (peer, done, over) = (self.peer, self.done.clone(), Arc::clone(&self.over));
         tokio::task::spawn_blocking(move || {
             let submit = |command| ask(&*replicator.engine, command);
@@ -251,7 +279,7 @@ impl Hand {
                 tries.fetch_add(1, Ordering::Relaxed) < BUSY_TRIES && !over.load(Ordering::Relaxed)
             };
             let place = Place { reader: &replicator.reader, submit: &submit, pause: &pause, peer };
-            let did = work(&place, &volumes[volume]).unwrap_or_else(Did::Failed);
+            let did = work(&place).unwrap_or_else(Did::Failed);
             if done.send(did).is_err() {
                 tracing::debug!("the session is over");
             }

@@ -6,6 +6,7 @@
 //!                │                      │ the next volume        ▼
 //!                │                      └────── Verifying ◄── Gathering
 //!                └── Publishing ◄─ Offered, all verified
+//!  Waiting ─► Fetching ◄─► Asked     in a session that only asks
 //! ```
 //!
 //! It trusts nothing: every frame must be one that may come now, its clusters must follow those before, and what a batch
@@ -17,7 +18,8 @@ use std::collections::BTreeMap;
 use super::batch::Bounds;
 use super::session::{Handshake, Link, Millis, PING_INTERVAL, Pulse, Side, TARGET_STALL_MAX};
 use super::wire::{
-    Begin, Code, Frame, HaveVolume, KeepWish, Message, Mode, OfferedVolume, Ready, Refusal, Values, Wanted,
+    Begin, Code, Fetch, Found, Frame, HaveVolume, KeepWish, Message, Mode, OfferedVolume, Ready, Refusal,
+    Values, Wanted,
 };
 use crate::control::is_valid_name;
 use crate::units::{SIZE_UNIT_BYTES, VOLUME_BYTES_MAX, cluster_count};
@@ -77,6 +79,8 @@ pub enum Do {
     Keep(KeepWish),
     /// Show all volumes of the offer. Answer: `Published`.
     Publish,
+    /// What is there of these clusters? Answer: `Fetched`.
+    Fetch(Fetch),
     /// The session is over, for that reason.
     Over(Refusal),
 }
@@ -98,6 +102,8 @@ pub enum Did {
     Verified,
     /// They are shown.
     Published,
+    /// Of each cluster that was asked for, in that order.
+    Fetched(Vec<(u32, Found)>),
     /// It failed.
     Failed(Refusal),
 }
@@ -117,6 +123,10 @@ enum State {
     Gathering([u8; 32]),
     Verifying,
     Publishing,
+    /// Clusters are read that were asked for.
+    Fetching,
+    /// They were sent; others may be asked for, and nothing else may come.
+    Asked,
     Over,
 }
 
@@ -193,7 +203,7 @@ impl Target {
 
     /// Whether nothing was begun: the other side may go without a word.
     pub fn is_idle(&self) -> bool {
-        matches!(self.state, State::Waiting | State::Over)
+        matches!(self.state, State::Waiting | State::Asked | State::Over)
     }
 
     /// A frame has come.
@@ -250,6 +260,12 @@ impl Target {
                 self.volumes.clear();
                 self.state = State::Waiting;
             }
+            Did::Fetched(found) => {
+                self.state = State::Asked;
+                for (cluster, found) in found {
+                    self.send(Message::Fetched { cluster, found });
+                }
+            }
             Did::Failed(refusal) => self.refuse(refusal),
         }
     }
@@ -262,7 +278,12 @@ impl Target {
         }
         let at_work = matches!(
             self.state,
-            State::Looking | State::Preparing | State::Verifying | State::Publishing | State::Gathering(_)
+            State::Looking
+                | State::Preparing
+                | State::Verifying
+                | State::Publishing
+                | State::Gathering(_)
+                | State::Fetching
         );
         let waits = !at_work && self.applying.is_empty();
         match self.pulse.tick(now, waits.then_some(TARGET_STALL_MAX)) {
@@ -325,6 +346,11 @@ impl Target {
                 Err(_) => self.state = State::Waiting,
             },
             (State::Waiting, Message::Offer(volumes)) => self.offer(volumes)?,
+            (State::Waiting | State::Asked, Message::Fetch(fetch)) => {
+                check_fetch(&fetch)?;
+                self.state = State::Fetching;
+                self.out.push(Do::Fetch(fetch));
+            }
             (State::Offered, Message::Begin(begin)) if self.current < self.volumes.len() => {
                 check_begin(&begin, &self.volumes[self.current])?;
                 self.mode = begin.mode;
@@ -471,6 +497,14 @@ fn check_offered(volume: &OfferedVolume) -> Result<(), Refusal> {
     let size = volume.size;
     if size == 0 || size > VOLUME_BYTES_MAX || !size.is_multiple_of(SIZE_UNIT_BYTES) {
         return Err(Refusal::new(Code::BadManifest, format!("a volume of {size} bytes")));
+    }
+    Ok(())
+}
+
+/// Each cluster once, in order: an answer is never longer than what was asked for.
+fn check_fetch(fetch: &Fetch) -> Result<(), Refusal> {
+    if fetch.clusters.is_empty() || !fetch.clusters.is_sorted_by(|(a, _), (b, _)| a < b) {
+        return Err(Refusal::new(Code::BadManifest, "clusters that are asked for come in order, each once"));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! No I/O. A frame's length is judged before anything is kept of it, every count before anything is allocated for it.
 
 use crate::catalog::format::Point;
-use crate::units::{HostId, Lineage, SnapshotUid};
+use crate::units::{CLUSTER_BYTES, HostId, Lineage, SnapshotUid};
 
 mod reader;
 #[cfg(test)]
@@ -25,6 +25,8 @@ pub const VOLUMES_MAX: usize = 64;
 pub const CANDIDATES_MAX: usize = 1024;
 /// Values of clusters in one frame: 256 MiB of a volume.
 pub const VALUES_MAX: usize = 4096;
+/// Clusters that are asked for at once: 1 MiB.
+pub const FETCH_CLUSTERS_MAX: usize = 16;
 /// Longest text of a refusal, bytes.
 pub const TEXT_BYTES_MAX: usize = 512;
 /// Longest name, bytes.
@@ -182,6 +184,30 @@ pub struct KeepWish {
     pub counts: [u32; 7],
     /// All of so many seconds; 0: not asked for.
     pub within_s: u64,
+}
+
+/// Clusters of a snapshot whose content is wanted, because it is damaged at the side that asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// Whose content it is.
+    pub lineage: Lineage,
+    /// The snapshot.
+    pub uid: SnapshotUid,
+    /// Clusters, ascending, and the values that they must have.
+    pub clusters: Vec<(u32, [u8; 32])>,
+}
+
+/// What is there of a cluster that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// 64 KiB that have the value that was asked for.
+    Here(Vec<u8>),
+    /// No such snapshot, or none that the asking side may know of.
+    Missing,
+    /// It is not what was written there either.
+    Damaged,
+    /// Something sound, which has another value.
+    Differs,
 }
 
 /// Why one side does not go on; the codes are stable.
@@ -347,6 +373,15 @@ pub enum Message {
     Publish,
     /// T: they are shown, durably.
     Published,
+    /// By the side that has opened the link, in a session of its own kind.
+    Fetch(Fetch),
+    /// The answer: one for each cluster, in the order in which they were asked for.
+    Fetched {
+        /// Which.
+        cluster: u32,
+        /// What is there.
+        found: Found,
+    },
     /// Both, the last frame.
     Refuse(Refusal),
     /// Both: still there, and at work.
@@ -371,6 +406,8 @@ mod kind {
     pub(super) const REFUSE: u16 = 15;
     pub(super) const PING: u16 = 16;
     pub(super) const KEEP: u16 = 17;
+    pub(super) const FETCH: u16 = 18;
+    pub(super) const FETCHED: u16 = 19;
 }
 
 /// What a header says.
@@ -412,6 +449,15 @@ impl Frame {
     pub fn decode(header: Header, payload: Vec<u8>) -> Result<Self, WireError> {
         let message = message(header.kind, payload)?;
         Ok(Self { volume: header.volume, message })
+    }
+
+    /// How many bytes it has.
+    pub fn bytes(&self) -> u64 {
+        match &self.message {
+            // Not copied to be counted.
+            Message::Fetched { found: Found::Here(content), .. } => (HEADER_BYTES + 5 + content.len()) as u64,
+            _ => self.encode().len() as u64,
+        }
     }
 
     /// Its bytes, the header's first.
@@ -487,6 +533,8 @@ impl Message {
             Self::Keep(_) => "Keep",
             Self::Publish => "Publish",
             Self::Published => "Published",
+            Self::Fetch(_) => "Fetch",
+            Self::Fetched { .. } => "Fetched",
             Self::Refuse(_) => "Refuse",
             Self::Ping => "Ping",
         }
@@ -544,6 +592,12 @@ impl Message {
             }
             Self::Publish => kind::PUBLISH,
             Self::Published => kind::PUBLISHED,
+            Self::Fetch(fetch) => fetch.encode(bytes),
+            Self::Fetched { cluster, found } => {
+                bytes.extend(cluster.to_be_bytes());
+                found.encode(bytes);
+                kind::FETCHED
+            }
             Self::Refuse(refusal) => {
                 bytes.extend((refusal.code as u16).to_be_bytes());
                 put_text(bytes, &refusal.text, TEXT_BYTES_MAX);
@@ -639,6 +693,36 @@ impl Values {
     }
 }
 
+impl Fetch {
+    fn encode(&self, bytes: &mut Vec<u8>) -> u16 {
+        bytes.extend(self.lineage.0);
+        bytes.extend(self.uid.0);
+        put_count(bytes, self.clusters.len());
+        for (cluster, value) in &self.clusters {
+            bytes.extend(cluster.to_be_bytes());
+            bytes.extend(value);
+        }
+        kind::FETCH
+    }
+}
+
+impl Found {
+    /// # Panics
+    /// When the content is not a cluster's.
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Here(content) => {
+                assert_eq!(content.len() as u64, CLUSTER_BYTES, "a cluster's content");
+                bytes.push(0);
+                bytes.extend(content);
+            }
+            Self::Missing => bytes.push(1),
+            Self::Damaged => bytes.push(2),
+            Self::Differs => bytes.push(3),
+        }
+    }
+}
+
 fn message(kind: u16, payload: Vec<u8>) -> Result<Message, WireError> {
     if kind == kind::DATA {
         return data(payload);
@@ -665,6 +749,8 @@ fn message(kind: u16, payload: Vec<u8>) -> Result<Message, WireError> {
         kind::KEEP => Message::Keep(reader.keep()?),
         kind::PUBLISH => Message::Publish,
         kind::PUBLISHED => Message::Published,
+        kind::FETCH => Message::Fetch(reader.fetch()?),
+        kind::FETCHED => Message::Fetched { cluster: reader.u32()?, found: reader.found()? },
         kind::REFUSE => {
             let code = Code::of(reader.u16()?);
             Message::Refuse(Refusal { code, text: reader.text(TEXT_BYTES_MAX)? })

@@ -61,7 +61,7 @@ impl Place<'_> {
     }
 
     /// Tries again while layers are being merged or packed.
-    fn patiently<T>(&self, mut attempt: impl FnMut() -> Result<T, ControlError>) -> Outcome<T> {
+    pub(super) fn patiently<T>(&self, mut attempt: impl FnMut() -> Result<T, ControlError>) -> Outcome<T> {
         loop {
             match attempt() {
                 Err(error) if error.kind == ErrorKind::Busy && (self.pause)() => {}

@@ -73,6 +73,17 @@ impl PoolRead for MirrorFile {
         self.mirror.read(self.start + usize::try_from(offset).expect("a small file"), buffer);
         Ok(())
     }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut all = self.mirror.0.lock().expect("one thread");
+        let start = self.start + usize::try_from(offset).expect("a small file");
+        all[start..start + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn settle(&self, _offset: u64, _length: u64) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn start_of(file: usize) -> usize {
@@ -207,6 +218,18 @@ impl Host {
             handle
         });
         ClosedReader::new(self.meta.live(), handles.collect())
+    }
+
+    /// What readers see of the pool.
+    pub(crate) fn pool(&self) -> Vec<u8> {
+        self.mirror.0.lock().expect("one thread").clone()
+    }
+
+    /// Flips a bit wherever these bytes lie, for readers; how often that was.
+    pub(crate) fn rot(&mut self, bytes: &[u8]) -> usize {
+        let mut all = self.mirror.0.lock().expect("one thread");
+        let mut found = all.chunks_exact_mut(bytes.len()).filter(|piece| *piece == bytes);
+        found.by_ref().map(|piece| piece[bytes.len() / 2] ^= 1).count()
     }
 
     pub(crate) fn command(&mut self, command: Control) -> Token {

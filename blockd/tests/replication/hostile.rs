@@ -3,6 +3,7 @@
 //! The other side is made by hand, frame by frame; ours is the real one, on a simulated host. What must come of it: a
 //! refusal with its code, the end of the session, a replica that shows what it showed, and a next session that is served.
 
+mod fetches;
 mod guests;
 mod lab;
 mod sessions;

@@ -245,6 +245,9 @@ impl TargetSide {
                 self.place(host, |place| place.publish(staged))?;
                 target::Did::Published
             }
+            target::Do::Fetch(fetch) => {
+                target::Did::Fetched(self.place(host, |place| place.answer(&fetch, "PEER"))?)
+            }
             target::Do::Send(_) | target::Do::Over(_) | target::Do::Keep(_) => {
                 unreachable!("done at once")
             }

@@ -2,8 +2,8 @@
 
 use blockd::catalog::format::Point;
 use blockd::sync::wire::{
-    Begin, Code, Frame, HaveVolume, Hello, KeepWish, Message, Mode, NewestSnapshot, OfferedVolume, Ready,
-    Received, Refusal, Values, Wanted,
+    Begin, Code, Fetch, Found, Frame, HaveVolume, Hello, KeepWish, Message, Mode, NewestSnapshot,
+    OfferedVolume, Ready, Received, Refusal, Values, Wanted,
 };
 use blockd::units::{CLUSTER_BYTES, HostId, Lineage, SnapshotUid};
 use proptest::collection::vec;
@@ -88,6 +88,14 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
     let wanted = (number(), vec(any::<bool>(), 0..12));
     let refuse = (proptest::sample::select(Code::ALL.to_vec()), ".{0,20}");
     let ready = (token(), number(), any::<bool>());
+    let fetch = (root(), uid(), vec((0..14_u32, root()), 0..4)).prop_map(|(lineage, uid, mut clusters)| {
+        clusters.sort_unstable();
+        Message::Fetch(Fetch { lineage: Lineage([lineage[0]; 16]), uid, clusters })
+    });
+    let found = prop_oneof![
+        1 => Just(Found::Here(vec![0; CLUSTER_BYTES as usize])),
+        3 => proptest::sample::select(vec![Found::Missing, Found::Damaged, Found::Differs]),
+    ];
     let words = vec![Message::Verified, Message::Publish, Message::Published, Message::Ping];
     prop_oneof![
         1 => hello().prop_map(Message::Hello),
@@ -105,6 +113,8 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
         1 => refuse.prop_map(|(code, text)| Message::Refuse(Refusal { code, text })),
         1 => (any::<[u32; 7]>(), number())
             .prop_map(|(counts, within_s)| Message::Keep(KeepWish { counts, within_s })),
+        2 => fetch,
+        1 => (0..14_u32, found).prop_map(|(cluster, found)| Message::Fetched { cluster, found }),
         5 => proptest::sample::select(words),
     ]
 }

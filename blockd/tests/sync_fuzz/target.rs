@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use blockd::sync::session::{Link, Side, proof};
 use blockd::sync::target::{APPLYING_MAX, Did, Do, Target};
 use blockd::sync::wire::{
-    Begin, Code, Frame, HaveVolume, Hello, Message, Mode, NewestSnapshot, OfferedVolume, Ready, Refusal,
-    Values, Wanted,
+    Begin, Code, FETCH_CLUSTERS_MAX, Found, Frame, HaveVolume, Hello, Message, Mode, NewestSnapshot,
+    OfferedVolume, Ready, Refusal, Values, Wanted,
 };
 use blockd::units::{HostId, cluster_count};
 use proptest::collection::vec;
@@ -250,6 +250,10 @@ impl World {
                 Did::Verified
             }
             Do::Publish => Did::Published,
+            Do::Fetch(fetch) => {
+                assert!(fetch.clusters.len() <= FETCH_CLUSTERS_MAX && !fetch.clusters.is_empty());
+                Did::Fetched(fetch.clusters.iter().map(|(cluster, _)| (*cluster, Found::Missing)).collect())
+            }
             Do::Send(_) | Do::Over(_) | Do::Keep(_) => unreachable!("done at once"),
         };
         self.target.did(did, self.now);

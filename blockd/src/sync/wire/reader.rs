@@ -1,11 +1,11 @@
 //! Takes a payload apart. Nothing is allocated for more than is there.
 
 use super::{
-    Begin, CANDIDATES_MAX, HaveVolume, Hello, KeepWish, MAGIC, Mode, NAME_BYTES_MAX, NewestSnapshot,
-    OfferedVolume, Received, VALUES_MAX, Values, WireError,
+    Begin, CANDIDATES_MAX, FETCH_CLUSTERS_MAX, Fetch, Found, HaveVolume, Hello, KeepWish, MAGIC, Mode,
+    NAME_BYTES_MAX, NewestSnapshot, OfferedVolume, Received, VALUES_MAX, Values, WireError,
 };
 use crate::catalog::format::Point;
-use crate::units::{HostId, Lineage, SnapshotUid};
+use crate::units::{CLUSTER_BYTES, HostId, Lineage, SnapshotUid};
 
 type Decoded<T> = Result<T, WireError>;
 
@@ -33,6 +33,10 @@ impl<'a> Reader<'a> {
 
     pub(super) fn u16(&mut self) -> Decoded<u16> {
         self.take().map(u16::from_be_bytes)
+    }
+
+    pub(super) fn u32(&mut self) -> Decoded<u32> {
+        self.take().map(u32::from_be_bytes)
     }
 
     pub(super) fn u64(&mut self) -> Decoded<u64> {
@@ -140,6 +144,24 @@ impl<'a> Reader<'a> {
             *count = self.take().map(u32::from_be_bytes)?;
         }
         Ok(KeepWish { counts, within_s: self.u64()? })
+    }
+
+    pub(super) fn fetch(&mut self) -> Decoded<Fetch> {
+        Ok(Fetch {
+            lineage: Lineage(self.take()?),
+            uid: self.uid()?,
+            clusters: self.list(FETCH_CLUSTERS_MAX, |reader| Ok((reader.u32()?, reader.take()?)))?,
+        })
+    }
+
+    pub(super) fn found(&mut self) -> Decoded<Found> {
+        match self.take()? {
+            [0] => Ok(Found::Here(self.slice(CLUSTER_BYTES as usize)?.to_vec())),
+            [1] => Ok(Found::Missing),
+            [2] => Ok(Found::Damaged),
+            [3] => Ok(Found::Differs),
+            _ => Err(WireError::Malformed("a cluster that is neither here nor not")),
+        }
     }
 
     pub(super) fn values(&mut self) -> Decoded<Values> {

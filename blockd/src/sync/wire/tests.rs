@@ -70,6 +70,11 @@ fn message() -> impl Strategy<Value = Message> {
     let values = (any::<u64>(), vec(proptest::option::of(any::<[u8; 32]>()), 0..20));
     let wanted = (any::<u64>(), vec(any::<bool>(), 0..20));
     let refuse = (proptest::sample::select(Code::ALL.to_vec()), ".{0,40}");
+    let fetch = (any::<[u8; 16]>(), uid(), vec(any::<(u32, [u8; 32])>(), 0..FETCH_CLUSTERS_MAX + 1));
+    let found = prop_oneof![
+        any::<u8>().prop_map(|byte| Found::Here(vec![byte; CLUSTER_BYTES as usize])),
+        proptest::sample::select(vec![Found::Missing, Found::Damaged, Found::Differs]),
+    ];
     prop_oneof![
         hello,
         (any::<u16>(), any::<[u8; 32]>()).prop_map(|(version, proof)| Message::Bind { version, proof }),
@@ -89,6 +94,10 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<u64>(), any::<[u8; 32]>()).prop_map(|(cursor, root)| Message::End { cursor, root }),
         (any::<[u32; 7]>(), any::<u64>())
             .prop_map(|(counts, within_s)| Message::Keep(KeepWish { counts, within_s })),
+        fetch.prop_map(|(lineage, uid, clusters)| {
+            Message::Fetch(Fetch { lineage: Lineage(lineage), uid, clusters })
+        }),
+        (any::<u32>(), found).prop_map(|(cluster, found)| Message::Fetched { cluster, found }),
         refuse.prop_map(|(code, text)| Message::Refuse(Refusal { code, text })),
         proptest::sample::select(vec![
             Message::Verified,
@@ -103,6 +112,7 @@ proptest! {
     #[test]
     fn a_frame_comes_back_as_it_was(volume in any::<u16>(), message in message()) {
         let frame = Frame { volume, message };
+        prop_assert_eq!(frame.bytes(), frame.encode().len() as u64);
         prop_assert_eq!(decode(&frame.encode()), Ok(frame));
     }
 
@@ -151,8 +161,13 @@ fn more_items_than_there_may_be_are_refused() {
         payload.resize(before + 2 + 200_000, 0);
         Frame::decode(Header { length: payload.len(), kind, volume: 0 }, payload)
     };
-    let cases =
-        [(kind::OFFER, 0, 65), (kind::HAVE, 0, 1025), (kind::VALUES, 8, 4097), (kind::WANTED, 8, 4097)];
+    let cases = [
+        (kind::OFFER, 0, 65),
+        (kind::HAVE, 0, 1025),
+        (kind::VALUES, 8, 4097),
+        (kind::WANTED, 8, 4097),
+        (kind::FETCH, 32, 17),
+    ];
     for (kind, before, items) in cases {
         let expected = WireError::Malformed("more items than there may be");
         assert_eq!(count(kind, before, items), Err(expected), "{kind}");
