@@ -82,6 +82,7 @@ pub async fn serve<B: Backend>(
         |replicator| replicator as Arc<dyn PeerHandler>,
     );
     let serving_peers = serve_peers(&peers, peer, handler).await?;
+    let repairer = replicator.clone();
     let tidying = replicator.clone().map(|replicator| tokio::spawn(replicator.tidy()));
     let jobs = jobs::runner::start(Setup {
         files: JobFiles::new(&config.data),
@@ -91,6 +92,10 @@ pub async fn serve<B: Backend>(
         clock: Arc::new(SystemClock),
     });
     let service = service.with_jobs(jobs.clone(), &config.name);
+    let service = match repairer {
+        Some(repairer) => service.with_repairer(Arc::new(repairer)),
+        None => service,
+    };
     let group = config.socket_group.as_deref();
     let api = ApiServer::start(api_listeners, service, group, config.api_connections_max as usize)
         .map_err(|error| socket_failure(&config.socket, &error))?;

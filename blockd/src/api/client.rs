@@ -297,9 +297,9 @@ impl Client {
         self.lines(Method::POST, &path, Vec::new(), on_line).await
     }
 
-    /// Verifies all snapshots, of one volume or of all.
-    pub async fn scrub(&self, volume: Option<&str>, on_line: impl FnMut(Line)) -> Result<End> {
-        let body = serde_json::to_vec(&Scrub { volume: volume.map(str::to_owned) }).map_err(unusable)?;
+    /// Verifies all snapshots, of one volume or of all, and repairs them if asked to.
+    pub async fn scrub(&self, scrub: &Scrub, on_line: impl FnMut(Line)) -> Result<End> {
+        let body = serde_json::to_vec(scrub).map_err(unusable)?;
         self.lines(Method::POST, "/v1/scrub", body, on_line).await
     }
 

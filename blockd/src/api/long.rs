@@ -13,9 +13,9 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::answer::{Args, Body, Refusal, Snap, check_name};
-use super::routes::{State, all_snapshots, find_snapshot};
-use super::types::{DiffQuery, End, ErrorBody, Kind, Line, Progress, Scrub, Scrubbed, hex};
+use super::answer::{Args, Refusal, Snap};
+use super::routes::{State, find_snapshot};
+use super::types::{DiffQuery, End, Kind, Line, Progress, hex};
 use crate::control::{ControlError, SnapshotName};
 use crate::service::{Engine, VerifyReport};
 
@@ -38,7 +38,7 @@ pub(super) struct Sink {
 
 impl Sink {
     /// Adds a line; `false` when the client is gone.
-    fn line(&mut self, line: &Line) -> bool {
+    pub(super) fn line(&mut self, line: &Line) -> bool {
         if let Err(error) = serde_json::to_writer(&mut self.gathered, line) {
             tracing::error!(%error, "a line of an answer has no JSON");
             return false;
@@ -48,7 +48,7 @@ impl Sink {
     }
 
     /// Sends what was gathered; `false` when the client is gone or takes nothing.
-    fn flush(&mut self) -> bool {
+    pub(super) fn flush(&mut self) -> bool {
         let chunk = Bytes::from(std::mem::take(&mut self.gathered));
         let sent = self.runtime.block_on(async { timeout(STALL_TIME_MAX, self.chunks.send(chunk)).await });
         matches!(sent, Ok(Ok(())))
@@ -147,51 +147,7 @@ pub(crate) async fn verify(Extract(state): Extract<State>, Snap(name): Snap) -> 
     })
 }
 
-/// `POST /v1/scrub`.
-pub(crate) async fn scrub(
-    Extract(state): Extract<State>,
-    Body(Scrub { volume }): Body<Scrub>,
-) -> Result<Response, Refusal> {
-    if let Some(volume) = &volume {
-        check_name(volume)?;
-    }
-    let snapshots = all_snapshots(&state.service, volume).await?;
-    let events = state.service.events.clone();
-    stream(&state, move |engine, sink| {
-        let (mut count, mut failed) = (0, 0);
-        for snapshot in snapshots {
-            let name = SnapshotName { volume: snapshot.volume, snapshot: snapshot.name };
-            let result = engine.verify(&name, &mut |done, total| sink.progress(&name, done, total));
-            let scrubbed = judge(&name, result);
-            if let Some(problem) = problem(&scrubbed) {
-                failed += 1;
-                events.record("snapshot_damaged", name.to_string(), problem);
-            }
-            count += 1;
-            if !(sink.line(&Line::Scrubbed(scrubbed)) && sink.flush()) {
-                break;
-            }
-        }
-        Ok(End { count: Some(count), failed: Some(failed), ..End::default() })
-    })
-}
-
-fn judge(name: &SnapshotName, result: Result<VerifyReport, ControlError>) -> Scrubbed {
-    let name = name.to_string();
-    match result {
-        Ok(report) => Scrubbed { name, report: Some(report), error: None },
-        Err(error) => Scrubbed { name, report: None, error: Some(ErrorBody::from(error)) },
-    }
-}
-
-fn problem(scrubbed: &Scrubbed) -> Option<String> {
-    match (&scrubbed.error, &scrubbed.report) {
-        (Some(error), _) => Some(error.message.clone()),
-        (None, Some(report)) if !report.damaged.is_empty() => Some(damage(report)),
-        _ => None,
-    }
-}
-
+/// What a report says of damage, for people.
 pub(super) fn damage(report: &VerifyReport) -> String {
     let bytes: u64 = report.damaged.iter().map(|extent| extent.length).sum();
     format!("{bytes} bytes in {} places are not what was written", report.damaged.len())

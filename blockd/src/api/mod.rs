@@ -16,6 +16,7 @@ mod metrics;
 pub mod prune;
 pub mod replicas;
 mod routes;
+mod scrub;
 mod stall;
 
 pub mod server;

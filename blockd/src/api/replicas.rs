@@ -10,13 +10,14 @@ use super::answer::{Args, Body, Refusal, VolumeName};
 use super::client::{Client, ClientError, escape, further, paged};
 use super::long;
 use super::routes::{Context, Reply, State, change, page, unexpected};
+use super::scrub::Repair;
 use super::types::{Done, End, ErrorBody, Kind, Line, PageQuery};
 use crate::catalog::format::{ReceivingRecord, Role};
 use crate::control::replication::{Replication, VolumeIdentity};
 use crate::control::{Answer, Control, SnapshotName};
 use crate::events::now_ms;
 use crate::peer::Peers;
-use crate::service::Service;
+use crate::service::{Recomputed, Service, Verdict};
 use crate::units::{CLUSTER_BYTES, HostId, cluster_count};
 
 /// `GET /v1/replicas`.
@@ -94,6 +95,17 @@ pub struct Receiving {
 pub struct Demote {
     /// Name of the paired host that it follows from now on.
     pub peer: String,
+}
+
+/// Query of `POST /v1/replicas/{name}/verify`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyQuery {
+    /// What is damaged is repaired with what paired hosts have of it.
+    #[serde(default)]
+    pub repair: bool,
+    /// Only that host is asked; if missing, those that are known to have it.
+    pub from: Option<String>,
 }
 
 /// What volumes are, all or one.
@@ -220,7 +232,7 @@ pub(super) async fn demote(
 }
 
 /// Nothing would ever come from a host that is not let in.
-async fn trusted_host(state: &State, name: &str) -> Result<HostId, Refusal> {
+pub(super) async fn trusted_host(state: &State, name: &str) -> Result<HostId, Refusal> {
     let (host, _) = super::hosts::peers(state).await?.show(name)?;
     if host.trusted {
         return Ok(HostId(host.id.0));
@@ -230,10 +242,11 @@ async fn trusted_host(state: &State, name: &str) -> Result<HostId, Refusal> {
     Err(refusal.with_next(format!("blockctl host trust {name}")))
 }
 
-/// Reads all of the newest snapshot. The root is told of what was found right only.
+/// Reads all of the newest snapshot and makes its root of what was read. It is told unless anything is damaged.
 pub(super) async fn verify(
     Extract(state): Context,
     VolumeName(name): VolumeName,
+    Args(VerifyQuery { repair, from }): Args<VerifyQuery>,
 ) -> Result<Response, Refusal> {
     let volume = identity(&state.service, &name).await?;
     let next = format!("blockctl replica show {name}");
@@ -246,19 +259,32 @@ pub(super) async fn verify(
         Refusal::new(Kind::NotFound, message).with_next(next)
     };
     let newest = volume.published.ok_or_else(nothing)?;
+    let repair = Repair::asked(&state, repair, from).await?;
     let events = state.service.events.clone();
     long::stream(&state, move |engine, sink| {
-        let report = engine.verify(&newest, &mut |done, total| sink.progress(&newest, done, total))?;
-        let mut end = End { name: Some(newest.to_string()), ..End::default() };
-        if report.damaged.is_empty() {
-            let root = engine.hash(&newest, &mut |done, total| sink.progress(&newest, done, total))?;
-            end.hash = Some(super::types::hex(&root));
-        } else {
-            events.record("snapshot_damaged", newest.to_string(), long::damage(&report));
+        let mut found = engine.recompute(&newest, &mut |done, total| sink.progress(&newest, done, total))?;
+        if found.verdict() == Verdict::Damaged {
+            events.record("snapshot_damaged", newest.to_string(), damage(&found));
         }
-        end.report = Some(report);
+        let mut end = End { name: Some(newest.to_string()), ..End::default() };
+        if let Some(repair) = repair.filter(|_| !found.report.damaged.is_empty()) {
+            end.repair = Some(repair.repair(&newest, &found.report, sink)?);
+            // All of it once more: the verdict is on what is there now.
+            found = engine.recompute(&newest, &mut |done, total| sink.progress(&newest, done, total))?;
+        }
+        end.verdict = Some(found.verdict());
+        let root = found.root.filter(|_| found.verdict() != Verdict::Damaged);
+        end.hash = root.as_ref().map(super::types::hex);
+        end.report = Some(found.report);
         Ok(end)
     })
+}
+
+fn damage(found: &Recomputed) -> String {
+    if found.report.damaged.is_empty() {
+        return "the root of what was read is not the recorded one".to_owned();
+    }
+    long::damage(&found.report)
 }
 
 impl Client {
@@ -296,9 +322,16 @@ impl Client {
         self.post(&format!("/v1/replicas/{}/demote", escape(name)), &body).await
     }
 
-    /// Reads the newest snapshot of a replica; `End` has its name, the report, and the root if all is well.
-    pub async fn verify_replica(&self, name: &str, on_line: impl FnMut(Line)) -> Result<End, ClientError> {
-        let path = format!("/v1/replicas/{}/verify", escape(name));
+    /// Reads the newest snapshot of a replica, and repairs it if asked to; `End` has its name, the report, the verdict, and
+    /// the root if nothing is damaged.
+    pub async fn verify_replica(
+        &self,
+        name: &str,
+        query: &VerifyQuery,
+        on_line: impl FnMut(Line),
+    ) -> Result<End, ClientError> {
+        let from = query.from.as_ref().map(|from| format!("&from={}", escape(from))).unwrap_or_default();
+        let path = format!("/v1/replicas/{}/verify?repair={}{from}", escape(name), query.repair);
         self.lines(Method::POST, &path, Vec::new(), on_line).await
     }
 

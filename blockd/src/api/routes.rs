@@ -15,7 +15,7 @@ use super::types::{
     CreateSnapshots, CreateVolume, Done, EventsQuery, Kind, NewName, PAGE_ITEMS_MAX, PageQuery,
     PinnedSnapshot, Reason, ResizeVolume, Snapshots, Status, Volumes,
 };
-use super::{exports, guard, hosts, jobs, long, metrics, prune, replicas};
+use super::{exports, guard, hosts, jobs, long, metrics, prune, replicas, scrub};
 use crate::control::{Answer, Control, ControlError, ErrorKind, SnapshotInfo, SnapshotName, VolumeInfo};
 use crate::events::{EventsPage, now_ms};
 use crate::service::Service;
@@ -82,7 +82,7 @@ fn table() -> Vec<Route> {
         route(post.clone(), "/v1/hosts/{name}/limit", hosts::limit),
         route(post.clone(), "/v1/host-tokens", hosts::new_token),
         route(post.clone(), "/v1/host-pairings", hosts::pair),
-        route(post, "/v1/scrub", long::scrub),
+        route(post, "/v1/scrub", scrub::scrub),
         route(get.clone(), "/v1/exports", exports::list),
         route(get.clone(), "/v1/exports/{name}", exports::show),
         route(get, "/v1/events", events),

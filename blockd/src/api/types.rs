@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use crate::control::{ControlError, ErrorKind, SnapshotInfo, StoreStatus, VolumeInfo};
-use crate::service::{DiffExtent, VerifyReport};
+use crate::service::{DiffExtent, RepairReport, Verdict, VerifyReport};
 
 /// Items in one answer of a list, at most and if not asked for fewer.
 pub const PAGE_ITEMS_MAX: usize = 1000;
@@ -62,6 +62,12 @@ pub struct Scrub {
     /// Only this volume's snapshots; all if missing.
     #[serde(default)]
     pub volume: Option<String>,
+    /// What is damaged is repaired with what paired hosts have of it.
+    #[serde(default)]
+    pub repair: bool,
+    /// Only that host is asked; if missing, those that are known to have it.
+    #[serde(default)]
+    pub from: Option<String>,
 }
 
 /// Query of the lists: `?after=…&limit=…`, and `volume=` for snapshots.
@@ -208,8 +214,20 @@ pub struct Scrubbed {
     pub name: String,
     /// What was found; missing if it could not be read.
     pub report: Option<VerifyReport>,
-    /// Why it could not be read.
+    /// Why it could not be read, or not be repaired.
     pub error: Option<ErrorBody>,
+    /// What came of the repair; missing if none was asked for or needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repair: Option<RepairReport>,
+}
+
+impl Scrubbed {
+    /// Whether all is as it was written, by now.
+    pub fn is_sound(&self) -> bool {
+        let repaired = self.repair.as_ref().is_some_and(|repair| repair.failed.is_empty());
+        let sound = |report: &VerifyReport| report.damaged.is_empty() || repaired;
+        self.error.is_none() && self.report.as_ref().is_some_and(sound)
+    }
 }
 
 /// The result of a long-running request: the fields that make sense for it.
@@ -224,7 +242,7 @@ pub struct End {
     /// What was read: `VOLUME@SNAPSHOT` (verify of a replica).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// BLAKE3 of the content, 64 hexadecimal digits (hash; verify of a replica that is as it should be).
+    /// BLAKE3 of the content, 64 hexadecimal digits (hash; verify of a replica that is not damaged: of what was read).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<String>,
     /// What was found (verify).
@@ -233,6 +251,15 @@ pub struct End {
     /// Snapshots that are damaged or could not be read (scrub).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<u64>,
+    /// Bytes that were repaired (scrub).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repaired_bytes: Option<u64>,
+    /// What it comes to (verify of a replica).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// What came of the repair (verify of a replica); missing if none was asked for or needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repair: Option<RepairReport>,
 }
 
 /// The body of every answer that is no success.

@@ -13,6 +13,7 @@ use super::archive::ArchiveCommand;
 use super::follow::SyncArgs;
 use super::job::JobCommand;
 use super::keep::PruneArgs;
+use super::scrub::RepairArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -104,11 +105,16 @@ pub enum Command {
     #[command(after_help = "Example:\n  blockctl metrics")]
     Metrics,
     /// Read all snapshots (or one volume's) and compare them with their recorded hashes.
-    #[command(after_help = "Example:\n  blockctl scrub\n  blockctl scrub web")]
+    #[command(
+        after_help = "Examples:\n  blockctl scrub\n  blockctl scrub web\n  blockctl scrub --repair          from hosts that have it, too\n  blockctl scrub web --repair=B    from that one\n\nOnly what a recorded hash says is right is written, and only into snapshots."
+    )]
     Scrub {
         /// Only this volume's snapshots.
         #[arg(value_name = "NAME", value_parser = volume_name)]
         volume: Option<String>,
+        /// What is damaged.
+        #[command(flatten)]
+        repair: RepairArgs,
     },
     /// Write a shell's completion script.
     #[command(

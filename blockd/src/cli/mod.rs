@@ -15,6 +15,7 @@ mod export;
 pub mod host;
 pub mod keep;
 pub mod replica;
+mod scrub;
 mod snapshot;
 mod volume;
 mod watch;
@@ -80,7 +81,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Top(top) => watch::top(&context, &top).await,
         Command::Check => watch::check(&context).await,
         Command::Events(events) => watch::events(&context, &events).await,
-        Command::Scrub { volume } => snapshot::scrub(&context, volume.as_deref()).await,
+        Command::Scrub { volume, repair } => scrub::scrub(&context, volume, repair).await,
         Command::Job(command) => job::run(&context, command).await,
         Command::Sync(args) => follow::sync(&context, *args).await,
         Command::Metrics => watch::metrics(&context).await,

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use crate::api::client::ClientError;
-use crate::api::replicas::{FollowedHost, Receiving, ReplicaInfo};
+use crate::api::replicas::{FollowedHost, Receiving, ReplicaInfo, VerifyQuery};
 use crate::api::types::Kind;
 use crate::catalog::format::Role;
 use crate::exit_code;
@@ -12,7 +12,8 @@ use crate::size::Size;
 
 use super::args::{Sure, volume_name};
 use super::context::{Context, Trying};
-use super::snapshot::{Reader, interruptible, no_result, tell_verdict};
+use super::scrub::RepairArgs;
+use super::snapshot::{Reader, interruptible, no_result, repairing, tell_end};
 use super::volume::{Changed, in_use, role};
 use super::{output, standing, time};
 
@@ -49,12 +50,17 @@ pub enum ReplicaCommand {
         after_help = "Examples:\n  blockctl replica demote web --to-follow B --plan\n  blockctl replica demote web --to-follow B --yes"
     )]
     Demote(DemoteArgs),
-    /// Read all of the newest snapshot and compare it with the recorded hashes; tells its root.
-    #[command(after_help = "Example:\n  blockctl replica verify web")]
+    /// Read all of the newest snapshot, make its root of what was read, and compare it with the recorded one.
+    #[command(
+        after_help = "Examples:\n  blockctl replica verify web\n  blockctl replica verify web --repair\n\nExit codes: 0 sound, or sound again; 2 damaged; 6 nothing wrong, but no root is recorded to compare with."
+    )]
     Verify {
         /// The volume's name here.
         #[arg(value_parser = volume_name)]
         name: String,
+        /// What is damaged.
+        #[command(flatten)]
+        repair: RepairArgs,
     },
 }
 
@@ -78,7 +84,10 @@ pub(super) async fn run(context: &Context, command: ReplicaCommand) -> Result<()
         ReplicaCommand::Show { name } => show(context, &name).await,
         ReplicaCommand::Promote { name, sure } => promote(context, &name, sure).await,
         ReplicaCommand::Demote(args) => demote(context, &args).await,
-        ReplicaCommand::Verify { name } => interruptible(verify(context, &name)).await,
+        ReplicaCommand::Verify { name, repair } if repair.repair.is_some() => {
+            repairing(verify(context, &name, repair)).await
+        }
+        ReplicaCommand::Verify { name, repair } => interruptible(verify(context, &name, repair)).await,
     }
 }
 
@@ -334,14 +343,14 @@ fn demotion(replica: &ReplicaInfo, to_follow: &str) -> Vec<String> {
     ]
 }
 
-async fn verify(context: &Context, name: &str) -> Result<(), Failure> {
+async fn verify(context: &Context, name: &str, RepairArgs { repair }: RepairArgs) -> Result<(), Failure> {
     let what = || format!("cannot verify replica {name}");
+    let query = VerifyQuery { repair: repair.is_some(), from: repair.flatten() };
     let mut reader = Reader::new(context, "verifying");
-    let end = context.client.verify_replica(name, |line| reader.line(&line)).await;
+    let end = context.client.verify_replica(name, &query, |line| reader.line(&line)).await;
     let end = end.trying(what)?;
     reader.end()?;
     // No report is not a good report.
-    let report = end.report.ok_or_else(|| no_result(what()))?;
-    let newest = end.name.unwrap_or_else(|| name.to_owned());
-    tell_verdict(context, &newest, &report, end.hash.as_deref())
+    let report = end.report.as_ref().ok_or_else(|| no_result(what()))?;
+    tell_end(context, end.name.as_deref().unwrap_or(name), report, &end)
 }

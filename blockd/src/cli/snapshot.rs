@@ -1,17 +1,18 @@
-//! `blockctl snapshot …`, `clone` and `scrub`.
+//! `blockctl snapshot …` and `clone`.
 
 use serde::Serialize;
 
-use crate::api::types::{DiffQuery, Line};
+use crate::api::types::{DiffQuery, End, Line};
 use crate::control::SnapshotInfo;
 use crate::exit_code;
 use crate::failure::Failure;
-use crate::service::{DiffExtent, ExtentKind, VerifyReport};
+use crate::service::{DiffExtent, ExtentKind, RepairReport, Verdict, VerifyReport};
 use crate::size::Size;
 
 use super::args::{CloneArgs, Format, SnapshotCommand, Sure};
 use super::context::{Context, Trying};
 use super::progress::Progress;
+use super::scrub::tell_repair;
 use super::volume::{Changed, Plan, in_use};
 use super::{output, time};
 
@@ -231,15 +232,19 @@ async fn hash(context: &Context, name: &str) -> Result<(), Failure> {
 
 /// What `snapshot verify`, `replica verify` and `scrub` print for scripts, a snapshot.
 #[derive(Serialize)]
-struct Verified<'a> {
-    name: &'a str,
-    ok: bool,
+pub(super) struct Verified<'a> {
+    pub(super) name: &'a str,
+    pub(super) ok: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<&'a str>,
+    pub(super) error: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    hash: Option<&'a str>,
+    pub(super) hash: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) verdict: Option<Verdict>,
     #[serde(flatten)]
-    report: Option<&'a VerifyReport>,
+    pub(super) report: Option<&'a VerifyReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) repair: Option<&'a RepairReport>,
 }
 
 async fn verify(context: &Context, name: &str) -> Result<(), Failure> {
@@ -249,18 +254,54 @@ async fn verify(context: &Context, name: &str) -> Result<(), Failure> {
     reader.end()?;
     // No report is not a good report.
     let report = end.report.ok_or_else(|| no_result(format!("cannot verify {name}")))?;
-    tell_verdict(context, name, &report, None)
+    tell_verdict(context, name, &report)
 }
 
-/// What was found in a snapshot; damage is a failure. The root, if it is told, is that of the content.
-pub(super) fn tell_verdict(
+/// What was found in a snapshot; damage is a failure.
+fn tell_verdict(context: &Context, name: &str, report: &VerifyReport) -> Result<(), Failure> {
+    if context.for_people() {
+        tell_report(name, report, None)?;
+    } else {
+        let ok = report.damaged.is_empty();
+        let (hash, verdict, repair) = (None, None, None);
+        output::object(&Verified { name, ok, error: None, hash, verdict, report: Some(report), repair })?;
+    }
+    if report.damaged.is_empty() { Ok(()) } else { Err(damaged(name, 1)) }
+}
+
+/// What was found in a replica's newest snapshot, and what came of its repair. The verdict is the exit code.
+pub(super) fn tell_end(
     context: &Context,
     name: &str,
     report: &VerifyReport,
-    root: Option<&str>,
+    end: &End,
 ) -> Result<(), Failure> {
-    tell_report(context, name, report, root)?;
-    if report.damaged.is_empty() { Ok(()) } else { Err(damaged(name, 1)) }
+    let (hash, verdict) = (end.hash.as_deref(), end.verdict.unwrap_or(Verdict::Unknown));
+    if context.for_people() {
+        tell_report(name, report, hash)?;
+        end.repair.as_ref().map_or(Ok(()), tell_repair)?;
+    } else {
+        let (ok, verdict) = (verdict == Verdict::Sound, Some(verdict));
+        let (report, repair) = (Some(report), end.repair.as_ref());
+        output::object(&Verified { name, ok, error: None, hash, verdict, report, repair })?;
+    }
+    match verdict {
+        Verdict::Sound => Ok(()),
+        Verdict::Damaged if report.damaged.is_empty() => {
+            let what = format!("{name} is not what was published");
+            let why = "the root of what was read is not the recorded one, though each recorded hash is right";
+            Err(Failure::new(exit_code::REPLICA_DAMAGED, what, why, "blockd fsck DIR; then sync it anew"))
+        }
+        Verdict::Damaged => {
+            let next = "blockctl replica verify NAME --repair; dmesg | tail; smartctl -a DEVICE";
+            Err(Failure { code: exit_code::REPLICA_DAMAGED, next: next.to_owned(), ..damaged(name, 1) })
+        }
+        Verdict::Unknown => {
+            let why = "no root is recorded of it: compare the one above with snapshot hash, at the source";
+            let next = format!("blockctl snapshot hash {name}    (there)");
+            Err(Failure::new(exit_code::PARTIAL, format!("{name} was read, and not compared"), why, next))
+        }
+    }
 }
 
 /// The daemon said that it is done, and not what came of it.
@@ -273,25 +314,17 @@ pub(super) fn no_result(what: String) -> Failure {
     )
 }
 
-fn damaged(what: &str, snapshots: u64) -> Failure {
+pub(super) fn damaged(what: &str, snapshots: u64) -> Failure {
     Failure::new(
         exit_code::VERIFICATION_FAILED,
         format!("{what} is not what was written"),
         format!("{} failed: the medium changed or lost data", output::count(snapshots, "snapshot")),
-        "dmesg | tail; smartctl -a DEVICE    (then restore from a copy)",
+        "blockctl scrub --repair; dmesg | tail; smartctl -a DEVICE",
     )
 }
 
-fn tell_report(
-    context: &Context,
-    name: &str,
-    report: &VerifyReport,
-    hash: Option<&str>,
-) -> Result<(), Failure> {
-    if !context.for_people() {
-        let ok = report.damaged.is_empty();
-        return output::object(&Verified { name, ok, error: None, hash, report: Some(report) });
-    }
+/// For people.
+pub(super) fn tell_report(name: &str, report: &VerifyReport, hash: Option<&str>) -> Result<(), Failure> {
     let unhashed = match report.unhashed_bytes {
         0 => String::new(),
         bytes => format!(", {} without a hash yet", Size(bytes)),
@@ -305,51 +338,21 @@ fn tell_report(
         .try_for_each(output::line)
 }
 
-pub(super) async fn scrub(context: &Context, volume: Option<&str>) -> Result<(), Failure> {
-    interruptible(scrub_all(context, volume)).await
-}
-
 /// Ends something long at Ctrl-C, with its progress taken off the terminal.
 pub(super) async fn interruptible(long: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    until_ctrl_c(long, "Ctrl-C; the daemon stops its work, nothing was changed").await
+}
+
+/// The same of what may have repaired something.
+pub(super) async fn repairing(long: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    until_ctrl_c(long, "Ctrl-C; the daemon stops its work, what was repaired stays so").await
+}
+
+async fn until_ctrl_c(long: impl Future<Output = Result<(), Failure>>, why: &str) -> Result<(), Failure> {
     tokio::select! {
         result = long => result,
         _ = tokio::signal::ctrl_c() => {
-            let why = "Ctrl-C; the daemon stops its work, nothing was changed";
             Err(Failure::new(exit_code::FAILED, "interrupted", why, "the same command begins anew"))
         }
     }
-}
-
-async fn scrub_all(context: &Context, volume: Option<&str>) -> Result<(), Failure> {
-    let mut reader = Reader::new(context, "scrubbing");
-    let mut found = Vec::new();
-    let end = context.client.scrub(volume, |line| match line {
-        Line::Scrubbed(scrubbed) => found.push(scrubbed),
-        other => reader.line(&other),
-    });
-    let end = end.await.trying(|| "cannot scrub".to_owned())?;
-    reader.end()?;
-    for scrubbed in &found {
-        match (&scrubbed.report, &scrubbed.error) {
-            (Some(report), _) => tell_report(context, &scrubbed.name, report, None)?,
-            (None, error) => {
-                let why = error.as_ref().map_or("unknown", |error| error.message.as_str());
-                tell_unread(context, &scrubbed.name, why)?;
-            }
-        }
-    }
-    match end.failed.unwrap_or(0) {
-        0 if context.for_people() => {
-            output::line(format!("{} ok", output::count(end.count.unwrap_or(0), "snapshot")))
-        }
-        0 => Ok(()),
-        failed => Err(damaged("the store", failed)),
-    }
-}
-
-fn tell_unread(context: &Context, name: &str, why: &str) -> Result<(), Failure> {
-    if context.for_people() {
-        return output::line(format!("{name}  UNREADABLE  {why}"));
-    }
-    output::object(&Verified { name, ok: false, error: Some(why), hash: None, report: None })
 }

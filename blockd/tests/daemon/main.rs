@@ -13,6 +13,7 @@ mod connected;
 mod exports;
 mod hashes;
 mod hosts;
+mod repair;
 mod replicas;
 mod soak;
 mod stopping;

@@ -298,16 +298,22 @@ fn all_of_the_newest_snapshot_is_verified() {
     publish(&within, 1);
     let content = within.client("r").read(0, SIZE as u32).unwrap();
     let root = blake3::hash(&content).to_hex().to_string();
-    let first = json(within.ok("replica verify r -o jsonl").lines().last().unwrap());
-    let facts = (&first["name"], &first["ok"], &first["hash"]);
-    assert_eq!(facts, (&"r@s1".into(), &true.into(), &root.as_str().into()));
+    // Nothing has compared it yet, as a session would have.
+    let (code, stdout, stderr) = within.ctl("replica verify r -o jsonl");
+    assert!(code == 6 && stderr.contains("no root is recorded"), "{code} {stdout}{stderr}");
+    let first = json(stdout.lines().last().unwrap());
+    let facts = (&first["name"], &first["verdict"], &first["hash"]);
+    assert_eq!(facts, (&"r@s1".into(), &"unknown".into(), &root.as_str().into()));
+    within.ok("snapshot hash r@s1");
     let said = within.ok("replica verify r");
     assert_eq!(said, format!("r@s1  ok  64 KiB checked\n  root {root}\n"));
     flip(&within);
     let (code, stdout, stderr) = within.ctl("replica verify r");
-    assert_eq!(code, 8, "{stdout}{stderr}");
+    assert_eq!(code, 2, "{stdout}{stderr}");
     assert!(stdout.starts_with("r@s1  DAMAGED") && !stdout.contains("root"), "{stdout}");
     assert!(within.ok("events").contains("snapshot_damaged  r@s1"));
+    let (code, _, stderr) = within.ctl("replica verify r --repair");
+    assert!(code == 5 && stderr.contains("no replication"), "{code} {stderr}");
 }
 
 /// Changes a byte of the replica's data in the pool.
