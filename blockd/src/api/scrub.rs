@@ -75,9 +75,22 @@ pub(super) async fn scrub(
     long::stream(&state, move |engine, sink| {
         let end = End { count: Some(0), failed: Some(0), ..End::default() };
         let mut scrubbing = Scrubbing { engine, sink, repair, events, end };
-        let unrepaired = scrubbing.round(names, true)?;
-        // A layer that they share may have been repaired under a later snapshot's name.
-        scrubbing.round(unrepaired, false)?;
+        let mut put_off = Vec::new();
+        for name in names {
+            let scrubbed = scrubbing.one(&name);
+            let is_unrepaired = scrubbed.repair.as_ref().is_some_and(|repair| !repair.failed.is_empty());
+            if is_unrepaired {
+                put_off.push((name, scrubbed, scrubbing.end.repaired_bytes));
+            } else {
+                scrubbing.tell(scrubbed)?;
+            }
+        }
+        for (name, scrubbed, repaired_bytes) in put_off {
+            // A layer that they share may have been repaired under a later snapshot's name.
+            let again = scrubbing.end.repaired_bytes != repaired_bytes;
+            let scrubbed = if again { scrubbing.once_more(&name, scrubbed) } else { scrubbed };
+            scrubbing.tell(scrubbed)?;
+        }
         Ok(scrubbing.end)
     })
 }
@@ -91,42 +104,53 @@ struct Scrubbing<'a> {
 }
 
 impl Scrubbing<'_> {
-    /// Tells of each snapshot; those that could not be repaired are put off in the first round.
-    fn round(&mut self, names: Vec<SnapshotName>, first: bool) -> Result<Vec<SnapshotName>, ControlError> {
-        let mut put_off = Vec::new();
-        for name in names {
-            let scrubbed = self.one(&name, first);
-            let is_unrepaired = scrubbed.repair.as_ref().is_some_and(|repair| !repair.failed.is_empty());
-            if first && is_unrepaired {
-                put_off.push(name);
-            } else {
-                self.tell(scrubbed)?;
-            }
-        }
-        Ok(put_off)
-    }
-
-    fn one(&mut self, name: &SnapshotName, first: bool) -> Scrubbed {
-        let sink = &mut *self.sink;
-        let mut scrubbed = Scrubbed { name: name.to_string(), report: None, error: None, repair: None };
-        match self.engine.verify(name, &mut |done, total| sink.progress(name, done, total)) {
-            Ok(report) => scrubbed.report = Some(report),
-            Err(error) => scrubbed.error = Some(ErrorBody::from(error)),
-        }
-        if let Some(problem) = problem(&scrubbed).filter(|_| first) {
+    /// Verifies a snapshot, and repairs it.
+    fn one(&mut self, name: &SnapshotName) -> Scrubbed {
+        let mut scrubbed = self.look(name);
+        if let Some(problem) = problem(&scrubbed) {
             self.events.record("snapshot_damaged", name.to_string(), problem);
         }
-        let damaged = scrubbed.report.as_ref().filter(|report| !report.damaged.is_empty());
-        if let (Some(repair), Some(report)) = (&self.repair, damaged) {
-            match repair.repair(name, report, sink) {
-                Ok(done) => {
-                    *self.end.repaired_bytes.get_or_insert_default() += done.repaired_bytes;
-                    scrubbed.repair = Some(done);
-                }
-                Err(error) => scrubbed.error = Some(ErrorBody::from(error)),
-            }
-        }
+        self.mend(name, &mut scrubbed);
         scrubbed
+    }
+
+    fn look(&mut self, name: &SnapshotName) -> Scrubbed {
+        let sink = &mut *self.sink;
+        let found = self.engine.verify(name, &mut |done, total| sink.progress(name, done, total));
+        let (report, error) = match found {
+            Ok(report) => (Some(report), None),
+            Err(error) => (None, Some(ErrorBody::from(error))),
+        };
+        Scrubbed { name: name.to_string(), report, error, repair: None }
+    }
+
+    fn mend(&mut self, name: &SnapshotName, scrubbed: &mut Scrubbed) {
+        let damaged = scrubbed.report.as_ref().filter(|report| !report.damaged.is_empty());
+        let (Some(repair), Some(report)) = (&self.repair, damaged) else { return };
+        match repair.repair(name, report, self.sink) {
+            Ok(done) => {
+                *self.end.repaired_bytes.get_or_insert_default() += done.repaired_bytes;
+                scrubbed.repair = Some(done);
+            }
+            Err(error) => scrubbed.error = Some(ErrorBody::from(error)),
+        }
+    }
+
+    /// Of what is left: what was found and done before is told as well.
+    fn once_more(&mut self, name: &SnapshotName, before: Scrubbed) -> Scrubbed {
+        let mut now = self.look(name);
+        if now.report.is_none() {
+            return now;
+        }
+        self.mend(name, &mut now);
+        let mut repair = before.repair.unwrap_or_default();
+        let done = now.repair.take().unwrap_or_default();
+        repair.repaired_bytes += done.repaired_bytes;
+        repair
+            .from
+            .extend(done.from.into_iter().filter(|host| !repair.from.contains(host)).collect::<Vec<_>>());
+        repair.failed = done.failed;
+        Scrubbed { report: before.report, repair: Some(repair), ..now }
     }
 
     fn tell(&mut self, scrubbed: Scrubbed) -> Result<(), ControlError> {

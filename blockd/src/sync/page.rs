@@ -111,7 +111,7 @@ fn the_drawings_are_those_of_the_code() {
             .take_while(|line| *line != "//! ```")
             .map(|line| line.strip_prefix("//! ").expect("of the module's doc"))
             .collect();
-        assert!(drawing.len() > 3);
+        assert!(!drawing.is_empty());
         says(&drawing.join("\n"));
     }
 }

@@ -11,7 +11,9 @@ fn damage(world: &mut World, id: u32) -> usize {
     let mut count = 0;
     for cluster in 0..clusters {
         for block in 0..16 {
-            let shown = world.shows_data(&chain, cluster, block);
+            // What lies behind the volume's end is no part of its root.
+            let whole = ClusterIndex(cluster).start() + u64::from(block + 1) * BLOCK_BYTES <= image;
+            let shown = whole && world.shows_data(&chain, cluster, block);
             if shown && world.rng.u8(..6) == 0 {
                 let (_, record) = world.deciding(&chain, cluster, block).unwrap();
                 let (file, at) = world.place(&record, block);
