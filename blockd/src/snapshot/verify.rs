@@ -59,11 +59,14 @@ pub fn recompute(
     Ok(Recomputed { report, root: sequence.map(|sequence| sequence.finish(&reader.zeroes)), recorded })
 }
 
+/// The bytes of a cluster, or why they cannot be read.
+type Read<'a> = Result<&'a [u8], io::Error>;
+
 fn read_all(
     reader: &ClosedReader,
     pinned: &Pinned,
     progress: &mut dyn FnMut(u64, u64) -> bool,
-    visit: &mut dyn FnMut(&Changed, Result<&[u8], io::Error>),
+    visit: &mut dyn FnMut(&Changed, Read<'_>),
 ) -> Result<(), ControlError> {
     let mut batch = Batch::new();
     let mut check = |cluster: &Changed, bytes: Bytes<'_>| {
@@ -88,12 +91,7 @@ fn read_all(
 }
 
 /// Enters a cluster that was read into the report; its value, if it could be read.
-fn check(
-    cluster: &Changed,
-    bytes: &Result<&[u8], io::Error>,
-    size: u64,
-    report: &mut VerifyReport,
-) -> Option<Value> {
+fn check(cluster: &Changed, bytes: &Read<'_>, size: u64, report: &mut VerifyReport) -> Option<Value> {
     let offset = cluster.index.start();
     let extent = DamagedExtent { offset, length: CLUSTER_BYTES.min(size - offset) };
     let value = match bytes {
