@@ -124,7 +124,9 @@ fn a_root_is_made_of_what_is_read() {
         if damage(&mut world, id) == 0 {
             continue;
         }
-        assert_eq!(recomputed(&world, id).verdict(), Verdict::Damaged);
+        let of_damaged = recomputed(&world, id);
+        assert_eq!(of_damaged.verdict(), Verdict::Damaged);
+        assert_ne!(of_damaged.root, of_damaged.recorded, "made of recorded hashes");
         // Hashes that were recorded of what is damaged: these alone would say that all is well.
         world.meta.write(&[Change::Root(LayerId(id), None)]).unwrap();
         let damaged = recomputed(&world, id).report.damaged;
