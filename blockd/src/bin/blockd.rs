@@ -107,8 +107,7 @@ fn run_daemon(serve: Serve) -> Result<(), Failure> {
     let config = config::load(serve.settings, serve.config.as_deref())?;
     start_log(&config.log)?;
     hide_memory();
-    // Sessions take and free a megabyte for each batch: page faults were an eighth of a first copy's processor time.
-    nbd_server::reactor::keep_freed_memory();
+    daemon::keep_freed_memory();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let fail = |error| Failure::new(exit_code::FAILED, "cannot start", error, "ulimit -a    (descriptors)");
     let runtime = runtime.map_err(fail)?;

@@ -19,7 +19,7 @@ use super::carry::base;
 use super::fetch::{Do, Fetcher};
 use super::link::{FrameReader, LinkError, write_frames};
 use super::reader_thread::{Pin, ask};
-use super::replicator::{GOODBYE_MAX, Replicator, TICK, unlimited};
+use super::replicator::{GOODBYE_MAX, Replicator, TICK};
 use super::wire::{Code, FETCH_CLUSTERS_MAX, Fetch, Found, Frame, Refusal};
 use crate::control::replication::{Replication, VolumeIdentity};
 use crate::control::{Answer, Control, ControlError, ErrorKind, SnapshotName};
@@ -282,10 +282,11 @@ impl Session {
     async fn open(replicator: &Replicator, host: &str) -> Result<Self, String> {
         let peers = replicator.peers.get().await.map_err(|error| error.message)?;
         let link = peers.connect(host).await.map_err(|error| error.message)?;
+        let pace = replicator.pace_of(link.host).await.map_err(|error| error.message)?;
         let with = replicator.session_link(link.host, link.exporter).await.map_err(|error| error.message)?;
         let (read, write) = tokio::io::split(link.stream);
         let (out, queue) = mpsc::unbounded_channel();
-        let writing = tokio::spawn(write_frames(write, queue, unlimited(), Arc::<AtomicU64>::default()));
+        let writing = tokio::spawn(write_frames(write, queue, vec![pace], Arc::<AtomicU64>::default()));
         let mut session = Self {
             host: link.host,
             name: link.name,

@@ -21,7 +21,7 @@ use crate::control::{Control, ErrorKind};
 use crate::jobs::keep::{KEEP_COUNT_MAX, Keep};
 use crate::jobs::prune::{Policy, prune};
 use crate::jobs::span::Span;
-use crate::peer::{PeerHandler, PeerLink};
+use crate::peer::{PeerError, PeerHandler, PeerLink};
 use crate::units::{HostId, SnapshotUid};
 
 /// A snapshot whose layers are being merged is asked for again after so long, for so many times.
@@ -74,13 +74,15 @@ impl Drop for Hand {
 impl Replicator {
     /// Takes what another host brings, until it goes.
     async fn take_session(self: Arc<Self>, link: PeerLink) -> Result<(), Refusal> {
-        let failed = |error: crate::peer::PeerError| Refusal::new(Code::Failed, error.to_string());
+        let failed = |error: PeerError| Refusal::new(Code::Failed, error.to_string());
         let session = self.session_link(link.host, link.exporter).await.map_err(failed)?;
         let (peer, peer_name, mut closed) = (link.host, link.name, link.closed);
         let (read, write) = tokio::io::split(link.stream);
         let (out, queue) = mpsc::unbounded_channel();
         let sent = Arc::<AtomicU64>::default();
-        let mut writing = tokio::spawn(write_frames(write, queue, Vec::new(), Arc::clone(&sent)));
+        // Clusters that the peer asks for are as many bytes as those that it is sent.
+        let pace = self.pace_of(peer).await.map_err(failed)?;
+        let mut writing = tokio::spawn(write_frames(write, queue, vec![pace], Arc::clone(&sent)));
         let (done, mut results) = mpsc::unbounded_channel();
         let mut hand = Hand::new(&self, peer, peer_name, done);
         let mut target = Target::start(session, self.now());

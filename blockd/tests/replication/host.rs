@@ -75,9 +75,7 @@ impl PoolRead for MirrorFile {
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let mut all = self.mirror.0.lock().expect("one thread");
-        let start = self.start + usize::try_from(offset).expect("a small file");
-        all[start..start + bytes.len()].copy_from_slice(bytes);
+        self.mirror.write(self.start + usize::try_from(offset).expect("a small file"), bytes);
         Ok(())
     }
 
@@ -222,14 +220,20 @@ impl Host {
 
     /// What readers see of the pool.
     pub(crate) fn pool(&self) -> Vec<u8> {
-        self.mirror.0.lock().expect("one thread").clone()
+        let mut all = vec![0; start_of(FILES.len())];
+        self.mirror.read(0, &mut all);
+        all
     }
 
     /// Flips a bit wherever these bytes lie, for readers; how often that was.
     pub(crate) fn rot(&mut self, bytes: &[u8]) -> usize {
-        let mut all = self.mirror.0.lock().expect("one thread");
-        let mut found = all.chunks_exact_mut(bytes.len()).filter(|piece| *piece == bytes);
-        found.by_ref().map(|piece| piece[bytes.len() / 2] ^= 1).count()
+        let mut all = self.pool();
+        let mut found = all.chunks_exact_mut(bytes.len()).enumerate().filter(|(_, piece)| *piece == bytes);
+        let rotten = found.by_ref().map(|(at, piece)| {
+            piece[bytes.len() / 2] ^= 1;
+            self.mirror.write(at * bytes.len(), piece);
+        });
+        rotten.count()
     }
 
     pub(crate) fn command(&mut self, command: Control) -> Token {
