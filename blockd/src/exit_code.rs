@@ -6,8 +6,6 @@ pub const OK: u8 = 0;
 pub const FAILED: u8 = 1;
 /// The command line or the configuration is wrong.
 pub const USAGE: u8 = 2;
-/// `blockctl replica verify` alone: the replica is damaged. (Of all others it is [`VERIFICATION_FAILED`].)
-pub const REPLICA_DAMAGED: u8 = 2;
 /// Something named does not exist.
 pub const NOT_FOUND: u8 = 3;
 /// Something is in use.

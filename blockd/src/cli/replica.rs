@@ -52,7 +52,7 @@ pub enum ReplicaCommand {
     Demote(DemoteArgs),
     /// Read all of the newest snapshot, make its root of what was read, and compare it with the recorded one.
     #[command(
-        after_help = "Examples:\n  blockctl replica verify web\n  blockctl replica verify web --repair\n\nExit codes: 0 sound, or sound again; 2 damaged; 6 nothing wrong, but no root is recorded to compare with."
+        after_help = "Examples:\n  blockctl replica verify web\n  blockctl replica verify web --repair\n\nExit codes: 0 sound, or sound again; 8 damaged; 6 nothing wrong, but no root is recorded to compare with."
     )]
     Verify {
         /// The volume's name here.

@@ -290,11 +290,11 @@ pub(super) fn tell_end(
         Verdict::Damaged if report.damaged.is_empty() => {
             let what = format!("{name} is not what was published");
             let why = "the root of what was read is not the recorded one, though each recorded hash is right";
-            Err(Failure::new(exit_code::REPLICA_DAMAGED, what, why, "blockd fsck DIR; then sync it anew"))
+            Err(Failure::new(exit_code::VERIFICATION_FAILED, what, why, "blockd fsck DIR; then sync it anew"))
         }
         Verdict::Damaged => {
             let next = "blockctl replica verify NAME --repair; dmesg | tail; smartctl -a DEVICE";
-            Err(Failure { code: exit_code::REPLICA_DAMAGED, next: next.to_owned(), ..damaged(name, 1) })
+            Err(Failure { code: exit_code::VERIFICATION_FAILED, next: next.to_owned(), ..damaged(name, 1) })
         }
         Verdict::Unknown => {
             let why = "no root is recorded of it: compare the one above with snapshot hash, at the source";

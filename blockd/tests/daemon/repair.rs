@@ -106,7 +106,7 @@ fn a_damaged_replica_is_repaired_from_its_source() {
         assert!(stdout.contains(&format!("  damaged: {damage}")), "{stdout}");
     }
     let (code, stdout, stderr) = b.ctl("replica verify web");
-    assert!(code == 2 && stdout.contains("DAMAGED") && !stdout.contains("root"), "{stdout}{stderr}");
+    assert!(code == 8 && stdout.contains("DAMAGED") && !stdout.contains("root"), "{stdout}{stderr}");
     assert!(stderr.contains("next:  blockctl replica verify NAME --repair"), "{stderr}");
     let said = b.ok("scrub --repair");
     assert!(said.contains("  repaired: 128 KiB from A\n"), "{said}");
@@ -159,7 +159,7 @@ fn what_is_damaged_on_both_sides_is_said_and_left_alone() {
     let why = "NOT REPAIRED: 65536 bytes at 0: A: it is damaged there, too\n";
     assert!(stdout.contains(why) && stdout.contains("  repaired: 64 KiB from A\n"), "{stdout}");
     let (code, stdout, _) = b.ctl("replica verify web --repair");
-    assert!(code == 2 && stdout.contains(why), "{code} {stdout}");
+    assert!(code == 8 && stdout.contains(why), "{code} {stdout}");
     let (code, stdout, _) = a.ctl("scrub --repair=B -o jsonl");
     assert_eq!(code, 8, "{stdout}");
     let line = stdout.lines().find(|line| line.contains("failed")).unwrap();

@@ -309,7 +309,7 @@ fn all_of_the_newest_snapshot_is_verified() {
     assert_eq!(said, format!("r@s1  ok  64 KiB checked\n  root {root}\n"));
     flip(&within);
     let (code, stdout, stderr) = within.ctl("replica verify r");
-    assert_eq!(code, 2, "{stdout}{stderr}");
+    assert_eq!(code, 8, "{stdout}{stderr}");
     assert!(stdout.starts_with("r@s1  DAMAGED") && !stdout.contains("root"), "{stdout}");
     assert!(within.ok("events").contains("snapshot_damaged  r@s1"));
     let (code, _, stderr) = within.ctl("replica verify r --repair");
