@@ -399,7 +399,7 @@ impl Export for FileExport {
             }
             // Advice that could not be followed is not an error of the client's request.
             DiskOpKind::WillNeed { .. } | DiskOpKind::WriteSoon { .. } | DiskOpKind::Sync => {
-                self.answer(key, Ok(Payload::None), io)
+                self.answer(key, Ok(Payload::None), io);
             }
             DiskOpKind::Read { offset, .. } => match transfer_progress(done) {
                 Progress::Complete(buf) => self.read_done(key, offset, buf, io),

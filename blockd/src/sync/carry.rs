@@ -334,7 +334,7 @@ impl<'a> Bringing<'a> {
         if !writing.is_finished() && timeout(GOODBYE_MAX, &mut writing).await.is_err() {
             writing.abort();
         }
-        result.map(|()| (roots, stats.0.add(stats.1), sent.load(Ordering::Relaxed)))
+        result.map(|()| (roots, stats.0.and(stats.1), sent.load(Ordering::Relaxed)))
     }
 
     async fn exchange(&mut self) -> Result<(), RunError> {
@@ -394,7 +394,7 @@ impl<'a> Bringing<'a> {
             Message::End { root, .. } => {
                 self.roots.push(crate::api::types::hex(root));
                 self.watch.phase(Phase::Verifying);
-                self.stats = (self.stats.0.add(self.stats.1), ReadStats::default());
+                self.stats = (self.stats.0.and(self.stats.1), ReadStats::default());
                 self.report();
             }
             Message::Publish => self.watch.phase(Phase::Publishing),
@@ -411,7 +411,7 @@ impl<'a> Bringing<'a> {
     }
 
     fn report(&self) {
-        let (stats, sent) = (self.stats.0.add(self.stats.1), self.sent.load(Ordering::Relaxed));
+        let (stats, sent) = (self.stats.0.and(self.stats.1), self.sent.load(Ordering::Relaxed));
         let total = self.total;
         self.watch.update(|progress| {
             progress.bytes_total = total.max(stats.looked_at);

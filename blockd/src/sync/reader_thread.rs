@@ -130,7 +130,7 @@ struct Open {
 
 impl Open {
     fn stats(&self) -> ReadStats {
-        self.stats.add(self.reading.stats())
+        self.stats.and(self.reading.stats())
     }
 
     /// The batch at the plan's cluster, read here.
@@ -282,7 +282,7 @@ impl Worker {
             None => (own()?, false),
         };
         if is_shared {
-            open.stats = open.stats.add(ReadStats { shared: got.stats.looked_at, ..got.stats });
+            open.stats = open.stats.and(ReadStats { shared: got.stats.looked_at, ..got.stats });
         }
         if let Some(read) = got.read.as_ref().filter(|_| open.plan.mode == Mode::Changes) {
             open.plan.from = read.cursor;

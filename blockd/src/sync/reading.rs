@@ -77,7 +77,7 @@ impl ReadStats {
     }
 
     /// Both.
-    pub fn add(self, other: Self) -> Self {
+    pub fn and(self, other: Self) -> Self {
         self.each(other, |a, b| a + b)
     }
 

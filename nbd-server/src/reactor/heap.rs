@@ -11,15 +11,13 @@ const KEPT_BYTES_MAX: libc::c_int = 64 << 20;
 /// larger by itself; each new buffer of a megabyte then costs 256 page faults. Nothing is done with other C libraries.
 pub fn keep_freed_memory() {
     #[cfg(target_env = "gnu")]
+    for (option, bytes) in
+        [(libc::M_MMAP_THRESHOLD, MAPPED_BYTES_MIN), (libc::M_TRIM_THRESHOLD, KEPT_BYTES_MAX)]
     {
-        // SAFETY: `mallopt` takes two numbers, no pointers; glibc's is safe to call from any thread (it locks the arena),
-        // and values that it does not like are ignored.
-        let kept = unsafe {
-            libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES_MIN)
-                & libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES_MAX)
-        };
-        if kept == 0 {
-            tracing::debug!("the heap gives freed memory back at once");
+        // SAFETY: `mallopt` takes two numbers, no pointers; glibc's may be called from any thread (it locks the main
+        // arena), and refuses values that it does not know.
+        if unsafe { libc::mallopt(option, bytes) } == 0 {
+            tracing::debug!(option, "the heap gives freed memory back at once");
         }
     }
 }
