@@ -183,7 +183,13 @@ impl<'a> Hashing<'a> {
         let mut old_end = old_end.map(|cluster| ClusterIndex::of(cluster * CLUSTER_BYTES));
         let hashes = Hashes { zeroes: &self.reader.zeroes, threads: self.reader.threads };
         let update = Update::new(tree, self.shape, lease.map(Lease::file), hashes);
-        let mut filling = Filling { update, lease, anew: from.is_none(), begun: false, batch: Batch::new() };
+        let mut filling = Filling {
+            update,
+            lease,
+            anew: from.is_none(),
+            begun: false,
+            batch: Batch::new(self.reader.threads),
+        };
         let changes = Changes::new(self.reader, from.as_ref(), self.pinned, ClusterIndex(0))?;
         for changed in changes.values_before(self.shape.whole) {
             let changed = changed?;
@@ -240,13 +246,13 @@ impl<'a> Hashing<'a> {
         let cluster = u64::from(changed.index.0);
         if cluster >= self.shape.whole {
             self.tail = self.shape.tail().map(|length| match bytes {
-                Some(bytes) => cluster_value(changed.index, &bytes[..length]),
+                Some(read) => cluster_value(changed.index, &read.bytes[..length]),
                 None => cluster_value(changed.index, &vec![0; length]),
             });
         }
         let value = match (changed.recorded, bytes) {
             (Some(value), _) => value,
-            (None, Some(bytes)) => cluster_value(changed.index, bytes),
+            (None, Some(read)) => read.value,
             // Without a tree before everything else is zeroes already.
             (None, None) if anew => return Ok(()),
             (None, None) => self.reader.zeroes.cluster(changed.index),

@@ -2,12 +2,12 @@
 
 use std::io;
 
-use super::batch::{Batch, Bytes};
+use super::batch::{Batch, Bytes, Hashed};
 use super::changes::{Changed, Changes};
 use super::reader::ClosedReader;
 use super::{meta_error, recorded_root, stopped};
 use crate::control::{ControlError, Pinned};
-use crate::hash::{Sequence, Value, cluster_value};
+use crate::hash::{Sequence, Value};
 use crate::service::{DamagedExtent, Recomputed, VerifyReport};
 use crate::units::{CLUSTER_BYTES, ClusterIndex};
 
@@ -43,10 +43,10 @@ pub fn recompute(
     read_all(reader, pinned, progress, &mut |cluster, bytes| {
         let value = check(cluster, &bytes, pinned.size, &mut report);
         match (&mut sequence, bytes, value) {
-            (Some(sequence), Ok(bytes), Some(value)) => {
+            (Some(sequence), Ok(read), Some(value)) => {
                 let index = u64::from(cluster.index.0);
                 if sequence.wants_content(index) {
-                    sequence.content(index, bytes, &reader.zeroes);
+                    sequence.content(index, read.bytes, &reader.zeroes);
                 } else {
                     sequence.value(index, value, &reader.zeroes);
                 }
@@ -59,8 +59,8 @@ pub fn recompute(
     Ok(Recomputed { report, root: sequence.map(|sequence| sequence.finish(&reader.zeroes)), recorded })
 }
 
-/// The bytes of a cluster, or why they cannot be read.
-type Read<'a> = Result<&'a [u8], io::Error>;
+/// A cluster's content, or why it cannot be read.
+type Read<'a> = Result<Hashed<'a>, io::Error>;
 
 fn read_all(
     reader: &ClosedReader,
@@ -68,7 +68,7 @@ fn read_all(
     progress: &mut dyn FnMut(u64, u64) -> bool,
     visit: &mut dyn FnMut(&Changed, Read<'_>),
 ) -> Result<(), ControlError> {
-    let mut batch = Batch::new();
+    let mut batch = Batch::new(reader.threads);
     let mut check = |cluster: &Changed, bytes: Bytes<'_>| {
         if let Some(bytes) = bytes {
             visit(cluster, bytes);
@@ -95,7 +95,7 @@ fn check(cluster: &Changed, bytes: &Read<'_>, size: u64, report: &mut VerifyRepo
     let offset = cluster.index.start();
     let extent = DamagedExtent { offset, length: CLUSTER_BYTES.min(size - offset) };
     let value = match bytes {
-        Ok(bytes) => cluster_value(cluster.index, bytes),
+        Ok(read) => read.value,
         Err(error) => {
             tracing::warn!(offset, %error, "a cluster of a closed layer cannot be read");
             add_damaged(report, extent);
