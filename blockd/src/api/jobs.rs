@@ -82,15 +82,15 @@ fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     Option::deserialize(deserializer).map(Some)
 }
 
-/// `POST /v1/sync`: volumes go to a target once, without a job.
+/// `POST /v1/sync`: volumes go to one or several targets once, without a job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sync {
     /// The volumes, cut at one instant.
     pub volumes: Vec<String>,
-    /// The target.
-    pub to: String,
-    /// Bytes a second at most.
+    /// The targets.
+    pub to: Vec<String>,
+    /// Bytes a second at most, to each.
     #[serde(default)]
     pub rate: Option<u64>,
 }
@@ -98,7 +98,7 @@ pub struct Sync {
 impl Sync {
     /// What runs and snapshots of it are called: as the job that would do the same again and again.
     pub fn name(&self) -> String {
-        format!("{}-{}", self.volumes.first().map_or("", String::as_str), self.to)
+        format!("{}-{}", self.volumes.first().map_or("", String::as_str), self.to.join("-"))
     }
 }
 
@@ -224,7 +224,7 @@ pub(crate) async fn sync(Extract(state): Context, Body(sync): Body<Sync>) -> Res
     }
     check_volumes(&state, &sync.volumes).await?;
     let (name, rate) = (sync.name(), sync.rate);
-    let job = Job { rate, ..Job::new(name, sync.volumes, vec![sync.to]) };
+    let job = Job { rate, ..Job::new(name, sync.volumes, sync.to) };
     Ok(follow(jobs.once(job).await?, true))
 }
 

@@ -75,9 +75,9 @@ pub enum Command {
     /// What is replicated by itself, how old each copy is, and what is kept.
     #[command(subcommand)]
     Job(JobCommand),
-    /// Bring volumes to another host: once, or again and again. Needs no configuration.
+    /// Bring volumes to other hosts: once, or again and again. Needs no configuration.
     #[command(
-        after_help = "Examples:\n  blockctl sync web --to B\n  blockctl sync web-sys web-data --to B --every 30s\n  blockctl sync web --to B --plan"
+        after_help = "Examples:\n  blockctl sync web --to B\n  blockctl sync web --to B --to C\n  blockctl sync web-sys web-data --to B --every 30s\n  blockctl sync web --to B --plan"
     )]
     Sync(Box<SyncArgs>),
     /// Snapshots in S3 or a directory.

@@ -25,9 +25,9 @@ pub struct SyncArgs {
     /// The volumes; several are cut at one instant.
     #[arg(required = true, value_name = "NAME", value_parser = volume_name)]
     pub volumes: Vec<String>,
-    /// The host that gets a copy.
-    #[arg(long, value_name = "HOST", value_parser = volume_name)]
-    pub to: String,
+    /// A host that gets a copy; several get the same, which is read once.
+    #[arg(long, required = true, value_name = "HOST", value_parser = volume_name)]
+    pub to: Vec<String>,
     /// Now, and not again; that is what happens without a schedule.
     #[arg(long, conflicts_with_all = ["every", "cron", "at"])]
     pub once: bool,
@@ -48,13 +48,12 @@ pub struct SyncArgs {
 pub(super) async fn sync(context: &Context, args: SyncArgs) -> Result<(), Failure> {
     let rate = args.rate.map(|rate| rate.0);
     let sync = Sync { volumes: args.volumes, to: args.to, rate };
-    let what = format!("cannot bring {} to {}", sync.volumes.join(", "), sync.to);
+    let what = format!("cannot bring {} to {}", sync.volumes.join(", "), sync.to.join(", "));
     let schedule = args.schedule.schedule().map_err(|why| wrong_schedule(what.clone(), why))?;
     let scheduled =
         args.schedule.every.is_some() || args.schedule.cron.is_some() || args.schedule.at.is_some();
     let keep = args.keep.keep().unwrap_or(Keep::DEFAULT);
-    let job =
-        Job { schedule, rate, keep, ..Job::new(sync.name(), sync.volumes.clone(), vec![sync.to.clone()]) };
+    let job = Job { schedule, rate, keep, ..Job::new(sync.name(), sync.volumes.clone(), sync.to.clone()) };
     if args.plan {
         return plan(context, &job, scheduled, &what).await;
     }

@@ -289,8 +289,8 @@ fn the_api_refuses_what_it_does_not_know() {
     assert_eq!(kind("PATCH", "/v1/jobs/web", "{\"rpo\":null}"), "none");
     assert_eq!(kind("POST", "/v1/jobs/web/run?now=1", ""), "bad_request");
     assert_eq!(kind("GET", "/v1/jobs/nothing", ""), "not_found");
-    assert_eq!(kind("POST", "/v1/sync", "{\"volumes\":[],\"to\":\"B\"}"), "bad_value");
-    assert_eq!(kind("POST", "/v1/sync", "{\"volumes\":[\"web\"],\"to\":\"../B\"}"), "bad_value");
+    assert_eq!(kind("POST", "/v1/sync", "{\"volumes\":[],\"to\":[\"B\"]}"), "bad_value");
+    assert_eq!(kind("POST", "/v1/sync", "{\"volumes\":[\"web\"],\"to\":[\"../B\"]}"), "bad_value");
     assert_eq!(kind("POST", "/v1/volumes/web/prune", "{\"keep\":{}}"), "bad_value");
     assert_eq!(kind("POST", "/v1/volumes/web/prune", "{\"keep\":{\"last\":-1}}"), "bad_request");
     let job = json(&daemon.ok("job show web -o json"));

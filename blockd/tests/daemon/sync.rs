@@ -106,17 +106,16 @@ fn several_targets_are_brought_one_cut_that_is_read_once() {
     a.ok(&format!("volume create web --size {SIZE}"));
     write(&a, "web", &[(0, 1, 4096)]);
     // Slow enough for both to be under way at the same time.
-    a.ok("job add web --volume web --to B --to C --rate 16MB/s");
-    a.ok("job run web");
+    a.ok("sync web --to B --to C --rate 16MB/s");
     write(&a, "web", &[(7, 2, 1024), (5000, 3, 1)]);
-    a.ok("job run web");
+    a.ok("sync web --to B --to C --rate 16MB/s");
     for place in [&b, &c] {
         assert_equal(&a, place, "web");
     }
     let names: std::collections::BTreeSet<String> =
         a.ok("snapshot list web -o jsonl").lines().map(str::to_owned).collect();
     assert_eq!(names.len(), 2, "one cut for both targets: {names:?}");
-    let runs = job(&a, "web")["runs"].as_array().unwrap().clone();
+    let runs = job(&a, "web-B-C")["runs"].as_array().unwrap().clone();
     let sum = |field: &str| runs.iter().map(|run| run["report"][field].as_u64().unwrap()).sum::<u64>();
     assert_eq!(runs.len(), 4, "{runs:?}");
     // Each byte was needed twice; at least once in four it was there when the second session wanted it.
