@@ -2,9 +2,8 @@
 //! the target; what both sides have then is held until the next one is there.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{interval, timeout};
 
 use super::link::{FrameReader, LinkError, write_frames};
@@ -273,7 +272,7 @@ struct Bringing<'a> {
     writing: tokio::task::JoinHandle<std::io::Result<()>>,
     frames: FrameReader<Box<dyn crate::peer::LinkIo>>,
     closed: crate::peer::Closed,
-    sent: Arc<AtomicU64>,
+    sent: watch::Receiver<u64>,
     roots: Vec<String>,
     /// Of volumes that are done, and of the one under way.
     stats: (ReadStats, ReadStats),
@@ -302,10 +301,10 @@ impl<'a> Bringing<'a> {
             .map_err(|error| RunError::new(RunErrorKind::Io, format!("no thread to read: {error}")))?;
         let (read, write) = tokio::io::split(link.stream);
         let (out, queue) = mpsc::unbounded_channel();
-        let sent = Arc::<AtomicU64>::default();
+        let (counter, sent) = watch::channel(0);
         let asked = Arc::clone(watch);
         let own = Arc::new(Pace::new(Arc::new(move || asked.rate().unwrap_or(0))));
-        let writing = tokio::spawn(write_frames(write, queue, vec![own, link_pace], Arc::clone(&sent)));
+        let writing = tokio::spawn(write_frames(write, queue, vec![own, link_pace], counter));
         let (frames, stats) = (FrameReader::new(read), Default::default());
         let roots = Vec::new();
         let total = 0;
@@ -334,7 +333,7 @@ impl<'a> Bringing<'a> {
         if !writing.is_finished() && timeout(GOODBYE_MAX, &mut writing).await.is_err() {
             writing.abort();
         }
-        result.map(|()| (roots, stats.0.and(stats.1), sent.load(Ordering::Relaxed)))
+        result.map(|()| (roots, stats.0.and(stats.1), *sent.borrow()))
     }
 
     async fn exchange(&mut self) -> Result<(), RunError> {
@@ -411,7 +410,7 @@ impl<'a> Bringing<'a> {
     }
 
     fn report(&self) {
-        let (stats, sent) = (self.stats.0.and(self.stats.1), self.sent.load(Ordering::Relaxed));
+        let (stats, sent) = (self.stats.0.and(self.stats.1), *self.sent.borrow());
         let total = self.total;
         self.watch.update(|progress| {
             progress.bytes_total = total.max(stats.looked_at);

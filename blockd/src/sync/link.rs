@@ -2,11 +2,10 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::BufMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::pace::Pace;
 use super::wire::{Frame, HEADER_BYTES, Header, WireError};
@@ -74,7 +73,7 @@ fn some(read: usize) -> io::Result<usize> {
     if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(read) }
 }
 
-/// Writes frames in order, as fast as all of `paces` let them, until the sender is gone. Counts the bytes in `sent`.
+/// Writes frames in order, as fast as all of `paces` let them, until the sender is gone. Tells `sent` the bytes so far.
 ///
 /// # Errors
 /// The link broke.
@@ -82,7 +81,7 @@ pub(super) async fn write_frames<S: AsyncWrite>(
     mut stream: WriteHalf<S>,
     mut frames: mpsc::UnboundedReceiver<Frame>,
     paces: Vec<Arc<Pace>>,
-    sent: Arc<AtomicU64>,
+    sent: watch::Sender<u64>,
 ) -> io::Result<()> {
     while let Some(frame) = frames.recv().await {
         let (head, batch) = frame.pieces();
@@ -91,7 +90,7 @@ pub(super) async fn write_frames<S: AsyncWrite>(
                 pace.wait(piece.len()).await;
             }
             stream.write_all(piece).await?;
-            sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            sent.send_modify(|bytes| *bytes += piece.len() as u64);
         }
         if frames.is_empty() {
             stream.flush().await?;
@@ -111,8 +110,8 @@ mod tests {
         let (_, write) = tokio::io::split(near);
         let (read, _) = tokio::io::split(far);
         let (sender, receiver) = mpsc::unbounded_channel();
-        let sent = Arc::<AtomicU64>::default();
-        let writing = tokio::spawn(write_frames(write, receiver, Vec::new(), Arc::clone(&sent)));
+        let (counter, sent) = watch::channel(0);
+        let writing = tokio::spawn(write_frames(write, receiver, Vec::new(), counter));
         let frames: Vec<Frame> = (0..40)
             .map(|n| Frame {
                 volume: n,
@@ -137,7 +136,7 @@ mod tests {
         }
         assert!(reader.next().await.unwrap().is_none());
         writing.await.unwrap().unwrap();
-        assert_eq!(sent.load(Ordering::Relaxed), 40 * (8 + 16 + 50));
+        assert_eq!(*sent.borrow(), 40 * (8 + 16 + 50));
     }
 
     #[tokio::test]

@@ -8,10 +8,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{interval, timeout};
 
@@ -286,7 +285,7 @@ impl Session {
         let with = replicator.session_link(link.host, link.exporter).await.map_err(|error| error.message)?;
         let (read, write) = tokio::io::split(link.stream);
         let (out, queue) = mpsc::unbounded_channel();
-        let writing = tokio::spawn(write_frames(write, queue, vec![pace], Arc::<AtomicU64>::default()));
+        let writing = tokio::spawn(write_frames(write, queue, vec![pace], watch::Sender::new(0)));
         let mut session = Self {
             host: link.host,
             name: link.name,

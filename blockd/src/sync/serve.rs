@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio::time::{interval, sleep, timeout};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{interval, timeout};
 
 use super::link::{FrameReader, LinkError, write_frames};
 use super::reader_thread::ask;
@@ -29,8 +29,6 @@ const BUSY_PAUSE: Duration = Duration::from_millis(50);
 const BUSY_TRIES: u64 = 1200;
 /// While more than this waits to be sent, no frame is taken: who asks and does not listen fills no memory here.
 const UNSENT_BYTES_MAX: u64 = 64 << 10;
-/// How often is looked whether that has been sent.
-const UNSENT_PAUSE: Duration = Duration::from_millis(5);
 
 impl PeerHandler for Replicator {
     fn serve(self: Arc<Self>, link: PeerLink) -> Pin<Box<dyn Future<Output = ()> + Send>> {
@@ -79,10 +77,10 @@ impl Replicator {
         let (peer, peer_name, mut closed) = (link.host, link.name, link.closed);
         let (read, write) = tokio::io::split(link.stream);
         let (out, queue) = mpsc::unbounded_channel();
-        let sent = Arc::<AtomicU64>::default();
+        let (counter, mut sent) = watch::channel(0);
         // Clusters that the peer asks for are as many bytes as those that it is sent.
         let pace = self.pace_of(peer).await.map_err(failed)?;
-        let mut writing = tokio::spawn(write_frames(write, queue, vec![pace], Arc::clone(&sent)));
+        let mut writing = tokio::spawn(write_frames(write, queue, vec![pace], counter));
         let (done, mut results) = mpsc::unbounded_channel();
         let mut hand = Hand::new(&self, peer, peer_name, done);
         let mut target = Target::start(session, self.now());
@@ -94,7 +92,7 @@ impl Replicator {
             if let Some(over) = hand.carry_out(target.take(), &out) {
                 break Err(over);
             }
-            let unsent = hand.said_bytes.saturating_sub(sent.load(Ordering::Relaxed));
+            let unsent = hand.said_bytes.saturating_sub(*sent.borrow_and_update());
             let is_heard = unsent <= UNSENT_BYTES_MAX;
             tokio::select! {
                 frame = frames.next(), if target.wants_frames() && is_heard => match frame {
@@ -109,7 +107,8 @@ impl Replicator {
                     hand.note(&did);
                     target.did(did, self.now());
                 }
-                () = sleep(UNSENT_PAUSE), if !is_heard => {}
+                // With the writer gone, the link is broken: that is told below.
+                Ok(()) = sent.changed(), if !is_heard => {}
                 _ = ticks.tick() => target.tick(self.now()),
                 () = closed.wait() => break Err(Refusal::new(Code::NotAllowed, "the host is not trusted any more")),
                 _ = &mut writing => break Err(Refusal::new(Code::Stalled, "the link broke")),
