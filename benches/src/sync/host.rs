@@ -158,7 +158,9 @@ impl Pair {
         let source = Host::start(bench, wire, SOURCE, pool_bytes)?;
         let target = Host::start(bench, wire, TARGET, pool_bytes)?;
         let listens = target.json(bench.room, &["host", "show"])?;
-        let address = listens["listen"].as_str().unwrap_or_default();
+        let nowhere =
+            || Trouble::new("pair two daemons", "the target does not listen", "report it, with its log");
+        let address = listens["listen"].as_str().ok_or_else(nowhere)?;
         let token = target.ctl(bench.room, &["host", "pair", "--new", "--address", address])?;
         source.pair(bench.room, &token)?;
         Ok(Self { source, target })
