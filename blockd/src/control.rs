@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::catalog::format::{ReceivingRecord, Role, RootRecord};
 use crate::units::{ClusterIndex, LayerId, SnapshotUid};
 
+pub mod moves;
 pub mod replication;
 
+use moves::{Move, MovedVolume};
 use replication::{Replication, VolumeIdentity};
 
 /// `VOLUME@SNAPSHOT`.
@@ -148,6 +150,8 @@ pub enum Control {
     },
     /// See [`Replication`].
     Replication(Replication),
+    /// See [`Move`].
+    Move(Move),
 }
 
 /// An answer.
@@ -169,6 +173,8 @@ pub enum Answer {
     Located(Vec<(SnapshotUid, SnapshotName)>),
     /// To `Receive`.
     Receiving(Box<ReceivingRecord>),
+    /// To `Show` and `List` of moves.
+    Moved(Vec<MovedVolume>),
 }
 
 /// A snapshot whose layers stay as they are until it is unpinned.
@@ -206,6 +212,9 @@ pub struct VolumeInfo {
     /// Who may write to it.
     #[serde(default)]
     pub role: Role,
+    /// Counts changes of who may write; the first one is 1.
+    #[serde(default)]
+    pub epoch: u64,
 }
 
 /// Whether a volume can be trusted with writes.

@@ -59,7 +59,16 @@ type Reply = oneshot::Sender<Result<Answer, ControlError>>;
 /// What handshakes look into.
 #[derive(Default)]
 struct Exports {
-    by_name: RwLock<BTreeMap<String, (ExportAddress, ExportInfo)>>,
+    names: RwLock<Names>,
+}
+
+type ByName = BTreeMap<String, (ExportAddress, ExportInfo)>;
+
+#[derive(Default)]
+struct Names {
+    listed: ByName,
+    /// Found, but not listed: they are the listed ones again, in one epoch.
+    doors: ByName,
 }
 
 impl Exports {
@@ -70,23 +79,26 @@ impl Exports {
         let mut exports: BTreeMap<_, _> = exports.collect();
         // A replica's own name stands for its newest snapshot. Who has opened it stays with the one that it was then.
         exports.extend(store.replicas().map(|(index, info)| listed(index, info)));
-        *self.by_name.write().unwrap_or_else(PoisonError::into_inner) = exports;
+        let doors = store.doors().map(|(index, info)| listed(index, info)).collect();
+        let names = Names { listed: exports, doors };
+        *self.names.write().unwrap_or_else(PoisonError::into_inner) = names;
     }
 }
 
 impl Directory for Exports {
     fn count(&self) -> usize {
-        self.by_name.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.names.read().unwrap_or_else(PoisonError::into_inner).listed.len()
     }
 
     fn list(&self) -> Vec<ExportInfo> {
-        let exports = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
-        exports.values().map(|(_, info)| info.clone()).collect()
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        names.listed.values().map(|(_, info)| info.clone()).collect()
     }
 
     fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
         let name = std::str::from_utf8(name).ok()?;
-        self.by_name.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        names.listed.get(name).or_else(|| names.doors.get(name)).cloned()
     }
 }
 

@@ -193,6 +193,17 @@ fn layer_record(record: Record) -> Value {
             json!({ "record": "hash", "layer": layer.0, "cluster": cluster.0, "hash": hex(&hash) })
         }
         Record::Link(volume, link) => link_record(volume, &link),
+        Record::Move(volume, moved) => json!({
+            "record": "move",
+            "volume": volume.0,
+            "id": moved.id.to_string(),
+            "peer": moved.peer.to_string(),
+            "stage": moved.stage,
+            "epoch": moved.epoch,
+            "since": moved.since.0,
+            "uid": moved.handover.map(|handover| handover.uid.to_string()),
+            "root": moved.handover.map(|handover| hex(&handover.root)),
+        }),
         Record::Origin(snapshot, origin) => json!({
             "record": "origin",
             "snapshot": snapshot.0,

@@ -81,6 +81,10 @@ identity!(
     /// A host.
     HostId
 );
+identity!(
+    /// One move of a virtual machine from a host to another; the same on both, random.
+    MoveId
+);
 
 impl ClusterIndex {
     /// The cluster that holds a byte of a volume.

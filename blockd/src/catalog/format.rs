@@ -8,6 +8,7 @@ mod decode;
 mod encode;
 pub mod keys;
 mod links;
+mod moves;
 mod replay;
 #[cfg(test)]
 mod tests;
@@ -15,13 +16,18 @@ mod tests;
 pub use decode::{Record, decode_map, decode_version};
 pub use encode::RawSink;
 pub use links::{LinkRecord, OriginRecord, Point, ReceivingRecord, Role};
+pub use moves::{Handover, MoveRecord, Stage};
 
 /// Version of the store's files, and of its metadata as long as they hold nothing that came later.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// Newest version of metadata that this program knows. Version 2 came with keys `14` and `15`: a store gets it with the
-/// first of these, so that a program that does not know them refuses it.
-pub const METADATA_VERSION: u32 = 2;
+/// Newest version of metadata that this program knows. A store gets a version with the first record that came with it, so
+/// that a program that does not know such records refuses it.
+pub const METADATA_VERSION: u32 = MOVES_VERSION;
+/// Came with keys `14` and `15`.
+pub const LINKS_VERSION: u32 = 2;
+/// Came with key `16`.
+pub const MOVES_VERSION: u32 = 3;
 
 /// "No cluster" in a map record.
 pub const NO_CLUSTER: u32 = u32::MAX;
@@ -147,6 +153,8 @@ pub enum Change {
     Link(VolumeId, Option<Box<LinkRecord>>),
     /// Key `15`.
     Origin(SnapshotId, Option<OriginRecord>),
+    /// Key `16`.
+    Move(VolumeId, Option<Box<MoveRecord>>),
     /// Key `20`.
     Map(LayerId, ClusterIndex, Option<MapRecord>),
     /// Key `30`.

@@ -8,8 +8,8 @@ use std::ops::ControlFlow;
 
 use crate::catalog::format::keys::{self, KeyRange, STORE_KEY, key_text};
 use crate::catalog::format::{
-    FORMAT_VERSION, LayerRecord, LinkRecord, METADATA_VERSION, OriginRecord, PoolFileRecord, Record,
-    RootRecord, SnapshotRecord, StoreRecord, VolumeRecord, decode_version,
+    FORMAT_VERSION, LayerRecord, LinkRecord, METADATA_VERSION, MoveRecord, OriginRecord, PoolFileRecord,
+    Record, RootRecord, SnapshotRecord, StoreRecord, VolumeRecord, decode_version,
 };
 use crate::catalog::mark::MarkError;
 use crate::catalog::meta::{MetaError, MetaStore};
@@ -72,6 +72,8 @@ pub struct Loaded {
     pub links: BTreeMap<VolumeId, LinkRecord>,
     /// Snapshots that came from other hosts.
     pub origins: BTreeMap<SnapshotId, OriginRecord>,
+    /// The last move of each volume that was moved, or is.
+    pub moves: BTreeMap<VolumeId, MoveRecord>,
     /// Hashes of layers.
     pub roots: BTreeMap<LayerId, RootRecord>,
     /// What commits changed, oldest first.
@@ -111,6 +113,7 @@ impl Loaded {
             files: BTreeMap::new(),
             links: BTreeMap::new(),
             origins: BTreeMap::new(),
+            moves: BTreeMap::new(),
             roots: BTreeMap::new(),
             journal: BTreeMap::new(),
         }
@@ -184,6 +187,7 @@ impl Reading {
             Ok(Record::PoolFile(file, record)) => drop(loaded.files.insert(file, record)),
             Ok(Record::Link(id, record)) => drop(loaded.links.insert(id, *record)),
             Ok(Record::Origin(id, record)) => drop(loaded.origins.insert(id, record)),
+            Ok(Record::Move(id, record)) => drop(loaded.moves.insert(id, *record)),
             Ok(Record::Root(id, record)) => drop(loaded.roots.insert(id, record)),
             Ok(Record::Journal(commit, changed)) => drop(loaded.journal.insert(commit, changed)),
             // Not in the ranges that are read.

@@ -39,6 +39,7 @@ fn loaded() -> Loaded {
         files: [(0, file)].into(),
         links: BTreeMap::new(),
         origins: BTreeMap::new(),
+        moves: BTreeMap::new(),
         roots: BTreeMap::new(),
         journal: BTreeMap::new(),
     }

@@ -8,7 +8,7 @@ use nbd_server::disk::ExportIndex;
 
 use super::identity::Names;
 use crate::catalog::format::{
-    LayerRecord, LinkRecord, OriginRecord, Role, SnapshotRecord, StoreRecord, VolumeRecord,
+    LayerRecord, LinkRecord, MoveRecord, OriginRecord, Role, SnapshotRecord, StoreRecord, VolumeRecord,
 };
 use crate::catalog::load::Loaded;
 use crate::control::{ControlError, ErrorKind, SnapshotName};
@@ -23,6 +23,7 @@ pub(super) struct Catalog {
     pub(super) layers: BTreeMap<LayerId, LayerRecord>,
     pub(super) links: BTreeMap<VolumeId, LinkRecord>,
     pub(super) origins: BTreeMap<SnapshotId, OriginRecord>,
+    pub(super) moves: BTreeMap<VolumeId, MoveRecord>,
     /// Where each is served.
     pub(super) volume_exports: BTreeMap<VolumeId, ExportIndex>,
     pub(super) snapshot_exports: BTreeMap<SnapshotId, ExportIndex>,
@@ -38,6 +39,7 @@ impl Catalog {
             layers: loaded.layers,
             links: loaded.links,
             origins: loaded.origins,
+            moves: loaded.moves,
             volume_exports: BTreeMap::new(),
             snapshot_exports: BTreeMap::new(),
         }

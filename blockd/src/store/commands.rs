@@ -92,7 +92,7 @@ impl Store {
             _ => return false,
         };
         let export = self.catalog.find_volume(name).map(|volume| self.volume_export(volume));
-        export.is_ok_and(|export| self.disk(export).clients == 0 && self.disk(export).jobs > 0)
+        export.is_ok_and(|export| self.clients(export) == 0 && self.disk(export).jobs > 0)
     }
 
     /// Commands that met the store's own work are tried again, in order of arrival.
@@ -125,6 +125,7 @@ impl Store {
             Control::Pin { name } => return self.pin(&name).map(Some),
             Control::KeepHashes { pin, hashes, roots } => self.keep_hashes(token, pin, hashes, roots)?,
             Control::Replication(command) => return self.replication(token, command, io),
+            Control::Move(command) => self.move_volumes(token, command, io)?,
             Control::Unpin { pin } => {
                 self.unpin(pin);
                 return Ok(Some(Answer::Done));
@@ -168,9 +169,10 @@ impl Store {
     /// The export of a volume that nobody uses.
     pub(super) fn unused_volume(&self, volume: VolumeId, name: &str) -> Outcome<ExportIndex> {
         let export = self.volume_export(volume);
-        let disk = self.disk(export);
-        if disk.clients > 0 || disk.jobs > 0 {
-            return refuse(ErrorKind::Busy, format!("{name:?} has {} clients", disk.clients));
+        self.check_not_moving(volume, name)?;
+        let clients = self.clients(export);
+        if clients > 0 || self.disk(export).jobs > 0 {
+            return refuse(ErrorKind::Busy, format!("{name:?} has {clients} clients"));
         }
         Ok(export)
     }
@@ -223,6 +225,7 @@ impl Store {
         let volume = self.catalog.find_volume(name)?;
         check_size(size)?;
         self.check_primary(volume, name)?;
+        self.check_not_moving(volume, name)?;
         self.check_durable(Some(volume))?;
         let record = self.catalog.volumes.get_mut(&volume).expect("found");
         if size < record.size {
@@ -281,9 +284,13 @@ impl Store {
         if self.catalog.links.remove(&volume).is_some() {
             changes.push(Change::Link(volume, None));
         }
+        if self.catalog.moves.remove(&volume).is_some() {
+            changes.push(Change::Move(volume, None));
+        }
         let head = self.catalog.volumes.remove(&volume).expect("found").head;
         self.catalog.volume_exports.remove(&volume);
         self.unserve(export);
+        self.close_doors(volume);
         changes.push(self.volume_change(volume));
         bundle.changes.append(&mut changes);
         bundle.settles.push(head);
@@ -492,11 +499,12 @@ impl Store {
             mapped_bytes: disk.loaded().map(|map| map.visible_blocks() * BLOCK_BYTES),
             own_bytes: disk.loaded().map(|map| map.head_clusters() * CLUSTER_BYTES),
             snapshots: self.catalog.snapshots_of(id).count() as u64,
-            clients: u64::from(disk.clients),
+            clients: self.clients(self.volume_export(id)),
             origin: origin.map(|record| self.catalog.snapshot_name(record).to_string()),
             created_ms: record.created_ms,
             health: if self.commits.meta_failed { Health::SyncFailed } else { disk.health() },
             role: self.catalog.links.get(&id).map_or(Role::Primary, |link| link.role),
+            epoch: self.catalog.epoch(id),
         }
     }
 
@@ -541,7 +549,7 @@ impl Store {
             layers_to_reclaim: self.reclaimable().len() as u64,
             volumes: self.catalog.volumes.len() as u64,
             snapshots: self.catalog.snapshots.len() as u64,
-            clients: self.exports().map(|(_, disk)| u64::from(disk.clients)).sum(),
+            clients: self.served.iter().flatten().map(|disk| u64::from(disk.clients)).sum(),
             counters,
             recent_log: self.recent.is_kept(),
             health: self.health(),

@@ -52,6 +52,8 @@ pub(super) struct Bundle {
     pub(super) answer: Answer,
     /// Exports that exist for clients once the bundle is durable.
     pub(super) publishes: Vec<ExportIndex>,
+    /// Volumes whose clients' changes go on once it is.
+    pub(super) thaws: Vec<VolumeId>,
     /// Layers whose records are complete once it is.
     pub(super) settles: Vec<LayerId>,
 }
@@ -64,6 +66,7 @@ impl Bundle {
             token: None,
             answer: Answer::Done,
             publishes: Vec::new(),
+            thaws: Vec::new(),
             settles: Vec::new(),
         }
     }
@@ -338,7 +341,7 @@ impl Store {
         self.pool.commit_durable();
         let bundles = std::mem::take(&mut self.commits.covered_bundles);
         for bundle in &bundles {
-            self.bundle_durable(bundle);
+            self.bundle_durable(bundle, io);
         }
         if !bundles.is_empty() {
             self.load_wanted_maps();
@@ -359,8 +362,11 @@ impl Store {
         self.start_commit(io);
     }
 
-    fn bundle_durable(&mut self, bundle: &Bundle) {
+    fn bundle_durable(&mut self, bundle: &Bundle, io: &mut Io<'_>) {
         self.commits.settle(bundle);
+        for &volume in &bundle.thaws {
+            self.thaw(volume, io);
+        }
         for &export in &bundle.publishes {
             self.publish(export);
         }

@@ -106,7 +106,7 @@ impl Catalog {
         removed.is_some()
     }
 
-    fn point(&self, id: SnapshotId, volume: VolumeId) -> Point {
+    pub(super) fn point(&self, id: SnapshotId, volume: VolumeId) -> Point {
         let own = || Point { epoch: self.epoch(volume), sequence: u64::from(id.0) };
         self.origins.get(&id).map_or_else(own, |origin| origin.point)
     }

@@ -20,6 +20,8 @@
 //! | `pack` | sparse records of closed layers are packed in the background |
 //! | `copy` | blocks are copied for the two |
 //! | `replica` | volumes that follow another host's |
+//! | `moves` | volumes go from one host to another: who may write |
+//! | `doors` | exports of one epoch of a volume |
 //! | `identity` | what volumes and snapshots are called on every host |
 //! | `recent` | what is not committed is kept for the next process |
 //! | `pool` | where clusters lie, which are free |
@@ -28,7 +30,9 @@ mod catalog;
 mod commands;
 mod commit;
 mod copy;
+mod doors;
 mod identity;
+mod moves;
 mod pack;
 pub mod pool;
 mod recent;
@@ -43,8 +47,7 @@ use std::time::Duration;
 
 use nbd_server::connection::Nanos;
 use nbd_server::disk::{DiskDone, ExportIndex};
-use nbd_server::export::{Io, Request};
-use nbd_server::wire::Errno;
+use nbd_server::export::{Io, Payload, Request};
 use slab::Slab;
 
 use crate::catalog::format::StoreRecord;
@@ -57,6 +60,7 @@ use crate::units::{LayerId, VolumeId};
 
 use catalog::Catalog;
 use commit::Commits;
+use doors::Admitted;
 use pack::Pack;
 use pool::Pool;
 use recent::Recent;
@@ -64,6 +68,7 @@ use reclaim::Reclaim;
 use served::{MapState, Served};
 use transfer::Job;
 
+pub use moves::FROZEN_HOLD;
 pub use recent::RecentLog;
 pub use replica::PATCHES_MAX;
 pub use served::Subject;
@@ -104,6 +109,7 @@ pub struct Store {
     applying: Slab<replica::Applying>,
     /// Early writes that are under way.
     writes_soon: u32,
+    doors: doors::Doors,
     cuts: Vec<commands::Cut>,
     /// Commands that wait for the store's own work; as many as the host lets wait.
     deferred: Vec<(Token, Control)>,
@@ -140,6 +146,7 @@ impl Store {
             pins: Slab::new(),
             applying: Slab::new(),
             writes_soon: 0,
+            doors: doors::Doors::default(),
             cuts: Vec::new(),
             deferred: Vec::new(),
             meta,
@@ -167,6 +174,8 @@ impl Store {
             let export = self.serve_snapshot(snapshot);
             self.publish(export);
         }
+        self.freeze_again();
+        self.expect_again();
         self.reclaim_later();
     }
 
@@ -213,7 +222,7 @@ impl Store {
     pub fn connected(&mut self, export: ExportIndex) {
         if let Some(disk) = self.find_disk(export) {
             disk.clients += 1;
-            self.load_map(export);
+            self.load_map(self.behind(export));
         }
     }
 
@@ -222,6 +231,7 @@ impl Store {
         if let Some(disk) = self.find_disk(export) {
             disk.clients -= 1;
             disk.drop_idle_view();
+            self.drop_idle_door(export);
         }
     }
 
@@ -276,11 +286,11 @@ impl Store {
 
     /// Starts a request.
     pub fn start(&mut self, export: ExportIndex, request: Request, io: &mut Io<'_>) {
-        if self.find_disk(export).is_none_or(|disk| disk.hidden) {
-            // Deleted between the handshake and now, or a replica since.
-            return io.reply(request.id, Err(Errno::Shutdown));
+        match self.admitted(export, &request.command) {
+            Ok(Admitted::To(export)) => self.begin_request(export, request, io),
+            Ok(Admitted::NothingToDo) => io.reply(request.id, Ok(Payload::None)),
+            Err(error) => io.reply(request.id, Err(error)),
         }
-        self.begin_request(export, request, io);
     }
 
     /// A metadata operation has ended.
@@ -339,11 +349,11 @@ impl Store {
             self.pool.full = false;
             self.reclaim.unblock();
         }
+        let refuse_at = self.refuse_held_too_long(now, io);
         self.continue_reclaim(io);
         self.continue_pack(io);
         self.pump(io);
-        let pack_at = self.pack.next_at();
-        Some(pack_at.map_or(self.next_commit_at, |at| at.min(self.next_commit_at)))
+        [self.pack.next_at(), refuse_at].into_iter().flatten().chain([self.next_commit_at]).min()
     }
 
     /// No new background work; what is not committed is.

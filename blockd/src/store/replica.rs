@@ -21,9 +21,7 @@ use smallvec::SmallVec;
 use super::commands::{Outcome, check_name, check_size, refuse};
 use super::commit::Bundle;
 use super::{Store, Token};
-use crate::catalog::format::{
-    Change, LinkRecord, METADATA_VERSION, OriginRecord, Point, ReceivingRecord, Role,
-};
+use crate::catalog::format::{Change, LINKS_VERSION, LinkRecord, OriginRecord, Point, ReceivingRecord, Role};
 use crate::control::replication::{Incoming, Patch, ReceiveToken, Replication};
 use crate::control::{Answer, ControlError, ErrorKind, SnapshotName};
 use crate::units::{HostId, LayerId, Lineage, SnapshotId, VolumeId};
@@ -103,15 +101,19 @@ impl Store {
         }
     }
 
-    /// The record, changed; and that change. A store that did not know links is of a later version from now on.
-    fn link_changes(&mut self, volume: VolumeId) -> Vec<Change> {
+    /// The record, changed; and that change.
+    pub(super) fn link_changes(&mut self, volume: VolumeId) -> Vec<Change> {
         let link = self.catalog.links.get(&volume).cloned().map(Box::new);
         let mut changes = vec![Change::Link(volume, link)];
-        if self.catalog.store.version < METADATA_VERSION {
-            self.catalog.store.version = METADATA_VERSION;
-            changes.push(self.store_change());
-        }
+        changes.extend(self.raise_version(LINKS_VERSION));
         changes
+    }
+
+    /// A store that gets its first record of a kind is of the version that such records came with, from now on.
+    pub(super) fn raise_version(&mut self, version: u32) -> Option<Change> {
+        let raised = self.catalog.store.version < version;
+        self.catalog.store.version = self.catalog.store.version.max(version);
+        raised.then(|| self.store_change())
     }
 
     fn receive(&mut self, token: Token, incoming: Incoming) -> Outcome<()> {
@@ -207,10 +209,17 @@ impl Store {
             return Ok(());
         }
         let mut bundle = Bundle { token: Some(token), ..Bundle::new(Vec::new(), Vec::new()) };
-        if link.diverged {
+        let diverged = link.diverged;
+        // Before anything is moved aside: what is there then is not empty, and not the volume's any more.
+        let is_empty = self.is_empty_over(volume, base);
+        if diverged {
             self.move_aside(volume, base, &mut bundle);
         }
-        self.reset_head(volume, base, Some(incoming.size), &mut bundle);
+        if is_empty {
+            self.keep_head(volume, incoming.size, &mut bundle);
+        } else {
+            self.reset_head(volume, base, Some(incoming.size), &mut bundle);
+        }
         let name = self.free_snapshot_name(volume, &incoming);
         let receiving = receiving_record(&incoming, base, name);
         let link = self.catalog.links.get_mut(&volume).expect("checked");
@@ -257,8 +266,24 @@ impl Store {
         format!("{}-{uid}", &incoming.name[..incoming.name.len().min(room)])
     }
 
+    /// The head is empty over the base as it is, and its map is there: a round that follows another begins at once.
+    fn keep_head(&mut self, volume: VolumeId, size: u64, bundle: &mut Bundle) {
+        let export = self.volume_export(volume);
+        let entry = self.catalog.volumes.get_mut(&volume).expect("it exists");
+        if entry.size == size {
+            return;
+        }
+        entry.size = size;
+        let disk = self.disk_mut(export);
+        disk.size = size;
+        if disk.loaded().is_some() {
+            disk.map_mut().grow(crate::units::cluster_count(size));
+        }
+        bundle.changes.push(self.volume_change(volume));
+    }
+
     /// A new, empty head over a snapshot; what the old one held is gone.
-    fn reset_head(
+    pub(super) fn reset_head(
         &mut self,
         volume: VolumeId,
         base: Option<SnapshotId>,
@@ -523,6 +548,7 @@ impl Store {
             return refuse(ErrorKind::Refused, format!("{name:?} is no replica"));
         }
         self.check_durable(Some(volume))?;
+        self.check_not_moving(volume, name)?;
         let link = self.catalog.links.get_mut(&volume).expect("a replica");
         // What was demoted and has not been sent anything is what it was.
         let diverged = std::mem::take(&mut link.diverged);
@@ -536,6 +562,7 @@ impl Store {
             let disk = self.disk_mut(export);
             (disk.hidden, disk.published) = (false, false);
             bundle.publishes.push(export);
+            self.open_door(volume);
         } else {
             self.reset_head(volume, published, None, &mut bundle);
         }
@@ -558,6 +585,7 @@ impl Store {
         self.catalog.links.insert(volume, link);
         self.disk_mut(export).hidden = true;
         self.version += 1;
+        self.close_doors(volume);
         let changes = self.link_changes(volume);
         self.commit_changes(token, vec![volume], changes);
         Ok(())

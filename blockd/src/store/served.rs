@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use nbd_server::connection::Nanos;
 use nbd_server::disk::ExportIndex;
 use nbd_server::export::{ExportInfo, Io};
 
@@ -18,6 +19,8 @@ pub enum Subject {
     Volume(VolumeId),
     /// A snapshot's.
     Snapshot(SnapshotId),
+    /// A volume's, in that epoch only.
+    Door(VolumeId, u64),
     /// Nobody's: it exists for the store's own work and is never seen by a client.
     OwnWork,
 }
@@ -80,6 +83,8 @@ pub struct Served {
     pub(super) merges: u32,
     /// Cuts that wait for the changes under way to end.
     pub(super) holds: u32,
+    /// It is being moved to another host: clients' changes wait until then, and are refused after.
+    pub(super) frozen_until: Option<Nanos>,
     /// Clusters whose record in the top layer differs from the committed one; with repetitions.
     pub(super) dirty: Vec<ClusterIndex>,
     /// So many of them, from the first on, are in the recent log as they are.
@@ -94,7 +99,7 @@ pub struct Served {
 }
 
 impl Served {
-    fn new(subject: Subject, name: String, size: u64, top: LayerId, has_parent: bool) -> Self {
+    pub(super) fn new(subject: Subject, name: String, size: u64, top: LayerId, has_parent: bool) -> Self {
         Self {
             subject,
             name,
@@ -114,6 +119,7 @@ impl Served {
             jobs: 0,
             merges: 0,
             holds: 0,
+            frozen_until: None,
             dirty: Vec::new(),
             told: 0,
             growing: HashMap::new(),
@@ -300,7 +306,7 @@ pub(super) fn is_aligned(offset: u64, length: u32) -> bool {
 }
 
 impl Store {
-    fn serve(&mut self, served: Served) -> ExportIndex {
+    pub(super) fn serve(&mut self, served: Served) -> ExportIndex {
         let index = ExportIndex(u32::try_from(self.served.len()).expect("fewer exports than 2^32"));
         self.served.push(Some(served));
         index
@@ -338,6 +344,7 @@ impl Store {
         served.shows = before.and_then(|export| self.find_disk(export)).and_then(|disk| disk.shows);
         let export = self.serve(served);
         self.catalog.volume_exports.insert(id, export);
+        self.open_door(id);
         export
     }
 

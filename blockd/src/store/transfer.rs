@@ -107,7 +107,7 @@ impl Job {
         matches!(self.task, Task::Merge(_))
     }
 
-    fn changes(&self) -> bool {
+    pub(super) fn changes(&self) -> bool {
         !matches!(self.task, Task::Read { .. } | Task::ReadAround { .. } | Task::Cache)
     }
 
@@ -317,8 +317,10 @@ impl Store {
         }
         // A cut waits for jobs that have begun, their parts among them, and for moves of records. So these neither
         // wait for the cut nor for jobs that do.
-        let held = disk.holds > 0;
-        if held && job.parent.is_none() && !job.is_merge() {
+        // Nor do they wait for a move, which a cut ends; clients do.
+        let frozen = disk.frozen_until.is_some();
+        let held = disk.holds > 0 || frozen;
+        if disk.holds > 0 && job.parent.is_none() && !job.is_merge() || frozen && job.client.is_some() {
             return true;
         }
         let mut ahead = disk.waiting.iter().take(position).map(|&other| &self.jobs[other]);

@@ -92,6 +92,7 @@ impl State {
             created_ms: 1_795_183_410_000,
             health: Health::Ok,
             role: Role::Primary,
+            epoch: 1,
         };
         self.volumes.insert(name, info);
         Ok(Answer::Done)
@@ -156,6 +157,7 @@ impl State {
 
     fn apply(&mut self, command: Control) -> Result<Answer, ControlError> {
         match command {
+            Control::Move(_) => return error(ErrorKind::Refused, "this store moves nothing"),
             Control::CreateVolume { name, size } => return self.create(name, size, None),
             Control::ResizeVolume { name, size } => {
                 let volume = self.volume(&name)?;

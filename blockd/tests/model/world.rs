@@ -277,6 +277,11 @@ impl World {
         found.map(|(index, served)| (index, served.info().size, served.subject()))
     }
 
+    /// The export of one epoch of a volume.
+    pub(crate) fn find_door(&self, name: &str) -> Option<ExportIndex> {
+        self.store.doors().find(|(_, info)| info.name == name).map(|(index, _)| index)
+    }
+
     /// Completes one disk operation, if there is one.
     pub(crate) fn disk_step(&mut self) -> bool {
         let Some((_, done)) = self.disk.complete_one() else { return false };

@@ -3,8 +3,8 @@
 
 use super::keys::{key_text, kind};
 use super::{
-    LayerRecord, LinkRecord, MapRecord, NO_CLUSTER, OriginRecord, PoolFileRecord, RootRecord, SnapshotRecord,
-    StoreRecord, VolumeRecord,
+    LayerRecord, LinkRecord, MapRecord, MoveRecord, NO_CLUSTER, OriginRecord, PoolFileRecord, RootRecord,
+    SnapshotRecord, StoreRecord, VolumeRecord,
 };
 use crate::catalog::meta::MetaError;
 use crate::units::{CLUSTER_BLOCKS, ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeId};
@@ -28,6 +28,8 @@ pub enum Record {
     Link(VolumeId, Box<LinkRecord>),
     /// Key `15`.
     Origin(SnapshotId, OriginRecord),
+    /// Key `16`.
+    Move(VolumeId, Box<MoveRecord>),
     /// Key `20`.
     Map(LayerId, ClusterIndex, MapRecord),
     /// Key `30`.
@@ -93,6 +95,7 @@ fn record(key: &[u8], value: &[u8]) -> Result<Record, Fault> {
         }
         kind::LINK => Record::Link(key.last(VolumeId)?, Box::new(LinkRecord::decode(value)?)),
         kind::ORIGIN => Record::Origin(key.last(SnapshotId)?, OriginRecord::decode(value)?),
+        kind::MOVE => Record::Move(key.last(VolumeId)?, Box::new(MoveRecord::decode(value)?)),
         kind::MAP => {
             let (layer, cluster, record) = map(rest, value)?;
             Record::Map(layer, cluster, record)

@@ -35,6 +35,7 @@ impl Change {
             Self::Origin(id, record) => {
                 set(sink, &keys::origin_key(*id), record.as_ref().map(OriginRecord::encode));
             }
+            Self::Move(id, record) => set(sink, &keys::move_key(*id), record.as_ref().map(|r| r.encode())),
             Self::Map(id, cluster, record) => {
                 set(sink, &keys::map_key(*id, *cluster), record.as_ref().map(map));
             }

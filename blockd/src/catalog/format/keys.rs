@@ -23,6 +23,8 @@ pub mod kind {
     pub const LINK: u8 = 0x14;
     /// Where a snapshot came from.
     pub const ORIGIN: u8 = 0x15;
+    /// The last move of a volume between hosts.
+    pub const MOVE: u8 = 0x16;
     /// A map record.
     pub const MAP: u8 = 0x20;
     /// The hash of a cluster.
@@ -85,6 +87,11 @@ pub fn link_key(volume: VolumeId) -> [u8; 5] {
 /// The key of where a snapshot came from.
 pub fn origin_key(snapshot: SnapshotId) -> [u8; 5] {
     with_u32(kind::ORIGIN, snapshot.0)
+}
+
+/// The key of a volume's last move.
+pub fn move_key(volume: VolumeId) -> [u8; 5] {
+    with_u32(kind::MOVE, volume.0)
 }
 
 /// The key of a map record.

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::keys::{self, KeyRange};
 use super::*;
 use crate::catalog::meta::MetaError;
-use crate::units::{HostId, Lineage, SnapshotUid};
+use crate::units::{HostId, Lineage, MoveId, SnapshotUid};
 
 /// What a change did, in the order in which it did it.
 #[derive(Default)]
@@ -147,6 +147,43 @@ fn links_and_origins_are_as_drawn() {
     let origin = OriginRecord { uid, point: Point { epoch: 1, sequence: 2 } };
     let value = format!("{} 0000000000000001 0000000000000002", sixteen(b'u'));
     golden(&Change::Origin(SnapshotId(6), Some(origin)), "15 00000006", &value);
+}
+
+#[test]
+fn moves_are_as_drawn() {
+    let (id, peer) = (MoveId([b'm'; 16]), HostId([b'h'; 16]));
+    let frozen =
+        MoveRecord { id, peer, stage: Stage::Frozen, epoch: 7, since: SnapshotId(9), handover: None };
+    let head = format!("{} {}", "6d".repeat(16), "68".repeat(16));
+    let at = |record: MoveRecord| Change::Move(VolumeId(2), Some(Box::new(record)));
+    golden(&at(frozen.clone()), "16 00000002", &format!("{head} 00 0000000000000007 00000009 00"));
+    let handover = Some(Handover { uid: SnapshotUid([b'u'; 16]), root: [b'r'; 32] });
+    let tail = format!("01 {} {}", "75".repeat(16), "72".repeat(32));
+    let released = MoveRecord { stage: Stage::Released, handover, ..frozen.clone() };
+    golden(&at(released.clone()), "16 00000002", &format!("{head} 01 0000000000000007 00000009 {tail}"));
+    let owned = MoveRecord { stage: Stage::Owned, since: SnapshotId(0), ..released };
+    golden(&at(owned), "16 00000002", &format!("{head} 03 0000000000000007 00000000 {tail}"));
+    for (stage, byte) in [(Stage::Expected, "02"), (Stage::Aborted, "04")] {
+        let record = MoveRecord { stage, ..frozen.clone() };
+        golden(&at(record), "16 00000002", &format!("{head} {byte} 0000000000000007 00000009 00"));
+    }
+}
+
+/// Of those that were released or owned, all is known; of others there is nothing to know.
+#[test]
+fn a_move_that_has_changed_hands_says_with_what() {
+    let record = |stage: u8, handed: &[u8]| {
+        let mut value = [[1; 16], [2; 16]].concat();
+        value.push(stage);
+        value.extend([0; 12]);
+        value.extend(handed);
+        Record::decode(&keys::move_key(VolumeId(1)), &value)
+    };
+    let handed: Vec<u8> = [&[1][..], &[3; 48]].concat();
+    assert!(record(0, &[0]).is_ok() && record(1, &handed).is_ok());
+    for (stage, handed) in [(0, &handed[..]), (1, &[0]), (5, &[0]), (0, &[2]), (0, &[]), (1, &handed[..48])] {
+        assert!(record(stage, handed).is_err(), "stage {stage}");
+    }
 }
 
 #[test]
@@ -306,6 +343,23 @@ fn link() -> impl Strategy<Value = LinkRecord> {
     )
 }
 
+fn moved() -> impl Strategy<Value = MoveRecord> {
+    let ends = prop_oneof![Just(Stage::Released), Just(Stage::Owned)].prop_map(|stage| (stage, true));
+    let others = prop_oneof![Just(Stage::Frozen), Just(Stage::Expected), Just(Stage::Aborted)];
+    let stages = prop_oneof![ends, others.prop_map(|stage| (stage, false))];
+    let numbers = (any::<[u8; 16]>(), any::<[u8; 16]>(), any::<u64>(), any::<u32>());
+    (numbers, stages, any::<[u8; 16]>(), any::<[u8; 32]>()).prop_map(
+        |((id, peer, epoch, since), (stage, handed), uid, root)| MoveRecord {
+            id: MoveId(id),
+            peer: HostId(peer),
+            stage,
+            epoch,
+            since: SnapshotId(since),
+            handover: handed.then_some(Handover { uid: SnapshotUid(uid), root }),
+        },
+    )
+}
+
 fn record() -> impl Strategy<Value = Record> {
     let store = (any::<u32>(), any::<[u8; 16]>(), any::<[u32; 3]>(), any::<u64>()).prop_map(
         |(version, identity, [volume, layer, snapshot], created_ms)| StoreRecord {
@@ -342,6 +396,7 @@ fn record() -> impl Strategy<Value = Record> {
         .prop_map(|(id, size, hash)| Record::Root(id, RootRecord { size, hash }));
     prop_oneof![
         (1..=u32::MAX, link()).prop_map(|(id, record)| Record::Link(VolumeId(id), Box::new(record))),
+        (1..=u32::MAX, moved()).prop_map(|(id, record)| Record::Move(VolumeId(id), Box::new(record))),
         (1..=u32::MAX, any::<[u8; 16]>(), point()).prop_map(|(id, uid, point)| {
             Record::Origin(SnapshotId(id), OriginRecord { uid: SnapshotUid(uid), point })
         }),

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::catalog::format::{Change, MapRecord, Point, ReceivingRecord, Role};
+use crate::catalog::format::{Change, MapRecord, MoveRecord, Point, ReceivingRecord, Role, Stage};
 use crate::catalog::memory::MemoryMeta;
-use crate::units::{HostId, Lineage, Mask, PoolCluster, SnapshotUid, VOLUME_BYTES_MAX};
+use crate::units::{HostId, Lineage, Mask, MoveId, PoolCluster, SnapshotUid, VOLUME_BYTES_MAX};
 
 const IDENTITY: [u8; 16] = [9; 16];
 
@@ -97,6 +97,26 @@ fn sound_links_and_origins_load() {
     assert!(refused.contains("volumes 1 and 2 have the lineage"), "{refused}");
 }
 
+#[test]
+fn who_may_write_is_what_a_move_under_way_says() {
+    let of = |volume: u32, stage| {
+        let (id, peer, since) = (MoveId([5; 16]), HostId([4; 16]), SnapshotId(1));
+        let record = MoveRecord { id, peer, stage, epoch: 1, since, handover: None };
+        Change::Move(VolumeId(volume), Some(Box::new(record)))
+    };
+    let loaded = load(&store(&[of(1, Stage::Frozen), of(2, Stage::Aborted)]), 7).unwrap();
+    assert_eq!(loaded.moves.len(), 2);
+    assert!(load(&store(&[link(1, |_| {}), of(1, Stage::Expected)]), 7).is_ok());
+    for (changes, expected) in [
+        (vec![of(1, Stage::Expected)], "the volume is this host's"),
+        (vec![link(1, |_| {}), of(1, Stage::Frozen)], "the volume is another host's"),
+        (vec![of(9, Stage::Aborted)], "a volume that does not exist"),
+    ] {
+        let refused = refusal(&changes);
+        assert!(refused.contains(expected), "{refused}");
+    }
+}
+
 /// Two volumes, one with a snapshot, and a layer that nothing refers to.
 fn sound() -> Vec<Change> {
     let map = |layer, cluster, record| Change::Map(LayerId(layer), ClusterIndex(cluster), Some(record));
@@ -178,9 +198,9 @@ fn the_mark_decides_whether_commits_are_missing() {
 
 #[test]
 fn a_later_format_is_named_before_anything_is_decoded() {
-    let newer = StoreRecord { version: 3, ..store_record() };
+    let newer = StoreRecord { version: METADATA_VERSION + 1, ..store_record() };
     let refused = refusal(&[Change::Store(newer), Change::Layer(LayerId(1), None)]);
-    assert!(refused.starts_with("FORMAT_NEWER: metadata of version 3"), "{refused}");
+    assert!(refused.starts_with("FORMAT_NEWER: metadata of version 4"), "{refused}");
 }
 
 #[test]

@@ -1,9 +1,9 @@
-//! What links and origins must be to the rest of the catalog.
+//! What links, origins and moves must be to the rest of the catalog.
 
 use std::collections::BTreeMap;
 
 use super::{Problems, damaged, name_problem, size_problem};
-use crate::catalog::format::{LinkRecord, ReceivingRecord, Role};
+use crate::catalog::format::{LinkRecord, MoveRecord, ReceivingRecord, Role, Stage};
 use crate::catalog::load::Loaded;
 use crate::units::{SnapshotId, VolumeId};
 
@@ -23,6 +23,24 @@ pub(super) fn check(loaded: &Loaded, problems: &mut Problems) {
     }
     for id in loaded.origins.keys().filter(|id| !loaded.snapshots.contains_key(id)) {
         damaged(problems, format!("there is an origin of snapshot {id}, which does not exist"));
+    }
+    for (id, record) in &loaded.moves {
+        if let Some(text) = move_problem(loaded, *id, record) {
+            damaged(problems, format!("the move of volume {id} {text}"));
+        }
+    }
+}
+
+/// While a move is under way, who may write is what its stage says. Afterwards much may have happened.
+fn move_problem(loaded: &Loaded, volume: VolumeId, record: &MoveRecord) -> Option<&'static str> {
+    if !loaded.volumes.contains_key(&volume) {
+        return Some("is one of a volume that does not exist");
+    }
+    let role = loaded.links.get(&volume).map_or(Role::Primary, |link| link.role);
+    match (record.stage, role) {
+        (Stage::Frozen, Role::Replica) => Some("is of this host, and the volume is another host's"),
+        (Stage::Expected, Role::Primary) => Some("is of another host, and the volume is this host's"),
+        _ => None,
     }
 }
 
