@@ -27,6 +27,8 @@ use crate::size::Size;
 pub const SOCKET_DEFAULT: &str = "/run/blockd/blockd.sock";
 /// Where NBD clients find it.
 const NBD_UNIX_DEFAULT: &str = "/run/blockd/nbd.sock";
+/// Where this host's agent is found.
+const AGENT_SOCKET_DEFAULT: &str = "/run/vmctl/peer.sock";
 /// Part of the free space that a new pool takes by default: the rest is for metadata and other users of the file
 /// system.
 const POOL_PERCENT_DEFAULT: u64 = 80;
@@ -113,6 +115,10 @@ pub struct Settings {
     #[arg(long, value_name = "ADDR:PORT", env = "BLOCKD_PEER_LISTEN")]
     pub peer_listen: Option<SocketAddr>,
 
+    /// Socket of this host's agent (vmctl agent), which other hosts' agents are led to. Default: /run/vmctl/peer.sock.
+    #[arg(long, value_name = "PATH", env = "BLOCKD_AGENT_SOCKET")]
+    pub agent_socket: Option<PathBuf>,
+
     /// How the pool is cached. Default: writeback.
     #[arg(long, value_enum, env = "BLOCKD_CACHE")]
     pub cache: Option<Cache>,
@@ -186,6 +192,8 @@ pub struct Config {
     pub nbd_listen: Option<SocketAddr>,
     /// Address where paired hosts connect.
     pub peer_listen: Option<SocketAddr>,
+    /// Socket of this host's agent.
+    pub agent_socket: PathBuf,
     /// How the pool is cached.
     pub cache: Cache,
     /// This host's name.
@@ -274,6 +282,7 @@ impl Settings {
             nbd_listen: self.nbd_listen.or(other.nbd_listen),
             insecure_tcp: self.insecure_tcp.or(other.insecure_tcp),
             peer_listen: self.peer_listen.or(other.peer_listen),
+            agent_socket: self.agent_socket.or(other.agent_socket),
             cache: self.cache.or(other.cache),
             name: self.name.or(other.name),
             pool_size: self.pool_size.or(other.pool_size),
@@ -350,6 +359,7 @@ fn finish(settings: Settings, locate: &dyn Fn(&str) -> String) -> Result<Config,
         nbd_group: settings.nbd_group,
         nbd_listen: settings.nbd_listen,
         peer_listen: settings.peer_listen,
+        agent_socket: settings.agent_socket.unwrap_or_else(|| AGENT_SOCKET_DEFAULT.into()),
         cache: settings.cache.unwrap_or(Cache::Writeback),
         name,
         pool: settings.pool,

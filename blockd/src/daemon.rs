@@ -27,7 +27,9 @@ use crate::jobs::carrier::{Carrier, NoPeers};
 use crate::jobs::clock::SystemClock;
 use crate::jobs::files::JobFiles;
 use crate::jobs::runner::Setup;
-use crate::peer::{CloseAtOnce, LazyPeers, PeerError, PeerErrorKind, PeerHandler, PeerLimits, PeersConfig};
+use crate::peer::{
+    CloseAtOnce, LazyPeers, PeerError, PeerErrorKind, PeerHandler, PeerLimits, PeersConfig, Reception,
+};
 use crate::service::{Engine, NbdAddresses, Service};
 use crate::sync::carry::LinkCarrier;
 use crate::sync::replicator::Replicator;
@@ -87,6 +89,7 @@ pub async fn serve<B: Backend>(
         || Arc::new(CloseAtOnce) as Arc<dyn PeerHandler>,
         |replicator| replicator as Arc<dyn PeerHandler>,
     );
+    let handler = Arc::new(Reception { sync: handler, agent_socket: config.agent_socket.clone() });
     let serving_peers = serve_peers(&peers, peer, handler).await?;
     let repairer = replicator.clone();
     let tidying = replicator.clone().map(|replicator| tokio::spawn(replicator.tidy()));

@@ -13,11 +13,13 @@ pub mod hosts;
 pub mod jobs;
 mod long;
 mod metrics;
+pub mod moves;
 pub mod prune;
 pub mod replicas;
 mod routes;
 mod scrub;
 mod stall;
+mod tunnel;
 
 pub mod server;
 

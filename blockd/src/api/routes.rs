@@ -15,7 +15,7 @@ use super::types::{
     CreateSnapshots, CreateVolume, Done, EventsQuery, Kind, NewName, PAGE_ITEMS_MAX, PageQuery,
     PinnedSnapshot, Reason, ResizeVolume, Snapshots, Status, Volumes,
 };
-use super::{exports, guard, hosts, jobs, long, metrics, prune, replicas, scrub};
+use super::{exports, guard, hosts, jobs, long, metrics, moves, prune, replicas, scrub, tunnel};
 use crate::control::{Answer, Control, ControlError, ErrorKind, SnapshotInfo, SnapshotName, VolumeInfo};
 use crate::events::{EventsPage, now_ms};
 use crate::service::Service;
@@ -30,6 +30,7 @@ const EVENTS_WAIT_MS_MAX: u64 = 60_000;
 pub(crate) struct State {
     pub(crate) service: Service,
     pub(crate) long_running: Arc<Semaphore>,
+    pub(crate) tunnels: Arc<Semaphore>,
 }
 
 pub(crate) type Context = Extract<State>;
@@ -80,6 +81,7 @@ fn table() -> Vec<Route> {
         route(post.clone(), "/v1/hosts/{name}/check", hosts::check),
         route(post.clone(), "/v1/hosts/{name}/trust", hosts::trust),
         route(post.clone(), "/v1/hosts/{name}/limit", hosts::limit),
+        route(post.clone(), "/v1/hosts/{name}/tunnel", tunnel::open),
         route(post.clone(), "/v1/host-tokens", hosts::new_token),
         route(post.clone(), "/v1/host-pairings", hosts::pair),
         route(post, "/v1/scrub", scrub::scrub),
@@ -89,7 +91,21 @@ fn table() -> Vec<Route> {
     ];
     routes.extend(jobs_table());
     routes.extend(replicas_table());
+    routes.extend(moves_table());
     routes
+}
+
+fn moves_table() -> Vec<Route> {
+    let (get, post) = (Method::GET, Method::POST);
+    vec![
+        route(get.clone(), "/v1/moves", moves::list),
+        route(get, "/v1/moves/{id}", moves::show),
+        route(post.clone(), "/v1/moves/{id}/freeze", moves::freeze),
+        route(post.clone(), "/v1/moves/{id}/release", moves::release),
+        route(post.clone(), "/v1/moves/{id}/expect", moves::expect),
+        route(post.clone(), "/v1/moves/{id}/own", moves::own),
+        route(post, "/v1/moves/{id}/abort", moves::abort),
+    ]
 }
 
 fn replicas_table() -> Vec<Route> {
@@ -128,7 +144,8 @@ pub fn routes() -> Vec<(String, &'static str)> {
 
 /// The whole API, without a socket.
 pub fn router(service: Service) -> Router {
-    let state = State { service, long_running: Arc::new(Semaphore::new(LONG_RUNNING_MAX)) };
+    let long_running = Arc::new(Semaphore::new(LONG_RUNNING_MAX));
+    let state = State { service, long_running, tunnels: Arc::new(Semaphore::new(tunnel::TUNNELS_MAX)) };
     let routed = table().into_iter().fold(Router::new(), |router, route| (route.add)(router));
     routed
         .fallback(unknown_route)

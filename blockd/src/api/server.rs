@@ -229,7 +229,8 @@ async fn serve(
     let io = TokioIo::new(StallGuard::new(stream));
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIME_MAX).max_buf_size(64 << 10);
-    let mut connection = std::pin::pin!(builder.serve_connection(io, TowerToHyperService::new(router)));
+    let mut connection =
+        std::pin::pin!(builder.serve_connection(io, TowerToHyperService::new(router)).with_upgrades());
     let result = tokio::select! {
         result = connection.as_mut() => result,
         () = told(&mut stop) => {

@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::error::{PeerError, PeerErrorKind};
-use super::links::{LinkStream, PeerLink};
+use super::links::{LinkStream, PeerLink, Purpose};
 use super::registry::PairedHost;
 use super::tls::{self, ChainVerifier};
 use super::{Inner, frames, lock};
@@ -51,7 +51,11 @@ pub struct PeerCheck {
 }
 
 /// Opens a link, at the first address where the host answers.
-pub(super) async fn link(inner: &Arc<Inner>, name: &str) -> Result<(PeerLink, PeerCheck), PeerError> {
+pub(super) async fn link(
+    inner: &Arc<Inner>,
+    name: &str,
+    purpose: Purpose,
+) -> Result<(PeerLink, PeerCheck), PeerError> {
     let host = lock(&inner.state).registry.named(name)?.clone();
     if !host.trusted {
         let next = format!("blockctl host trust {name}");
@@ -69,7 +73,9 @@ pub(super) async fn link(inner: &Arc<Inner>, name: &str) -> Result<(PeerLink, Pe
         Some(_) => error,
     };
     let time_max = inner.limits.prove_time_max;
-    first_of(&host.addresses, time_max, |address| link_at(inner, &host, address)).await.map_err(advise)
+    first_of(&host.addresses, time_max, |address| link_at(inner, &host, address, purpose))
+        .await
+        .map_err(advise)
 }
 
 /// Tries addresses in order; each gets its part of the time that is left. The result is the first success, or all that
@@ -112,13 +118,14 @@ async fn link_at(
     inner: &Arc<Inner>,
     host: &PairedHost,
     address: &str,
+    purpose: Purpose,
 ) -> Result<(PeerLink, PeerCheck), PeerError> {
     let began = Instant::now();
     let ca = host.ca().ok_or_else(|| PeerError::new(PeerErrorKind::Damaged, "its CA is none"))?;
-    let config = tls::client(inner.identity.current(), ChainVerifier::of_host(host.id, ca), tls::LINK_ALPN);
+    let config = tls::client(inner.identity.current(), ChainVerifier::of_host(host.id, ca), purpose.alpn());
     let config = config.map_err(|error| PeerError::crypto("cannot speak TLS", error))?;
     let (mut stream, round_trip) = connect(config, address).await?;
-    let other = tls::other_side(stream.get_ref().1, tls::LINK_ALPN)?;
+    let other = tls::other_side(stream.get_ref().1, purpose.alpn())?;
     let greeting = frames::receive::<Greeting>(&mut stream).await;
     let remote_name = match greeting.map_err(|error| tls_failure(address, &error))? {
         Greeting::Welcome { name } => frames::shown(&name),
@@ -130,7 +137,7 @@ async fn link_at(
     let exporter = export(stream.get_ref().1, tls::LINK_EXPORTER)?;
     let (name, place, closed) = inner.open_link(&other)?;
     let stream = Box::new(LinkStream::new(stream, place, &closed));
-    let link = PeerLink { host: other.id, name, exporter, stream, closed };
+    let link = PeerLink { host: other.id, name, purpose, exporter, stream, closed };
     let check =
         PeerCheck { remote_name, address: address.to_owned(), round_trip, link_time: began.elapsed() };
     Ok((link, check))

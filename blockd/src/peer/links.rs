@@ -18,6 +18,15 @@ pub trait LinkIo: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> LinkIo for T {}
 
+/// What a link is for; agreed upon in the TLS handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Replication.
+    Sync,
+    /// What the hosts' agents have to say to each other.
+    Agent,
+}
+
 /// A connection with a paired host. Whoever holds it knows that the host is the one named: both sides have shown
 /// certificates of exactly the CA that the other had stored.
 pub struct PeerLink {
@@ -25,6 +34,8 @@ pub struct PeerLink {
     pub host: HostId,
     /// What it is called here.
     pub name: String,
+    /// What it is for.
+    pub purpose: Purpose,
     /// A secret of this connection that both ends know and nobody else (RFC 5705, `EXPORTER-blockd-peer-1`): bind to it
     /// what must not be carried to another connection.
     pub exporter: [u8; 32],

@@ -16,6 +16,7 @@ mod error;
 mod files;
 
 mod addresses;
+mod agent;
 mod certs;
 mod identity;
 mod registry;
@@ -53,13 +54,14 @@ use teller::Teller;
 use token::{OpenTokens, Secret};
 
 pub use addresses::{ADDRESS_BYTES_MAX, ADDRESSES_MAX};
+pub use agent::{Reception, TUNNEL_BUFFER_BYTES};
 pub use dial::PeerCheck;
 pub use error::{PeerError, PeerErrorKind};
 pub use frames::MESSAGE_BYTES_MAX;
 pub use host_id::HostId;
 pub use identity::PEER_DIRECTORY;
 pub use lazy::LazyPeers;
-pub use links::{CloseAtOnce, Closed, Closer, LinkIo, PeerHandler, PeerLink};
+pub use links::{CloseAtOnce, Closed, Closer, LinkIo, PeerHandler, PeerLink, Purpose};
 pub use pairing::PairRequest;
 pub use registry::{HOSTS_MAX, PairedHost};
 pub use token::{OPEN_TOKENS_MAX, TOKEN_TIME_MAX, Token, WRONG_PROOFS_MAX};
@@ -84,8 +86,8 @@ pub struct PeerLimits {
 impl Default for PeerLimits {
     fn default() -> Self {
         Self {
-            links_max: 64,
-            links_per_host_max: 8,
+            links_max: 128,
+            links_per_host_max: 32,
             unproven_max: 32,
             unproven_per_address_max: 8,
             pairings_max: 4,
@@ -314,7 +316,15 @@ impl Peers {
     /// # Errors
     /// `NotFound`; `Refused`: one side does not trust the other; `Busy`: it has too many links; `Unreachable`.
     pub async fn connect(&self, host: &str) -> Result<PeerLink, PeerError> {
-        dial::link(&self.0, host).await.map(|(link, _)| link)
+        dial::link(&self.0, host, Purpose::Sync).await.map(|(link, _)| link)
+    }
+
+    /// Opens a link with the agent of a paired host.
+    ///
+    /// # Errors
+    /// As [`Peers::connect`]. That there is no agent is seen by the link's end.
+    pub async fn connect_agent(&self, host: &str) -> Result<PeerLink, PeerError> {
+        dial::link(&self.0, host, Purpose::Agent).await.map(|(link, _)| link)
     }
 
     /// Looks whether a paired host is there and lets us in.
@@ -322,7 +332,7 @@ impl Peers {
     /// # Errors
     /// As [`Peers::connect`].
     pub async fn check(&self, host: &str) -> Result<PeerCheck, PeerError> {
-        dial::link(&self.0, host).await.map(|(_, check)| check)
+        dial::link(&self.0, host, Purpose::Sync).await.map(|(_, check)| check)
     }
 
     /// Lets other hosts in until the future is dropped, which ends their links.

@@ -19,7 +19,7 @@ use tokio_rustls::server::TlsStream;
 use super::certs::{self, Usage};
 use super::dial::{Greeting, export, tune};
 use super::error::{PeerError, PeerErrorKind};
-use super::links::{LinkPlace, LinkStream};
+use super::links::{LinkPlace, LinkStream, Purpose};
 use super::pairing::Met;
 use super::tls::{self, ChainVerifier, OtherSide};
 use super::{Closed, Inner, PairedHost, PeerHandler, PeerLink, State, frames, lock, pairing};
@@ -122,11 +122,15 @@ impl Door {
         tune(&tcp).map_err(|error| failed(&error))?;
         let hello =
             LazyConfigAcceptor::new(Acceptor::default(), tcp).await.map_err(|error| failed(&error))?;
-        let wants_pairing =
-            hello.client_hello().alpn().is_some_and(|mut offered| offered.any(|alpn| alpn == tls::PAIR_ALPN));
+        let wants = |protocol: &[u8]| {
+            let offered = hello.client_hello().alpn();
+            offered.is_some_and(|mut offered| offered.any(|alpn| alpn == protocol))
+        };
+        let wants_pairing = wants(tls::PAIR_ALPN);
+        let purpose = if wants(Purpose::Agent.alpn()) { Purpose::Agent } else { Purpose::Sync };
         let (verifier, alpn) = match wants_pairing {
             true => (ChainVerifier::of_anybody(), tls::PAIR_ALPN),
-            false => (of_paired_hosts(Arc::clone(&self.inner)), tls::LINK_ALPN),
+            false => (of_paired_hosts(Arc::clone(&self.inner)), purpose.alpn()),
         };
         let config = tls::server(self.inner.identity.current(), verifier, alpn);
         let config = config.map_err(|error| PeerError::crypto("cannot speak TLS", error))?;
@@ -135,7 +139,7 @@ impl Door {
         if wants_pairing {
             return self.pair(stream, other).await.map(|()| None);
         }
-        self.open(stream, other).await.map(Some)
+        self.open(stream, other, purpose).await.map(Some)
     }
 
     async fn pair(&self, stream: TlsStream<TcpStream>, other: OtherSide) -> Result<(), PeerError> {
@@ -149,7 +153,12 @@ impl Door {
     }
 
     /// Lets a paired host in, if there is room.
-    async fn open(&self, mut stream: TlsStream<TcpStream>, other: OtherSide) -> Result<PeerLink, PeerError> {
+    async fn open(
+        &self,
+        mut stream: TlsStream<TcpStream>,
+        other: OtherSide,
+        purpose: Purpose,
+    ) -> Result<PeerLink, PeerError> {
         let exporter = export(stream.get_ref().1, tls::LINK_EXPORTER)?;
         let (name, place, closed) = match self.inner.accept_link(&other) {
             Ok(accepted) => accepted,
@@ -162,7 +171,7 @@ impl Door {
         let welcome = Greeting::Welcome { name: self.inner.name.clone() };
         frames::send(&mut stream, &welcome).await.map_err(|error| failed(&error))?;
         let stream = Box::new(LinkStream::new(stream, place, &closed));
-        Ok(PeerLink { host: other.id, name, exporter, stream, closed })
+        Ok(PeerLink { host: other.id, name, purpose, exporter, stream, closed })
     }
 
     async fn serve_link(&self, link: PeerLink) {

@@ -22,9 +22,12 @@ use rustls::{
 use super::certs::{self, Usage};
 use super::error::PeerError;
 use super::host_id::HostId;
+use super::links::Purpose;
 
 /// The protocol of links between paired hosts.
-pub(super) const LINK_ALPN: &[u8] = b"blockd-peer/1";
+const LINK_ALPN: &[u8] = b"blockd-peer/1";
+/// The protocol of links between the agents of paired hosts.
+const AGENT_ALPN: &[u8] = b"blockd-agent/1";
 /// The protocol of pairing.
 pub(super) const PAIR_ALPN: &[u8] = b"blockd-pair/1";
 /// Label of the secret that links take out of their connection (RFC 5705).
@@ -33,6 +36,16 @@ pub(super) const LINK_EXPORTER: &[u8] = b"EXPORTER-blockd-peer-1";
 pub(super) const PAIR_EXPORTER: &[u8] = b"EXPORTER-blockd-pair-1";
 /// What the client calls the server: needed by the library, not sent, not checked.
 const NO_NAME: &str = "blockd.invalid";
+
+impl Purpose {
+    /// What such links are called in the handshake.
+    pub(super) fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Sync => LINK_ALPN,
+            Self::Agent => AGENT_ALPN,
+        }
+    }
+}
 
 type Check = dyn Fn(&CertificateDer<'_>, &[CertificateDer<'_>], UnixTime) -> Result<(), Error> + Send + Sync;
 

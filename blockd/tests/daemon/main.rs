@@ -13,6 +13,7 @@ mod connected;
 mod exports;
 mod hashes;
 mod hosts;
+mod moves;
 mod repair;
 mod replicas;
 mod soak;

@@ -60,6 +60,14 @@ impl Place {
         self.run.path().join("nbd")
     }
 
+    pub(crate) fn control_socket(&self) -> PathBuf {
+        self.run.path().join("control")
+    }
+
+    pub(crate) fn agent_socket(&self) -> PathBuf {
+        self.run.path().join("agent")
+    }
+
     fn log_file(&self) -> PathBuf {
         self.run.path().join("log")
     }
