@@ -2,15 +2,18 @@
 //!
 //! What lives here: buffers ([`buffer`]), the ring and the table of operations it owns (`ring`), and the
 //! loop that turns completions into engine events and engine actions into operations (`run`, and `idle` for
-//! its patience); beside it, for want of a better place, mapped files (`file_map`), and the heap (`heap`). What does not: any decision about a request; that is the engine's.
+//! its patience); beside it, for want of a better place, mapped files (`file_map`), the heap (`heap`), and what other
+//! programs inherit (`descriptors`). What does not: any decision about a request; that is the engine's.
 
 pub mod buffer;
+mod descriptors;
 mod file_map;
 mod heap;
 mod idle;
 mod ring;
 mod run;
 
+pub use descriptors::keep_descriptors;
 pub use file_map::FileMap;
 pub use heap::keep_freed_memory;
 pub use ring::{OpenFile, RingOptions};
