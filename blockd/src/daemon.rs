@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::api::server::{ApiServer, BindError, SocketFile, bind};
 use crate::config::Config;
+use crate::decompress::process::Workers;
 use crate::events::Events;
 use crate::exit_code;
 use crate::failure::Failure;
@@ -139,7 +140,7 @@ fn lazy_peers(config: &Config, events: &Events) -> LazyPeers {
 fn replicator(service: &Service, peers: &LazyPeers, config: &Config) -> Option<Arc<Replicator>> {
     let reader = service.engine().closed_reader()?;
     let (events, keep) = (service.events.clone(), config.replica_keep);
-    Some(Replicator::new(service.clone(), reader, peers.clone(), events, keep))
+    Some(Replicator::new(service.clone(), reader, peers.clone(), events, keep, Workers::own()))
 }
 
 /// Who carries the runs of jobs out.

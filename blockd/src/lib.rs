@@ -23,6 +23,7 @@ pub mod service;
 pub mod snapshot;
 
 pub mod archive;
+pub mod decompress;
 pub mod jobs;
 pub mod peer;
 pub mod sync;

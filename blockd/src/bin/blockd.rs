@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use blockd::config::{self, Config, Settings};
 use blockd::daemon;
+use blockd::decompress::probe::{self, Probe};
+use blockd::decompress::worker;
 use blockd::exit_code;
 use blockd::failure::Failure;
 use blockd::fsck::{self, FsckOptions};
@@ -56,6 +58,13 @@ enum Command {
     /// Show what is stored, without changing it.
     #[command(after_help = "Example:\n  blockd inspect /var/lib/blockd volumes")]
     Inspect(Inspect),
+    /// Decompress what comes over descriptor 0, confined: started by the daemon itself.
+    #[command(hide = true)]
+    Decompress {
+        /// Try what must be refused instead; what seccomp refuses ends with SIGSYS.
+        #[arg(long)]
+        probe: Option<Probe>,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -93,6 +102,7 @@ fn main() -> ExitCode {
         Command::CheckConfig { file } => check_config(&file),
         Command::Fsck(fsck) => check_store(&fsck),
         Command::Inspect(inspect) => inspect_store(&inspect),
+        Command::Decompress { probe } => decompress(probe),
     };
     match result {
         Ok(()) => ExitCode::from(exit_code::OK),
@@ -140,6 +150,13 @@ fn check_config(file: &Path) -> Result<(), Failure> {
     let config = config::check_file(file)?;
     println!("{}: ok; data in {}", file.display(), config.data.display());
     Ok(())
+}
+
+fn decompress(probe: Option<Probe>) -> Result<(), Failure> {
+    let done = probe.map_or_else(worker::run, probe::probe);
+    done.map_err(|error| {
+        Failure::new(exit_code::FAILED, "cannot decompress", error, "blockd decompress --help")
+    })
 }
 
 async fn serve_store(config: &Config) -> Result<(), Failure> {

@@ -18,6 +18,7 @@ use blake3::Hasher;
 
 use super::wire::{Code, PAYLOAD_BYTES_MAX, Refusal};
 use crate::control::replication::Patch;
+use crate::decompress::{Decompress, DecompressError};
 use crate::hash::{Value, cluster_value};
 use crate::units::{BLOCK_BYTES, CLUSTER_BLOCKS, CLUSTER_BYTES, ClusterIndex};
 
@@ -246,8 +247,9 @@ fn bad_data(text: impl Into<String>) -> Refusal {
 /// Judges a batch, and takes it apart.
 ///
 /// # Errors
-/// `BadManifest`: runs that cannot be. `BadData`: data that are not what their runs say.
-pub fn decode(batch: &[u8], bounds: &Bounds) -> Result<Batch, Refusal> {
+/// `BadManifest`: runs that cannot be. `BadData`: data that are not what their runs say. `Failed`: this host could not
+/// decompress them.
+pub fn decode(batch: &[u8], bounds: &Bounds, decompress: &dyn Decompress) -> Result<Batch, Refusal> {
     let mut reader = Runs { rest: batch, bounds, next_block: bounds.from * u64::from(CLUSTER_BLOCKS) };
     let [encoding] = reader.take()?;
     let length = u32::from_be_bytes(reader.take()?) as usize;
@@ -268,26 +270,26 @@ pub fn decode(batch: &[u8], bounds: &Bounds) -> Result<Batch, Refusal> {
     if zeroes > ZERO_BLOCKS_MAX {
         return Err(manifest(format!("a batch of {zeroes} blocks of zeroes")));
     }
-    let data = payload(encoding, reader.rest, length)?;
+    let data = payload(encoding, reader.rest, length, decompress)?;
     assemble(runs, &data, bounds.size)
 }
 
-/// Into a buffer of exactly that length, whatever the compressed data say of themselves.
-fn payload(encoding: u8, stored: &[u8], length: usize) -> Result<Cow<'_, [u8]>, Refusal> {
+/// Exactly so many bytes. What comes of decompression is believed no more than what came raw: the hashes are still to come.
+fn payload<'a>(
+    encoding: u8,
+    stored: &'a [u8],
+    length: usize,
+    decompress: &dyn Decompress,
+) -> Result<Cow<'a, [u8]>, Refusal> {
     match encoding {
         encoding::RAW if stored.len() == length => Ok(Cow::Borrowed(stored)),
         encoding::RAW => Err(manifest(format!("{} bytes where {length} are announced", stored.len()))),
-        encoding::ZSTD => {
-            if zstd::zstd_safe::find_frame_compressed_size(stored) != Ok(stored.len()) {
-                return Err(bad_data("compressed data are not one frame"));
-            }
-            let mut data = vec![0; length];
-            match zstd::bulk::decompress_to_buffer(stored, &mut data) {
-                Ok(found) if found == length => Ok(Cow::Owned(data)),
-                Ok(found) => Err(bad_data(format!("{found} bytes where {length} are announced"))),
-                Err(error) => Err(bad_data(format!("{length} bytes cannot be decompressed: {error}"))),
-            }
-        }
+        encoding::ZSTD => match decompress.decompress(stored, length) {
+            Ok(data) if data.len() == length => Ok(Cow::Owned(data)),
+            Ok(data) => Err(bad_data(format!("{} bytes where {length} are announced", data.len()))),
+            Err(DecompressError::Bad(why)) => Err(bad_data(why)),
+            Err(DecompressError::Local(why)) => Err(Refusal::new(Code::Failed, why)),
+        },
         unknown => Err(manifest(format!("the unknown encoding {unknown}"))),
     }
 }

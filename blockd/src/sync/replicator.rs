@@ -10,6 +10,7 @@ use super::together::SharedReads;
 use super::wire::{Code, Refusal, VERSION};
 use crate::control::replication::{Replication, VolumeIdentity};
 use crate::control::{Answer, Control, ControlError, ErrorKind};
+use crate::decompress::process::Workers;
 use crate::events::Events;
 use crate::jobs::keep::Keep;
 use crate::peer::{LazyPeers, PeerError};
@@ -39,6 +40,8 @@ pub struct Replicator {
     pub(super) events: Events,
     /// What replicas keep.
     pub(super) keep: Keep,
+    /// What decompresses for its sessions.
+    pub(super) workers: Arc<Workers>,
     started: Instant,
     /// Volumes that a session is bringing.
     active: Mutex<HashSet<Lineage>>,
@@ -82,6 +85,7 @@ impl Replicator {
         peers: LazyPeers,
         events: Events,
         keep: Keep,
+        workers: Arc<Workers>,
     ) -> Arc<Self> {
         let engine = service.engine();
         Arc::new(Self {
@@ -91,6 +95,7 @@ impl Replicator {
             peers,
             events,
             keep,
+            workers,
             started: Instant::now(),
             active: Mutex::default(),
             touched: Mutex::default(),

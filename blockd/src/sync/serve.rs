@@ -18,6 +18,7 @@ use super::wire::{Code, Frame, KeepWish, Message, OfferedVolume, Refusal};
 use super::writing::{Place, refusal};
 use crate::control::replication::{ReceiveToken, Replication};
 use crate::control::{Control, ErrorKind};
+use crate::decompress::Decompress;
 use crate::jobs::keep::{KEEP_COUNT_MAX, Keep};
 use crate::jobs::prune::{Policy, prune};
 use crate::jobs::span::Span;
@@ -56,6 +57,8 @@ struct Hand {
     wish: KeepWish,
     done: mpsc::UnboundedSender<Did>,
     over: Arc<AtomicBool>,
+    /// What decompresses its batches.
+    decompress: Arc<dyn Decompress>,
     /// What the peer is called here.
     peer_name: String,
     /// Bytes of all frames that were to be sent.
@@ -118,6 +121,7 @@ impl Replicator {
         if !writing.is_finished() && timeout(GOODBYE_MAX, &mut writing).await.is_err() {
             writing.abort();
         }
+        hand.end().await;
         result
     }
 
@@ -148,8 +152,16 @@ impl Hand {
             wish: KeepWish::default(),
             done,
             over: Arc::default(),
+            decompress: Arc::new(replicator.workers.session()),
             peer_name,
             said_bytes: 0,
+        }
+    }
+
+    /// Its process may have to be waited for: not on the thread of all sessions.
+    async fn end(self) {
+        if let Err(error) = tokio::task::spawn_blocking(move || drop(self)).await {
+            tracing::warn!(%error, "a session is not tidied up");
         }
     }
 
@@ -272,6 +284,7 @@ impl Hand {
     fn on_thread(&self, work: impl FnOnce(&Place<'_>) -> Result<Did, Refusal> + Send + 'static) {
         let replicator = Arc::clone(&self.replicator);
         let (peer, done, over) = (self.peer, self.done.clone(), Arc::clone(&self.over));
+        let decompress = Arc::clone(&self.decompress);
         tokio::task::spawn_blocking(move || {
             let submit = |command| ask(&*replicator.engine, command);
             let tries = AtomicU64::new(0);
@@ -279,7 +292,13 @@ impl Hand {
                 std::thread::sleep(BUSY_PAUSE);
                 tries.fetch_add(1, Ordering::Relaxed) < BUSY_TRIES && !over.load(Ordering::Relaxed)
             };
-            let place = Place { reader: &replicator.reader, submit: &submit, pause: &pause, peer };
+            let place = Place {
+                reader: &replicator.reader,
+                submit: &submit,
+                pause: &pause,
+                peer,
+                decompress: &*decompress,
+            };
             let did = work(&place).unwrap_or_else(Did::Failed);
             if done.send(did).is_err() {
                 tracing::debug!("the session is over");

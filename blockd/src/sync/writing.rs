@@ -8,6 +8,7 @@ use super::wire::{
 };
 use crate::control::replication::{Incoming, Patch, ReceiveToken, Replication, VolumeIdentity};
 use crate::control::{Answer, Control, ControlError, ErrorKind, Pinned, SnapshotName};
+use crate::decompress::Decompress;
 use crate::hash::{Value, cluster_value};
 use crate::snapshot::{Changes, ClosedReader, Submit, hash, meta_error, recorded_root, with_pin};
 use crate::units::{CLUSTER_BYTES, ClusterIndex, HostId, SnapshotUid, cluster_count};
@@ -25,6 +26,8 @@ pub struct Place<'a> {
     pub pause: &'a dyn Fn() -> bool,
     /// Who is at the other end.
     pub peer: HostId,
+    /// What its batches are decompressed by.
+    pub decompress: &'a dyn Decompress,
 }
 
 fn answered<T>(answer: Answer) -> T {
@@ -217,9 +220,9 @@ impl Place<'_> {
     /// What a batch writes: all of it was found right.
     ///
     /// # Errors
-    /// `BadManifest`, `BadData`; `BaseMismatch`: what is to be copied is not here.
+    /// `BadManifest`, `BadData`; `BaseMismatch`: what is to be copied is not here; `Failed`.
     pub fn patches(&self, volume: &OfferedVolume, bounds: &Bounds, batch: &[u8]) -> Outcome<Vec<Patch>> {
-        let Batch { mut patches, copies, .. } = batch::decode(batch, bounds)?;
+        let Batch { mut patches, copies, .. } = batch::decode(batch, bounds, self.decompress)?;
         let mut by_candidate: BTreeMap<u16, Vec<CopyRun>> = BTreeMap::new();
         for copy in copies {
             by_candidate.entry(copy.candidate).or_default().push(copy);

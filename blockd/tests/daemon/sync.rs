@@ -229,3 +229,86 @@ fn wait_for_block(place: &Place, block: usize, value: u8) {
     });
     come.unwrap();
 }
+
+/// Half of each block is noise: what is sent is compressed, and is not little.
+fn write_compressible(place: &Place, volume: &str) {
+    let mut client = place.client(volume);
+    let mut bytes = noise(9, SIZE / 2);
+    for half in bytes.chunks_mut(BLOCK / 2).skip(1).step_by(2) {
+        half.fill(0);
+    }
+    for (at, piece) in bytes.chunks(1 << 20).enumerate() {
+        client.write((at << 20) as u64, piece).unwrap();
+    }
+    client.flush().unwrap();
+    client.leave().unwrap();
+}
+
+/// The process of a daemon that decompresses: there is one as soon as something compressed has come.
+fn decompressing(daemon: u32) -> u32 {
+    let found = wait_until("a process that decompresses", Duration::from_secs(60), || {
+        let tasks = std::fs::read_dir(format!("/proc/{daemon}/task")).unwrap();
+        let of_task = |task: std::io::Result<std::fs::DirEntry>| {
+            std::fs::read_to_string(task.ok()?.path().join("children")).ok()
+        };
+        let all: String = tasks.filter_map(of_task).collect();
+        Ok::<_, ProcessError>(all.split_whitespace().next().map(|pid| pid.parse().unwrap()))
+    });
+    found.unwrap()
+}
+
+fn is_gone(pid: u32) -> bool {
+    !std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// P11.
+#[test]
+fn a_process_that_decompresses_is_killed_and_the_next_session_brings_all() {
+    let (a, b) = (place("A"), place("B"));
+    let (_a, running_b) = (a.serve(), b.serve());
+    pair(&a, &b);
+    a.ok(&format!("volume create web --size {SIZE}"));
+    write_compressible(&a, "web");
+    std::thread::scope(|scope| {
+        // Slow enough for the session to be under way when that happens.
+        let said = scope.spawn(|| a.ctl("sync web --to B --rate 1MB/s"));
+        let pid = decompressing(running_b.pid());
+        kill(pid);
+        let (code, _, stderr) = said.join().unwrap();
+        assert_ne!(code, 0, "{stderr}");
+        assert!(
+            stderr.contains("FAILED") && stderr.contains("the process that decompresses has ended"),
+            "{stderr}"
+        );
+        assert!(is_gone(pid), "it was waited for");
+    });
+    assert!(b.log().contains("a session's process that decompresses has ended"), "{}", b.log());
+    a.ok("sync web --to B");
+    assert_equal(&a, &b, "web");
+}
+
+/// P11.
+#[test]
+fn a_process_that_decompresses_does_not_outlive_its_daemon() {
+    let (a, b) = (place("A"), place("B"));
+    let (_a, running_b) = (a.serve(), b.serve());
+    pair(&a, &b);
+    a.ok(&format!("volume create web --size {SIZE}"));
+    write_compressible(&a, "web");
+    std::thread::scope(|scope| {
+        let said = scope.spawn(|| a.ctl("sync web --to B --rate 1MB/s"));
+        let pid = decompressing(running_b.pid());
+        running_b.kill();
+        let gone = || Ok::<_, ProcessError>(is_gone(pid).then_some(()));
+        wait_until("the end of its process", Duration::from_secs(10), gone).unwrap();
+        assert_ne!(said.join().unwrap().0, 0);
+    });
+    let _b = b.serve();
+    retry(&a, "sync web --to B");
+    assert_equal(&a, &b, "web");
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}

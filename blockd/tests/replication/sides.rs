@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use blockd::control::replication::{ReceiveToken, Replication};
 use blockd::control::{Answer, Control, ControlError, ErrorKind, Pinned, SnapshotName};
+use blockd::decompress::InProcess;
 use blockd::snapshot::hash;
 use blockd::store::Token;
 use blockd::sync::offer::Offer;
@@ -193,7 +194,7 @@ impl TargetSide {
             host.step();
             true
         };
-        work(&Place { reader: &reader, submit: &submit, pause: &pause, peer })
+        work(&Place { reader: &reader, submit: &submit, pause: &pause, peer, decompress: &InProcess })
     }
 
     /// `None`: it ends later.

@@ -1,6 +1,7 @@
 //! Bytes that are no frame, or a damaged one; batches that were damaged on their way.
 
 use blockd::control::replication::Patch;
+use blockd::decompress::InProcess;
 use blockd::sync::batch::{Bounds, DATA_BYTES_MAX, Packer, RUNS_MAX, ZERO_BLOCKS_MAX, decode, run_hash};
 use blockd::sync::wire::{
     CANDIDATES_MAX, Code, Frame, HEADER_BYTES, Header, Message, PAYLOAD_BYTES_MAX, Refusal, VALUES_MAX,
@@ -188,7 +189,7 @@ proptest! {
         let near = 7 + runs.len() * 44;
         let batch = mutate(good, &mutations, near);
         let bounds = Bounds { from, to, size: SIZE, candidates: 2 };
-        let Ok(taken) = decode(&batch, &bounds) else { return Ok(()) };
+        let Ok(taken) = decode(&batch, &bounds, &InProcess) else { return Ok(()) };
         let (mut end, mut written, mut zeroes) = (from * CLUSTER_BYTES, 0, 0);
         prop_assert!(taken.patches.len() + taken.copies.len() <= RUNS_MAX);
         for patch in &taken.patches {

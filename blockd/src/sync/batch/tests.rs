@@ -4,6 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::decompress::InProcess;
 
 const SIZE: u64 = 64 * CLUSTER_BYTES + 5 * BLOCK_BYTES + 512;
 
@@ -27,7 +28,7 @@ fn add(packer: &mut Packer, at: u32, first: u8, bytes: &[u8]) {
 
 #[track_caller]
 fn refused(batch: &[u8], bounds: &Bounds, code: Code, text: &str) {
-    let refusal = decode(batch, bounds).expect_err("it is refused");
+    let refusal = decode(batch, bounds, &InProcess).expect_err("it is refused");
     assert_eq!(refusal.code, code, "{refusal}");
     assert!(refusal.text.contains(text), "{refusal}");
 }
@@ -44,7 +45,7 @@ fn data_zeroes_and_copies_come_back() {
     let mut last = bytes(2, 6);
     last[5 * BLOCK + 512..].fill(0);
     add(&mut packer, 64, 0, &last);
-    let batch = decode(&packer.finish(), &bounds()).unwrap();
+    let batch = decode(&packer.finish(), &bounds(), &InProcess).unwrap();
     assert!(packer.is_empty() && packer.data_bytes() == 0);
     let joined = [&whole[..], &part].concat();
     let zeroes = Patch::Zero { offset: CLUSTER_BYTES + 4 * BLOCK_BYTES, length: 20 * BLOCK_BYTES };
@@ -88,7 +89,7 @@ fn data_that_are_not_what_their_hash_says_are_refused() {
     for (what, hash) in cases {
         let mut packer = Packer::new(false);
         packer.data(cluster(1), 0, &data, hash);
-        let refusal = decode(&packer.finish(), &bounds()).expect_err(what);
+        let refusal = decode(&packer.finish(), &bounds(), &InProcess).expect_err(what);
         assert_eq!(refusal.code, Code::BadData, "{what}");
     }
     let mut packer = Packer::new(false);
@@ -122,7 +123,7 @@ fn decompression_bombs_are_refused() {
     let run = data_run(0, 0, 1, run_hash(cluster(0), 0, &block));
     let zstd = |data: &[u8]| zstd::bulk::compress(data, 3).unwrap();
     let good = zstd(&block);
-    assert!(decode(&raw(1, 4096, &[&run], &good), &bounds()).is_ok());
+    assert!(decode(&raw(1, 4096, &[&run], &good), &bounds(), &InProcess).is_ok());
     // A gigabyte in some kilobytes; what says that it is one byte more, or less; nothing; garbage; two frames.
     let cases: [Vec<u8>; 6] = [
         zstd(&vec![0; 1 << 28]),
@@ -133,7 +134,7 @@ fn decompression_bombs_are_refused() {
         [good.clone(), good.clone()].concat(),
     ];
     for payload in cases {
-        let refusal = decode(&raw(1, 4096, &[&run], &payload), &bounds()).expect_err("a bomb");
+        let refusal = decode(&raw(1, 4096, &[&run], &payload), &bounds(), &InProcess).expect_err("a bomb");
         assert_eq!(refusal.code, Code::BadData, "{refusal}");
     }
     // A frame after the frame, of nothing.
@@ -141,7 +142,7 @@ fn decompression_bombs_are_refused() {
     refused(&raw(1, 4096, &[&run], &trailing), &bounds(), Code::BadData, "one frame");
     // A window of 2 GiB, in one shot, is never allocated: the frame says 31 bits.
     let window = [&[0x28, 0xB5, 0x2F, 0xFD, 0x00, 0xA8][..], &[1, 0, 0]].concat();
-    let refusal = decode(&raw(1, 4096, &[&run], &window), &bounds()).expect_err("a window");
+    let refusal = decode(&raw(1, 4096, &[&run], &window), &bounds(), &InProcess).expect_err("a window");
     assert_eq!(refusal.code, Code::BadData, "{refusal}");
 }
 
@@ -179,7 +180,7 @@ fn runs_that_cannot_be_are_refused() {
         ),
     ];
     for (what, batch, text) in cases {
-        let refusal = decode(&batch, &bounds()).expect_err(what);
+        let refusal = decode(&batch, &bounds(), &InProcess).expect_err(what);
         assert!(refusal.code == Code::BadManifest && refusal.text.contains(text), "{what}: {refusal}");
     }
     let later = Bounds { from: 1, ..bounds() };
@@ -197,7 +198,7 @@ fn runs_that_cannot_be_are_refused() {
 fn a_batch_makes_no_more_zero_than_a_guest_could() {
     let large = Bounds { from: 0, to: 1 << 20, size: 1 << 36, candidates: 0 };
     let zeroes = |runs: &[&[u8]]| raw(0, 0, runs, &[]);
-    assert!(decode(&zeroes(&[&zero_run(0, 0, ZERO_BLOCKS_MAX)]), &large).is_ok());
+    assert!(decode(&zeroes(&[&zero_run(0, 0, ZERO_BLOCKS_MAX)]), &large, &InProcess).is_ok());
     let more = [zeroes(&[&zero_run(0, 0, ZERO_BLOCKS_MAX + 1)])];
     let parts = zeroes(&[&zero_run(0, 0, ZERO_BLOCKS_MAX / 2), &zero_run(1 << 16, 0, ZERO_BLOCKS_MAX)]);
     for batch in more.iter().chain([&parts]) {
@@ -217,7 +218,7 @@ fn copies_count_as_what_a_batch_writes() {
         packer.copy(&CopyRun { cluster: cluster(at), candidate: 0, from: cluster(at), value: [1; 32] });
     }
     assert!(packer.is_full(0) && packer.data_bytes() == DATA_BYTES_MAX);
-    assert_eq!(decode(&packer.finish(), &bounds()).unwrap().copies.len(), 16);
+    assert_eq!(decode(&packer.finish(), &bounds(), &InProcess).unwrap().copies.len(), 16);
     let run = |at: u32| [&at.to_be_bytes()[..], &[run::COPY, 0, 0, 0], &[0; 36]].concat();
     let runs: Vec<Vec<u8>> = (0..17).map(run).collect();
     let runs: Vec<&[u8]> = runs.iter().map(Vec::as_slice).collect();
@@ -257,7 +258,7 @@ proptest! {
             }
         }
         prop_assume!(!packer.is_empty());
-        let batch = decode(&packer.finish(), &bounds()).unwrap();
+        let batch = decode(&packer.finish(), &bounds(), &InProcess).unwrap();
         for patch in batch.patches {
             let range = patch.range().unwrap();
             let target = &mut image[range.start as usize..range.end as usize];
@@ -276,10 +277,34 @@ proptest! {
             batch[0] &= 1;
             batch[5..7].copy_from_slice(&runs.to_be_bytes());
         }
-        if let Ok(decoded) = decode(&batch, &bounds()) {
+        if let Ok(decoded) = decode(&batch, &bounds(), &InProcess) {
             for patch in decoded.patches {
                 prop_assert!(patch.range().unwrap().end <= SIZE);
             }
         }
+    }
+}
+
+/// A process that is in somebody else's hands.
+struct Liar(Vec<u8>);
+
+impl Decompress for Liar {
+    fn decompress(&self, _: &[u8], _: usize) -> Result<Vec<u8>, DecompressError> {
+        Ok(self.0.clone())
+    }
+}
+
+/// P11: whatever is given back, nothing but what the hashes say is taken.
+#[test]
+fn what_decompresses_is_not_believed() {
+    let block = vec![7; BLOCK];
+    let run = data_run(0, 0, 1, run_hash(cluster(0), 0, &block));
+    let batch = raw(1, 4096, &[&run], &zstd::bulk::compress(&block, 3).unwrap());
+    assert!(decode(&batch, &bounds(), &Liar(block.clone())).is_ok());
+    let mut other = block.clone();
+    other[4000] ^= 1;
+    for lie in [other, vec![7; BLOCK - 1], vec![7; BLOCK + 1], vec![7; 2 * BLOCK], Vec::new()] {
+        let refusal = decode(&batch, &bounds(), &Liar(lie)).expect_err("a lie");
+        assert_eq!(refusal.code, Code::BadData, "{refusal}");
     }
 }
