@@ -1,9 +1,13 @@
 //! The process that decompresses what other hosts send (P11): what it can do, what it cannot, and what becomes of a session
 //! whose process dies, hangs or never was.
+#![allow(clippy::unwrap_used, reason = "in a test binary a panic is how a helper fails, too")]
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
+use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -18,6 +22,7 @@ use blockd::decompress::process::{ANSWER_TIME_MAX, Session, Workers};
 use blockd::decompress::{Decompress, DecompressError, InProcess};
 use blockd::sync::batch::{Bounds, DATA_BYTES_MAX, Packer, decode, run_hash};
 use blockd::units::{CLUSTER_BYTES, ClusterIndex};
+use fixtures::process::{ProcessError, wait_until};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
@@ -99,6 +104,22 @@ fn it_has_nothing_but_its_socket() {
     }
     drop(session);
     assert!(is_gone(pid), "it ends with its session, and is no zombie");
+}
+
+/// Whoever asked has gone, without a word: killed, perhaps.
+#[test]
+fn it_ends_when_nobody_asks_any_more() {
+    let (mut own, its_own) = UnixStream::pair().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_blockd"));
+    let mut child = command.arg("decompress").stdin(OwnedFd::from(its_own)).spawn().unwrap();
+    drop(command);
+    let mut ready = [9; 5];
+    own.read_exact(&mut ready).unwrap();
+    assert_eq!(ready, [0; 5], "confined by all that there is");
+    drop(own);
+    let ended =
+        wait_until("its end", Duration::from_secs(10), || Ok::<_, ProcessError>(child.try_wait().unwrap()));
+    assert_eq!(ended.unwrap().code(), Some(0));
 }
 
 fn probe(what: &str) -> ExitStatus {

@@ -34,10 +34,11 @@ pub enum Probe {
     Landlock,
 }
 
-/// Tries it. Exit code 0: it was refused, with an error; [`exit_code::FAILED`]: it was not. Seccomp ends the process.
+/// Tries it. Exit code 0: it was refused, with an error; [`exit_code::FAILED`]: it was not;
+/// [`exit_code::VERIFICATION_FAILED`]: seccomp holds, but not all else. Seccomp ends the process.
 ///
 /// # Errors
-/// Confinement is not complete.
+/// There is no seccomp, or no Landlock.
 pub fn probe(probe: Probe) -> io::Result<()> {
     if probe == Probe::Landlock {
         lock_files().map_err(io::Error::other)?;
@@ -46,7 +47,8 @@ pub fn probe(probe: Probe) -> io::Result<()> {
     }
     let missing = confine().map_err(io::Error::other)?;
     if !missing.is_empty() {
-        return Err(io::Error::other(missing.join("; ")));
+        // Nothing can be printed any more.
+        exit(exit_code::VERIFICATION_FAILED);
     }
     let refused = match probe {
         Probe::Nothing => Ok(()),
@@ -57,7 +59,6 @@ pub fn probe(probe: Probe) -> io::Result<()> {
         Probe::Descriptor => refused(io::stderr().write(b"this must not be seen\n")),
         Probe::Landlock => unreachable!("tried above"),
     };
-    // From here on nothing can be printed.
     exit(refused.map_or(exit_code::FAILED, |()| exit_code::OK))
 }
 
