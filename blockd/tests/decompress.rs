@@ -22,7 +22,7 @@ use blockd::decompress::process::{ANSWER_TIME_MAX, Session, Workers};
 use blockd::decompress::{Decompress, DecompressError, InProcess};
 use blockd::sync::batch::{Bounds, DATA_BYTES_MAX, Packer, decode, run_hash};
 use blockd::units::{CLUSTER_BYTES, ClusterIndex};
-use fixtures::process::{ProcessError, wait_until};
+use fixtures::process::{ChildGuard, wait_until};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
@@ -111,14 +111,14 @@ fn it_has_nothing_but_its_socket() {
 fn it_ends_when_nobody_asks_any_more() {
     let (mut own, its_own) = UnixStream::pair().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_blockd"));
-    let mut child = command.arg("decompress").stdin(OwnedFd::from(its_own)).spawn().unwrap();
+    command.arg("decompress").stdin(OwnedFd::from(its_own));
+    let mut child = ChildGuard::spawn(&mut command).unwrap();
     drop(command);
     let mut ready = [9; 5];
     own.read_exact(&mut ready).unwrap();
     assert_eq!(ready, [0; 5], "confined by all that there is");
     drop(own);
-    let ended =
-        wait_until("its end", Duration::from_secs(10), || Ok::<_, ProcessError>(child.try_wait().unwrap()));
+    let ended = wait_until("its end", Duration::from_secs(10), || child.try_status());
     assert_eq!(ended.unwrap().code(), Some(0));
 }
 

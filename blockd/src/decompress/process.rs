@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nbd_server::reactor::keep_descriptors;
-use rustix::net::sockopt::set_socket_send_buffer_size;
 
 use super::frames::{self, Head, status};
 use super::{Decompress, DecompressError};
@@ -20,8 +19,6 @@ use super::{Decompress, DecompressError};
 const START_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long it may take for one batch, which is a megabyte: a thousand times what it needs.
 pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
-/// What may be on its way in either direction: with less, one side waits for the other several times for each batch.
-const SEND_BYTES: usize = 1 << 20;
 /// The daemon's own program, whatever has become of its file since.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 /// Signals that reach the process only from outside: it cannot send them to itself, and no fault in it is one of them.
@@ -232,9 +229,6 @@ impl Worker {
     /// some of it pinned by io_uring, holds guests up. The process becomes another user by itself.
     fn spawn(workers: &Workers) -> io::Result<Self> {
         let (socket, its_own) = UnixStream::pair()?;
-        for end in [&socket, &its_own] {
-            set_socket_send_buffer_size(end, SEND_BYTES)?;
-        }
         keep_descriptors()?;
         let mut command = Command::new(&workers.program);
         command.arg0("blockd").arg("decompress").env_clear().current_dir("/");
