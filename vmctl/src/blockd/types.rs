@@ -1,0 +1,139 @@
+//! Answers of blockd, as far as we look at them.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::error::Error;
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct StatusInfo {
+    /// blockd's version.
+    pub version: String,
+    /// The store.
+    pub store: StoreInfo,
+}
+
+/// The store; bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct StoreInfo {
+    /// Its size.
+    pub pool_bytes: u64,
+    /// In use.
+    pub used_bytes: u64,
+    /// `ok`, or what is wrong.
+    pub health: String,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct VolumeInfo {
+    /// Its name.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// NBD clients now.
+    pub clients: u64,
+    /// `ok`, `sync_failed` or `damaged`.
+    pub health: String,
+    /// `primary` or `replica`.
+    pub role: String,
+}
+
+impl VolumeInfo {
+    /// Whether a guest can write to it, as far as blockd tells beforehand.
+    pub fn is_writable(&self) -> bool {
+        self.role == "primary" && self.health == "ok"
+    }
+}
+
+/// What a volume is to other hosts.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct VolumeRole {
+    /// Its name.
+    pub name: String,
+    /// `primary` or `replica`.
+    pub role: String,
+    /// Counts promotions.
+    pub epoch: u64,
+    /// Shared with the same volume on other hosts.
+    pub lineage: String,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct SnapshotInfo {
+    /// Its volume.
+    pub volume: String,
+    /// Its own name.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// When it was taken, in milliseconds since 1970.
+    pub created_ms: u64,
+}
+
+/// `GET /v1/hosts`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct HostsInfo {
+    /// This host.
+    pub own: OwnHost,
+    /// The paired ones.
+    pub hosts: Vec<HostInfo>,
+}
+
+/// This host.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct OwnHost {
+    /// Its name.
+    pub name: String,
+    /// Its identity, in hex.
+    pub id: String,
+}
+
+/// A paired host.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct HostInfo {
+    /// What it is called here.
+    pub name: String,
+    /// Its identity, in hex.
+    pub id: String,
+    /// Where it is.
+    pub addresses: Vec<String>,
+    /// Whether it is let in.
+    pub trusted: bool,
+}
+
+/// A line of `POST /v1/sync`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SyncLine {
+    /// A run began.
+    Started(Value),
+    /// How far it is.
+    Progress(Value),
+    /// A run ended.
+    Ended(JobEnded),
+    /// All have.
+    End(SyncEnd),
+    /// It did not even begin.
+    Error(Error),
+}
+
+/// How a run ended at one target.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct JobEnded {
+    /// The target.
+    pub to: String,
+    /// What was brought there: `snapshot`, `root`, `bytes_sent` …
+    pub report: Option<Value>,
+    /// Why not.
+    pub error: Option<Error>,
+}
+
+/// The last line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct SyncEnd {
+    /// Targets that were not reached.
+    pub failed: u64,
+}

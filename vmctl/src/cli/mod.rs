@@ -1,0 +1,5 @@
+//! x
+/// m
+pub fn main() -> std::process::ExitCode {
+    std::process::ExitCode::SUCCESS
+}

@@ -1,0 +1,27 @@
+//! Guests on blockd's volumes: how they are defined, started, watched and adopted on one host.
+//!
+//! ```text
+//! cli ─ HTTP over a Unix socket ─► agent ─► one owner task a VM ─┬─► qmp ─► QEMU
+//!                                                                ├─► journal (records on disk)
+//!                                                                └─► blockd (its API)
+//! ```
+//!
+//! It depends on nothing of blockd's code: it speaks HTTP to it. docs/vmctl.md is for users.
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod exit_code;
+pub mod failure;
+pub mod size;
+
+pub mod http;
+pub mod qmp;
+
+pub mod blockd;
+pub mod journal;
+pub mod vm;
+
+pub mod agent;
+pub mod config;
+
+pub mod cli;
