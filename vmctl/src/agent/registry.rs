@@ -20,9 +20,7 @@ use crate::vm::qemu::Qemu;
 
 /// VMs of one host.
 const VMS_MAX: usize = 1024;
-
 /// What all owners share.
-
 pub struct Host {
     /// What the agent was told.
     pub config: Config,

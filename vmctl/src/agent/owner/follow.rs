@@ -34,7 +34,6 @@ impl Owner {
             "BLOCK_IO_ERROR" => self.note_io_error(&event),
             "SHUTDOWN" => self.note_shutdown(&event),
             "GUEST_PANICKED" => self.event("guest_panicked", event.text("action").unwrap_or_default()),
-            "RESET" => self.event("guest_reset", event.text("reason").unwrap_or_default()),
             "STOP" | "RESUME" | "MIGRATION" | "SUSPEND" | "WAKEUP" | "WATCHDOG" => {}
             _ => return,
         }
@@ -59,10 +58,10 @@ impl Owner {
         let by_guest = event.data.get("guest").and_then(serde_json::Value::as_bool) == Some(true);
         let reason = event.text("reason").unwrap_or_default();
         let Some(live) = &mut self.live else { return };
-        let said = if by_guest {
-            "the guest powered off".to_owned()
-        } else {
-            format!("QEMU was told to end ({reason})")
+        let said = match (by_guest, &self.stopping) {
+            (true, _) => "the guest powered off".to_owned(),
+            (false, Some(_)) => "it was stopped".to_owned(),
+            (false, None) => format!("QEMU was told to end ({reason})"),
         };
         live.said.get_or_insert(said);
     }
