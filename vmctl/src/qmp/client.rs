@@ -45,7 +45,7 @@ pub struct Limits {
 impl Default for Limits {
     /// Commands wait for more than QEMU's reconnect-delay: while a disk's server is away, the monitor is blocked.
     fn default() -> Self {
-        Self { greeting: Duration::from_secs(5), command: Duration::from_secs(15) }
+        Self { greeting: Duration::from_secs(3), command: Duration::from_secs(15) }
     }
 }
 
