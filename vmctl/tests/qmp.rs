@@ -1,4 +1,6 @@
 //! The QMP client against monitors that misbehave.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "in a test binary a panic is how a helper fails, too")]
 
 use std::path::PathBuf;
 use std::time::Duration;

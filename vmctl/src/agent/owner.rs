@@ -171,7 +171,7 @@ impl Owner {
                 answer(reply, result);
             }
             Request::Stop { timeout, force, by, reply } => {
-                self.stop(timeout, force, by.as_deref(), reply).await
+                self.stop(timeout, force, by.as_deref(), reply).await;
             }
             Request::Define { definition, reply } => {
                 let result = self.redefine(*definition);

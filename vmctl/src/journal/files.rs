@@ -50,6 +50,9 @@ impl From<FileError> for Error {
     }
 }
 
+/// A record, or why it cannot be used.
+pub type Found = Result<Record, FileError>;
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Whole<T> {
@@ -88,7 +91,7 @@ impl Files {
     ///
     /// # Errors
     /// The directory cannot be read, or holds more than there can be.
-    pub fn read_all(&self) -> Result<Vec<(VmName, Result<Record, FileError>)>, FileError> {
+    pub fn read_all(&self) -> Result<Vec<(VmName, Found)>, FileError> {
         let failed = |error| FileError::Io(self.directory.clone(), error);
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(failed)? {

@@ -12,6 +12,6 @@ mod files;
 mod lock;
 mod record;
 
-pub use files::{FileError, Files};
+pub use files::{FileError, Files, Found};
 pub use lock::{DataLock, LockError};
 pub use record::{Adopted, LastEnd, Record, Run};

@@ -2,6 +2,8 @@
 //!
 //! blockd is the program beside ours in cargo's target directory, which `cargo xtask test` builds; `BLOCKD_BIN` names
 //! another one.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "in a test binary a panic is how a helper fails, too")]
 
 mod rig;
 

@@ -65,6 +65,6 @@ pub(super) async fn ended(process: Option<&Process>) {
     let Some(process) = process else { return pending().await };
     if let Err(error) = process.ended().await {
         tracing::error!(pid = process.id.pid, %error, "the end of a process cannot be waited for");
-        return pending().await;
+        pending::<()>().await;
     }
 }
