@@ -64,6 +64,11 @@ fn limits() -> Limits {
     Limits { greeting: Duration::from_secs(5), command: Duration::from_secs(5) }
 }
 
+/// What must happen, or the test fails instead of hanging.
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), what).await.expect("it happens soon")
+}
+
 /// Asks for the status of a monitor that answers so; the text's `ID` is the command's.
 async fn answered(answer: &str) -> (Result<vmctl::qmp::types::StatusInfo, QmpError>, Connection) {
     let (_dir, socket, listener) = place();
@@ -144,7 +149,7 @@ async fn what_nobody_asked_for_ends_the_connection() {
     for lie in lies {
         let (status, mut connection) = answered(lie).await;
         assert!(matches!(status, Err(QmpError::Closed(_))), "{lie:.60}: {status:?}");
-        assert!(connection.events.next().await.is_err());
+        assert!(soon(connection.events.next()).await.is_err());
         // Later commands fail at once.
         assert!(matches!(connection.client.query_kvm().await, Err(QmpError::Closed(_))), "{lie:.60}");
     }
@@ -155,7 +160,7 @@ async fn an_answer_twice_ends_the_connection() {
     let good = "{\"return\": {\"status\": \"running\", \"running\": true}, \"id\": ID}\n";
     let (status, mut connection) = answered(&format!("{good}{good}")).await;
     status.unwrap();
-    let error = connection.events.next().await.unwrap_err().to_string();
+    let error = soon(connection.events.next()).await.unwrap_err().to_string();
     assert!(error.contains("was not asked or is answered"), "{error}");
 }
 
@@ -174,9 +179,12 @@ async fn a_flood_of_events_ends_the_connection_and_loses_none_before() {
         monitor.linger().await;
     });
     let mut connection = Client::connect(&socket, limits()).await.unwrap();
-    while connection.client.closed().is_none() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    soon(async {
+        while connection.client.closed().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     let mut seen = 0;
     let error = loop {
         match connection.events.next().await {
@@ -256,7 +264,7 @@ async fn out_of_band_commands_overtake_those_that_hang() {
     }
     tokio::time::sleep(Duration::from_millis(50)).await;
     connection.client.yank_migration().await.unwrap();
-    assert!(monitor.await.unwrap() < 8);
+    assert!(soon(monitor).await.unwrap() < 8);
 }
 
 #[tokio::test]
@@ -275,7 +283,7 @@ async fn the_monitor_is_free_again_when_the_client_is_gone_or_was_cut_off() {
     let cut_off = Client::connect(&socket, limits()).await.unwrap();
     let again = Client::connect(&socket, limits()).await.unwrap();
     drop(again);
-    monitor.await.unwrap();
+    soon(monitor).await.unwrap();
     drop(cut_off);
 }
 
@@ -306,10 +314,13 @@ proptest! {
                     monitor.say(&piece).await;
                 }
             });
-            if let Ok(mut connection) = Client::connect(&socket, limits()).await {
-                drop(connection.client.query_status().await);
-                while connection.events.next().await.is_ok() {}
-            }
+            soon(async {
+                if let Ok(mut connection) = Client::connect(&socket, limits()).await {
+                    drop(connection.client.query_status().await);
+                    while connection.events.next().await.is_ok() {}
+                }
+            })
+            .await;
         });
     }
 }

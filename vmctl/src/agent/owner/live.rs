@@ -68,3 +68,32 @@ pub(super) async fn ended(process: Option<&Process>) {
         pending::<()>().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// A monitor of this process, at the place where another process' is expected.
+    #[tokio::test]
+    async fn a_monitor_of_another_process_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("qmp");
+        let listener = UnixListener::bind(&socket).unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let greeting =
+                r#"{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": []}}"#;
+            let answer = r#"{"return": {}, "id": 1}"#;
+            stream.write_all(format!("{greeting}\n{answer}\n").as_bytes()).await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        let mut child = tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
+        let process = Process::of_pid(i32::try_from(child.id().unwrap()).unwrap()).unwrap().unwrap();
+        let error = connect(&socket, &process).await.err().unwrap();
+        assert!(error.message.contains("listens there, not"), "{error}");
+        child.kill().await.unwrap();
+    }
+}
