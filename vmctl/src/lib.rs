@@ -21,6 +21,8 @@ pub mod blockd;
 pub mod journal;
 pub mod vm;
 
+pub mod cutover;
+
 pub mod agent;
 pub mod config;
 

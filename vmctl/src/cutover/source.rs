@@ -1,0 +1,532 @@
+//! The side that has the guest, and decides: a state machine without I/O.
+//!
+//! ```text
+//!  Preparing ─Prepared─► Prepared ─Begin─► Armed ─PreSwitchover─► Freezing ─frozen─► Switching ─all three─► Releasing
+//!      │                    │                │                       │                  │                    │    │
+//!      └────────────────────┴────────────────┴───── any failure ─────┴──────────────────┴────────────────────┘    │ X
+//!                                                       ▼                                                         ▼
+//!  Recovering ──── record not Released ────────────► Aborting ───── the answer is Released ─────────────────► Committing
+//!      │                                                │ the answer is Aborted                                   │ Running
+//!      │                                                ▼                                                         ▼
+//!      │                                            Returning ─ guest is back, or dead ─► Aborted (end)        Quitting ─► Moved (end)
+//!      └──── record Released ──► Committing
+//! ```
+//!
+//! Two facts are final, and only blockd's record makes them: *Released* and *Aborted*. In whatever state one of them is
+//! learned, the machine goes to `Committing` or to `Returning`. Nothing else leads there: not QEMU, not the other agent, not
+//! time. Before the fact is known the guest is not resumed, and the destination is told neither to run nor to discard.
+//!
+//! Events that a state does not name change nothing in it.
+
+use std::sync::Arc;
+
+use super::asked::Asked;
+use super::event::{
+    Answer, BlockdKind, BlockdOp, Mark, Note, Reason, SourceAction, SourceEntry, SourceEvent, SourceOutcome,
+    SourceQemu, SourceQemuOp,
+};
+use super::ids::Text;
+use super::message::{Message, Outcome};
+use super::record::{Commit, FinalSnapshot, Record, Setup, Stage};
+
+type Actions = Vec<SourceAction>;
+
+/// What is true of a move, as the source knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum State {
+    /// After a restart: the record was asked for.
+    Recovering,
+    /// `Prepare` was said. The guest runs.
+    Preparing,
+    /// The destination is ready; bulk and rounds. The guest runs.
+    Prepared,
+    /// QEMU may stop the guest at any time.
+    Armed,
+    /// The guest is stopped; blockd is asked to hold writes.
+    Freezing,
+    /// Final delta, and the rest of the memory, at the same time.
+    Switching(Switch),
+    /// All is there; blockd is asked for the commit record.
+    Releasing(Vec<FinalSnapshot>),
+    /// blockd is asked for the abort record; it may answer that the commit record is there.
+    Aborting(Reason),
+    /// The abort record is there: the guest goes on here.
+    Returning(Reason),
+    /// The commit record is there (X): the guest goes on there. What was released may have to be asked for.
+    Committing(Option<Commit>),
+    /// The guest runs there: QEMU ends here.
+    Quitting(Commit),
+    /// See the outcome; `told`: the destination knows.
+    Ended { outcome: SourceOutcome, told: bool },
+}
+
+/// What has to be there before the release.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Switch {
+    /// Published at the destination.
+    shipped: Option<Vec<FinalSnapshot>>,
+    /// Our QEMU says that it has sent everything, and will not resume by itself any more.
+    completed: bool,
+    /// The destination says that its QEMU has everything.
+    loaded: bool,
+}
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Source {
+    /// Shared: the model has millions of copies.
+    setup: Arc<Setup>,
+    state: State,
+    asked: Asked,
+    /// What QEMU said last.
+    qemu: Option<SourceQemu>,
+    /// The link is down, or the destination has no QEMU any more: ours may wait for it forever.
+    link_down: bool,
+    peer_gone: bool,
+}
+
+impl Source {
+    /// A new move.
+    pub fn start(setup: Setup) -> (Self, Vec<SourceAction>) {
+        let entry = SourceEntry::Started(setup.clone());
+        let source = Self::new(setup, State::Preparing);
+        let prepare = source.prepare();
+        (source, vec![SourceAction::Journal(entry), prepare])
+    }
+
+    /// A move whose journal has `Started` and no `Ended`, after a restart. Any number of times.
+    pub fn recover(setup: Setup) -> (Self, Vec<SourceAction>) {
+        let mut source = Self::new(setup, State::Recovering);
+        let mut out = Vec::new();
+        source.ask(BlockdOp::Query, &mut out);
+        out.push(SourceAction::Qemu(SourceQemuOp::Query));
+        (source, out)
+    }
+
+    fn new(setup: Setup, state: State) -> Self {
+        Self {
+            setup: Arc::new(setup),
+            state,
+            asked: Asked::default(),
+            qemu: None,
+            link_down: false,
+            peer_gone: false,
+        }
+    }
+
+    /// The move.
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// Whether the commit record is known to be there.
+    pub fn is_committed(&self) -> bool {
+        match &self.state {
+            State::Committing(_) | State::Quitting(_) => true,
+            State::Ended { outcome, .. } => matches!(outcome, SourceOutcome::Moved(_)),
+            _ => false,
+        }
+    }
+
+    /// How it ended, once it has.
+    pub fn outcome(&self) -> Option<&SourceOutcome> {
+        match &self.state {
+            State::Ended { outcome, .. } => Some(outcome),
+            _ => None,
+        }
+    }
+
+    /// The name of the state, for people.
+    pub fn state_name(&self) -> &'static str {
+        match &self.state {
+            State::Recovering => "recovering",
+            State::Preparing => "preparing",
+            State::Prepared => "prepared",
+            State::Armed => "armed",
+            State::Freezing => "freezing",
+            State::Switching(_) => "switching",
+            State::Releasing(_) => "releasing",
+            State::Aborting(_) => "aborting",
+            State::Returning(_) => "returning",
+            State::Committing(_) => "committing",
+            State::Quitting(_) => "quitting",
+            State::Ended { .. } => "ended",
+        }
+    }
+
+    /// Takes what happened; says what is to be done, in this order.
+    pub fn on(&mut self, event: SourceEvent) -> Vec<SourceAction> {
+        let mut out = Vec::new();
+        match event {
+            SourceEvent::Message(id, message) if id == self.setup.id => self.message(message, &mut out),
+            // Of another move: whoever has that one answers.
+            SourceEvent::Message(..) => {}
+            SourceEvent::Blockd(kind, answer) => {
+                if self.asked.answered(kind) {
+                    self.answer(kind, answer, &mut out);
+                }
+            }
+            SourceEvent::Qemu(report) => self.report(report, &mut out),
+            SourceEvent::Begin => {
+                if self.state == State::Prepared {
+                    self.state = State::Armed;
+                }
+            }
+            SourceEvent::Abort(text) => self.wish(text, &mut out),
+            SourceEvent::LinkDown => self.link_down(&mut out),
+            SourceEvent::LinkUp => {
+                self.link_down = false;
+                self.again(&mut out);
+            }
+            SourceEvent::Poke => self.again(&mut out),
+        }
+        out
+    }
+
+    fn message(&mut self, message: Message, out: &mut Actions) {
+        match message {
+            Message::Prepared {} => {
+                if self.state == State::Preparing {
+                    self.state = State::Prepared;
+                    out.push(SourceAction::Ready);
+                }
+            }
+            Message::Loaded {} => {
+                if let State::Switching(switch) = &mut self.state
+                    && !switch.loaded
+                {
+                    switch.loaded = true;
+                    out.push(SourceAction::Mark(Mark::Loaded));
+                    self.release_if_all(out);
+                }
+            }
+            Message::Refused { reason } => self.peer_fails(Reason::Refused(reason), out),
+            Message::Failed { reason } => self.peer_fails(Reason::Failed(reason), out),
+            Message::Discarded {} => self.discarded(out),
+            Message::Running {} => self.runs_there(out),
+            Message::Query {} => out.push(SourceAction::Send(Message::Outcome { outcome: self.stands() })),
+            // What a source says itself.
+            Message::Prepare { .. }
+            | Message::Commit { .. }
+            | Message::Abort {}
+            | Message::Outcome { .. } => {}
+        }
+    }
+
+    /// What may be said of the move: as long as nothing is final, nothing.
+    fn stands(&self) -> Outcome {
+        match &self.state {
+            State::Committing(Some(commit)) | State::Quitting(commit) => {
+                Outcome::Released { commit: commit.clone() }
+            }
+            State::Ended { outcome: SourceOutcome::Moved(commit), .. } => {
+                Outcome::Released { commit: commit.clone() }
+            }
+            State::Returning(_) | State::Ended { outcome: SourceOutcome::Aborted { .. }, .. } => {
+                Outcome::Aborted {}
+            }
+            _ => Outcome::Moving {},
+        }
+    }
+
+    fn peer_fails(&mut self, reason: Reason, out: &mut Actions) {
+        self.peer_gone = true;
+        match (&self.state, reason) {
+            (State::Committing(_) | State::Quitting(_), Reason::Failed(text) | Reason::Refused(text)) => {
+                out.push(SourceAction::Note(Note::PeerFails(text)));
+            }
+            // Ours may wait for the one that is gone.
+            (State::Returning(_), _) => self.bring_back(out),
+            (_, reason) => self.fail(reason, out),
+        }
+    }
+
+    fn discarded(&mut self, out: &mut Actions) {
+        self.peer_gone = true;
+        match &mut self.state {
+            State::Returning(_) => self.bring_back(out),
+            State::Ended { told, .. } => *told = true,
+            State::Committing(_) | State::Quitting(_) => {
+                let text = "the destination has discarded what the source has released";
+                out.push(SourceAction::Note(Note::Contradiction(Text::new(text))));
+            }
+            // Nobody told it to, but without it nothing can come of the move.
+            _ => self.fail(Reason::Failed(Text::new("the destination has discarded the move")), out),
+        }
+    }
+
+    fn runs_there(&mut self, out: &mut Actions) {
+        if let State::Committing(Some(commit)) = &self.state {
+            self.state = State::Quitting(commit.clone());
+            out.push(SourceAction::Mark(Mark::PeerRunning));
+            out.push(SourceAction::Qemu(SourceQemuOp::Quit));
+        }
+    }
+
+    fn answer(&mut self, kind: BlockdKind, answer: Answer, out: &mut Actions) {
+        match (kind, answer) {
+            // Asked again with the next poke.
+            (_, Answer::Unavailable) => {}
+            (BlockdKind::Release, Answer::Done) => self.released(None, out),
+            (BlockdKind::Abort, Answer::Done) => self.aborted(out),
+            (BlockdKind::Freeze, Answer::Done) => self.frozen(out),
+            (BlockdKind::Ship, Answer::Shipped(snapshots)) => self.shipped(snapshots, out),
+            (_, Answer::Record(record)) => self.recorded(record, None, out),
+            (_, Answer::Refused(record, text)) => self.recorded(record, Some((kind, text)), out),
+            (_, Answer::Done | Answer::Shipped(_)) => {}
+        }
+    }
+
+    /// What the record says; `refused`: instead of doing what was asked.
+    fn recorded(&mut self, record: Record, refused: Option<(BlockdKind, Text)>, out: &mut Actions) {
+        match record.stage {
+            Stage::Released => {
+                let commit = Commit { epoch: record.epoch, snapshots: record.snapshots };
+                self.released(self.setup.plan.fits(&commit.snapshots).then_some(commit), out);
+            }
+            Stage::Aborted => self.aborted(out),
+            Stage::Absent | Stage::Frozen | Stage::Expected | Stage::Owned => match (&self.state, refused) {
+                (State::Recovering, _) => self.fail(Reason::Restarted, out),
+                // What is refused now was asked before things changed.
+                (State::Aborting(_) | State::Returning(_), Some((kind, text))) => {
+                    if kind == BlockdKind::Abort {
+                        out.push(SourceAction::Note(Note::BlockdRefuses(kind, text)));
+                    }
+                }
+                (_, Some((_, text))) => self.fail(Reason::Blockd(text), out),
+                (_, None) => {}
+            },
+        }
+    }
+
+    fn frozen(&mut self, out: &mut Actions) {
+        if self.state == State::Freezing {
+            self.state = State::Switching(Switch::default());
+            out.push(SourceAction::Mark(Mark::Frozen));
+            out.push(SourceAction::Qemu(SourceQemuOp::Continue));
+            self.ask(BlockdOp::Ship, out);
+        }
+    }
+
+    fn shipped(&mut self, snapshots: Vec<FinalSnapshot>, out: &mut Actions) {
+        let fits = self.setup.plan.fits(&snapshots);
+        let State::Switching(switch) = &mut self.state else { return };
+        if !fits {
+            let text = Text::new("blockd has shipped other volumes than the plan has");
+            return self.fail(Reason::Blockd(text), out);
+        }
+        switch.shipped = Some(snapshots);
+        out.push(SourceAction::Mark(Mark::Published));
+        self.release_if_all(out);
+    }
+
+    fn release_if_all(&mut self, out: &mut Actions) {
+        if let State::Switching(Switch { shipped: Some(snapshots), completed: true, loaded: true }) =
+            &self.state
+        {
+            let snapshots = snapshots.clone();
+            self.state = State::Releasing(snapshots.clone());
+            self.ask(BlockdOp::Release(snapshots), out);
+        }
+    }
+
+    /// The commit record is there. `commit`: as the record has it, where it was read.
+    fn released(&mut self, commit: Option<Commit>, out: &mut Actions) {
+        let known = match &self.state {
+            State::Committing(None) => false,
+            State::Committing(Some(_)) | State::Quitting(_) => return,
+            State::Returning(_) | State::Ended { .. } => {
+                let text = "blockd says Released of a move that it has aborted";
+                return out.push(SourceAction::Note(Note::Contradiction(Text::new(text))));
+            }
+            _ => true,
+        };
+        let own = match &self.state {
+            State::Releasing(snapshots) => {
+                Some(Commit { epoch: self.setup.plan.epoch, snapshots: snapshots.clone() })
+            }
+            _ => None,
+        };
+        if known {
+            out.push(SourceAction::Mark(Mark::Released));
+        }
+        self.state = State::Committing(commit.or(own));
+        self.again(out);
+    }
+
+    /// The abort record is there.
+    fn aborted(&mut self, out: &mut Actions) {
+        let reason = match &self.state {
+            State::Returning(_) | State::Ended { outcome: SourceOutcome::Aborted { .. }, .. } => return,
+            State::Committing(_) | State::Quitting(_) | State::Ended { .. } => {
+                let text = "blockd says Aborted of a move that it has released";
+                return out.push(SourceAction::Note(Note::Contradiction(Text::new(text))));
+            }
+            State::Aborting(reason) => reason.clone(),
+            State::Recovering => Reason::Restarted,
+            _ => Reason::Elsewhere,
+        };
+        self.state = State::Returning(reason);
+        out.push(SourceAction::Mark(Mark::Aborted));
+        // The guest first: it is what somebody waits for. How QEMU is now is asked for; what it said before may be old.
+        self.qemu = None;
+        out.push(SourceAction::Qemu(SourceQemuOp::Query));
+        out.push(SourceAction::Send(Message::Abort {}));
+    }
+
+    fn report(&mut self, report: SourceQemu, out: &mut Actions) {
+        self.qemu = Some(report);
+        match &mut self.state {
+            State::Preparing | State::Prepared if report == SourceQemu::PreSwitchover => {
+                // Too early: nothing is frozen, the guest need not wait.
+                out.push(SourceAction::Qemu(SourceQemuOp::Cancel));
+            }
+            State::Armed if report == SourceQemu::PreSwitchover => {
+                self.state = State::Freezing;
+                out.push(SourceAction::Mark(Mark::GuestStopped));
+                self.ask(BlockdOp::Freeze, out);
+            }
+            State::Preparing | State::Prepared | State::Armed if report.is_dead() => {
+                self.fail(Reason::Qemu(report), out);
+            }
+            State::Freezing => match report {
+                SourceQemu::PreSwitchover => {}
+                _ => self.fail(Reason::Qemu(report), out),
+            },
+            State::Switching(switch) => match report {
+                SourceQemu::PreSwitchover | SourceQemu::Device => {}
+                SourceQemu::Completed if !switch.completed => {
+                    switch.completed = true;
+                    out.push(SourceAction::Mark(Mark::Completed));
+                    self.release_if_all(out);
+                }
+                SourceQemu::Completed => {}
+                // The destination has everything: nothing is lost with it.
+                SourceQemu::Gone if switch.completed => {}
+                _ => self.fail(Reason::Qemu(report), out),
+            },
+            State::Releasing(_) if !matches!(report, SourceQemu::Completed | SourceQemu::Gone) => {
+                self.fail(Reason::Qemu(report), out);
+            }
+            State::Returning(_) => self.bring_back(out),
+            State::Quitting(commit) if report == SourceQemu::Gone => {
+                let outcome = SourceOutcome::Moved(commit.clone());
+                self.end(outcome, true, out);
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes QEMU back to where the guest runs, from wherever it is.
+    fn bring_back(&mut self, out: &mut Actions) {
+        let (State::Returning(reason), Some(report)) = (&self.state, self.qemu) else { return };
+        let op = match report {
+            SourceQemu::Precopy | SourceQemu::PreSwitchover => SourceQemuOp::Cancel,
+            // It resumes by itself when its peer is gone; if it cannot see that, it has to be told.
+            SourceQemu::Device if self.link_down || self.peer_gone => SourceQemuOp::Yank,
+            SourceQemu::Device => return,
+            SourceQemu::Completed | SourceQemu::Paused => SourceQemuOp::Resume,
+            SourceQemu::Running | SourceQemu::Shutdown | SourceQemu::Panicked | SourceQemu::Gone => {
+                let outcome = SourceOutcome::Aborted { reason: reason.clone(), guest: report };
+                out.push(SourceAction::Mark(Mark::GuestBack));
+                return self.end(outcome, false, out);
+            }
+        };
+        out.push(SourceAction::Qemu(op));
+    }
+
+    fn end(&mut self, outcome: SourceOutcome, told: bool, out: &mut Actions) {
+        self.state = State::Ended { outcome: outcome.clone(), told };
+        out.push(SourceAction::Journal(SourceEntry::Ended(outcome.clone())));
+        out.push(SourceAction::Finished(outcome));
+    }
+
+    /// A failure: before the commit record it leads back, by way of blockd; after it, nowhere.
+    fn fail(&mut self, reason: Reason, out: &mut Actions) {
+        match &self.state {
+            State::Recovering
+            | State::Preparing
+            | State::Prepared
+            | State::Armed
+            | State::Freezing
+            | State::Switching(_)
+            | State::Releasing(_) => {
+                self.state = State::Aborting(reason);
+                self.ask(BlockdOp::Abort, out);
+            }
+            State::Aborting(_)
+            | State::Returning(_)
+            | State::Committing(_)
+            | State::Quitting(_)
+            | State::Ended { .. } => {}
+        }
+    }
+
+    fn wish(&mut self, text: Text, out: &mut Actions) {
+        if self.is_committed() {
+            out.push(SourceAction::Note(Note::Committed));
+        }
+        self.fail(Reason::Asked(text), out);
+    }
+
+    fn link_down(&mut self, out: &mut Actions) {
+        self.link_down = true;
+        match &self.state {
+            State::Freezing | State::Switching(_) | State::Releasing(_) => self.fail(Reason::Link, out),
+            State::Returning(_) => self.bring_back(out),
+            // The guest runs: the driver may find the link again.
+            _ => {}
+        }
+    }
+
+    fn prepare(&self) -> SourceAction {
+        SourceAction::Send(Message::Prepare { plan: self.setup.plan.clone() })
+    }
+
+    /// Says and asks again what was not answered; never decides.
+    fn again(&mut self, out: &mut Actions) {
+        match &self.state {
+            State::Recovering => self.ask(BlockdOp::Query, out),
+            State::Preparing => out.push(self.prepare()),
+            State::Prepared => {}
+            State::Armed => out.push(SourceAction::Qemu(SourceQemuOp::Query)),
+            State::Freezing => self.ask(BlockdOp::Freeze, out),
+            State::Switching(switch) => {
+                let (shipped, completed) = (switch.shipped.is_some(), switch.completed);
+                if !completed {
+                    if self.qemu == Some(SourceQemu::PreSwitchover) {
+                        out.push(SourceAction::Qemu(SourceQemuOp::Continue));
+                    }
+                    out.push(SourceAction::Qemu(SourceQemuOp::Query));
+                }
+                if !shipped {
+                    self.ask(BlockdOp::Ship, out);
+                }
+            }
+            State::Releasing(snapshots) => self.ask(BlockdOp::Release(snapshots.clone()), out),
+            State::Aborting(_) => self.ask(BlockdOp::Abort, out),
+            State::Returning(_) => {
+                out.push(SourceAction::Qemu(SourceQemuOp::Query));
+                out.push(SourceAction::Send(Message::Abort {}));
+            }
+            State::Committing(Some(commit)) => {
+                out.push(SourceAction::Send(Message::Commit { commit: commit.clone() }));
+            }
+            State::Committing(None) => self.ask(BlockdOp::Query, out),
+            State::Quitting(_) => {
+                out.push(SourceAction::Qemu(SourceQemuOp::Quit));
+                out.push(SourceAction::Qemu(SourceQemuOp::Query));
+            }
+            State::Ended { outcome: SourceOutcome::Aborted { .. }, told: false } => {
+                out.push(SourceAction::Send(Message::Abort {}));
+            }
+            State::Ended { .. } => {}
+        }
+    }
+
+    fn ask(&mut self, op: BlockdOp, out: &mut Actions) {
+        if self.asked.ask(&op) {
+            out.push(SourceAction::Blockd(op));
+        }
+    }
+}
