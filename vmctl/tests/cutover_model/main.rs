@@ -1,0 +1,26 @@
+//! The cutover in every reachable state: two agents that run the real machines, blockds as records, QEMUs that do what was
+//! measured (fail and resume, complete unheard, exit), a network that loses, repeats and reorders without a limit, and faults
+//! out of a budget. docs/migration.md, "What was checked", says what is exhaustive.
+//!
+//! Each test prints its number of states; a property that fails prints the way there.
+
+mod model;
+mod settle;
+#[path = "../cutover_common/twins.rs"]
+mod twins;
+mod world;
+
+use model::{Faults, check};
+use world::Budget;
+
+const NONE: Budget = Budget { crashes: 0, cuts: 0, wishes: 0, deaths: 0, writes: 1 };
+
+#[test]
+fn lossy_network_cut_wish_and_death() {
+    check("lossy", Budget { cuts: 1, wishes: 1, deaths: 1, ..NONE }, Faults::default());
+}
+
+#[test]
+fn one_crash_of_anything_and_a_cut() {
+    check("one crash", Budget { crashes: 1, cuts: 1, wishes: 1, deaths: 0, writes: 1 }, Faults::all());
+}
