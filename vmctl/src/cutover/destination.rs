@@ -273,7 +273,8 @@ impl Destination {
         let before = self.qemu.replace(report);
         match self.state {
             State::Starting => self.starting(report, out),
-            State::Recovering | State::Waiting if report == DestinationQemu::Running => {
+            // Only where the record is known: after a restart it may be ours, and run rightly.
+            State::Waiting if report == DestinationQemu::Running => {
                 out.push(DestinationAction::Note(Note::RanUnowned));
                 out.push(DestinationAction::Qemu(DestinationQemuOp::Kill));
             }

@@ -25,7 +25,7 @@ use super::event::{
     Answer, BlockdKind, BlockdOp, Mark, Note, Reason, SourceAction, SourceEntry, SourceEvent, SourceOutcome,
     SourceQemu, SourceQemuOp,
 };
-use super::ids::Text;
+use super::ids::{ForPeople, Text};
 use super::message::{Message, Outcome};
 use super::record::{Commit, FinalSnapshot, Record, Setup, Stage};
 
@@ -49,9 +49,9 @@ enum State {
     /// All is there; blockd is asked for the commit record.
     Releasing(Vec<FinalSnapshot>),
     /// blockd is asked for the abort record; it may answer that the commit record is there.
-    Aborting(Reason),
+    Aborting(ForPeople<Reason>),
     /// The abort record is there: the guest goes on here.
-    Returning(Reason),
+    Returning(ForPeople<Reason>),
     /// The commit record is there (X): the guest goes on there. What was released may have to be asked for.
     Committing(Option<Commit>),
     /// The guest runs there: QEMU ends here.
@@ -230,7 +230,7 @@ impl Source {
     }
 
     fn peer_fails(&mut self, reason: Reason, out: &mut Actions) {
-        self.peer_gone = true;
+        self.peer_gone = !self.is_committed();
         match (&self.state, reason) {
             (State::Committing(_) | State::Quitting(_), Reason::Failed(text) | Reason::Refused(text)) => {
                 out.push(SourceAction::Note(Note::PeerFails(text)));
@@ -242,7 +242,7 @@ impl Source {
     }
 
     fn discarded(&mut self, out: &mut Actions) {
-        self.peer_gone = true;
+        self.peer_gone = !self.is_committed();
         match &mut self.state {
             State::Returning(_) => self.bring_back(out),
             State::Ended { told, .. } => *told = true,
@@ -351,6 +351,7 @@ impl Source {
             out.push(SourceAction::Mark(Mark::Released));
         }
         self.state = State::Committing(commit.or(own));
+        (self.qemu, self.peer_gone) = (None, false);
         self.again(out);
     }
 
@@ -362,11 +363,11 @@ impl Source {
                 let text = "blockd says Aborted of a move that it has released";
                 return out.push(SourceAction::Note(Note::Contradiction(Text::new(text))));
             }
-            State::Aborting(reason) => reason.clone(),
+            State::Aborting(reason) => reason.0.clone(),
             State::Recovering => Reason::Restarted,
             _ => Reason::Elsewhere,
         };
-        self.state = State::Returning(reason);
+        self.state = State::Returning(ForPeople(reason));
         out.push(SourceAction::Mark(Mark::Aborted));
         // The guest first: it is what somebody waits for. How QEMU is now is asked for; what it said before may be old.
         self.qemu = None;
@@ -375,7 +376,10 @@ impl Source {
     }
 
     fn report(&mut self, report: SourceQemu, out: &mut Actions) {
-        self.qemu = Some(report);
+        // Kept where it leads to something later; else it would only be old.
+        if matches!(self.state, State::Switching(_) | State::Returning(_)) {
+            self.qemu = Some(report);
+        }
         match &mut self.state {
             State::Preparing | State::Prepared if report == SourceQemu::PreSwitchover => {
                 // Too early: nothing is frozen, the guest need not wait.
@@ -427,7 +431,7 @@ impl Source {
             SourceQemu::Device => return,
             SourceQemu::Completed | SourceQemu::Paused => SourceQemuOp::Resume,
             SourceQemu::Running | SourceQemu::Shutdown | SourceQemu::Panicked | SourceQemu::Gone => {
-                let outcome = SourceOutcome::Aborted { reason: reason.clone(), guest: report };
+                let outcome = SourceOutcome::Aborted { reason: reason.0.clone(), guest: report };
                 out.push(SourceAction::Mark(Mark::GuestBack));
                 return self.end(outcome, false, out);
             }
@@ -451,7 +455,7 @@ impl Source {
             | State::Freezing
             | State::Switching(_)
             | State::Releasing(_) => {
-                self.state = State::Aborting(reason);
+                self.state = State::Aborting(ForPeople(reason));
                 self.ask(BlockdOp::Abort, out);
             }
             State::Aborting(_)

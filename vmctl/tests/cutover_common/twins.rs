@@ -1,8 +1,6 @@
 //! What model and simulation put in the place of blockd and QEMU.
 
-use vmctl::cutover::event::{
-    Answer, BlockdOp, DestinationQemu, DestinationQemuOp, SourceQemu, SourceQemuOp,
-};
+use vmctl::cutover::event::{Answer, BlockdOp, DestinationQemu, DestinationQemuOp, SourceQemu, SourceQemuOp};
 use vmctl::cutover::ids::{Digest, Epoch, MoveId, Name, Root, SnapshotUid, Text};
 use vmctl::cutover::record::{FinalSnapshot, Plan, Record, Setup, Stage};
 
@@ -181,10 +179,9 @@ impl Qemus {
                 self.sent = self.t == DestinationQemu::Incoming;
                 SourceQemu::Device
             }
-            (
-                SourceQemuOp::Cancel,
-                SourceQemu::Precopy | SourceQemu::PreSwitchover | SourceQemu::Device,
-            ) => SourceQemu::Running,
+            (SourceQemuOp::Cancel, SourceQemu::Precopy | SourceQemu::PreSwitchover | SourceQemu::Device) => {
+                SourceQemu::Running
+            }
             (SourceQemuOp::Yank, SourceQemu::Precopy | SourceQemu::Device) => SourceQemu::Running,
             (SourceQemuOp::Resume, SourceQemu::Completed | SourceQemu::Paused) => SourceQemu::Running,
             (SourceQemuOp::Quit, _) => SourceQemu::Gone,
@@ -212,9 +209,7 @@ impl Qemus {
         let sending = matches!(self.s, SourceQemu::Precopy | SourceQemu::PreSwitchover | SourceQemu::Device);
         match alone {
             Alone::SStops => self.s == SourceQemu::Precopy,
-            Alone::SCompletes => {
-                stream && self.s == SourceQemu::Device && self.t == DestinationQemu::Loaded
-            }
+            Alone::SCompletes => stream && self.s == SourceQemu::Device && self.t == DestinationQemu::Loaded,
             Alone::SFails => match self.s {
                 SourceQemu::Precopy => !stream || self.t != DestinationQemu::Incoming,
                 SourceQemu::Device => true,

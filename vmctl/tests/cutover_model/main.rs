@@ -21,6 +21,34 @@ fn lossy_network_cut_wish_and_death() {
 }
 
 #[test]
-fn one_crash_of_anything_and_a_cut() {
-    check("one crash", Budget { crashes: 1, cuts: 1, wishes: 1, deaths: 0, writes: 1 }, Faults::all());
+fn one_crash_of_an_agent_and_a_cut() {
+    check(
+        "agents 1 + cut",
+        Budget { crashes: 1, cuts: 1, ..NONE },
+        Faults { agents: true, ..Faults::default() },
+    );
+}
+
+#[test]
+fn one_crash_of_a_blockd_and_a_cut() {
+    check(
+        "blockds 1 + cut",
+        Budget { crashes: 1, cuts: 1, ..NONE },
+        Faults { blockds: true, ..Faults::default() },
+    );
+}
+
+#[test]
+fn one_crash_of_a_qemu_and_a_cut() {
+    check(
+        "qemus 1 + cut",
+        Budget { crashes: 1, cuts: 1, ..NONE },
+        Faults { qemus: true, ..Faults::default() },
+    );
+}
+
+#[test]
+#[ignore]
+fn two_crashes() {
+    check("all 2", Budget { crashes: 2, cuts: 0, writes: 0, ..NONE }, Faults::all());
 }

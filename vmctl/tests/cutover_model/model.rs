@@ -76,9 +76,6 @@ pub(crate) struct Cutover {
     good: Arc<Mutex<HashSet<u64>>>,
 }
 
-/// So many actions has no event: crashes are tried after each.
-const ACTIONS_MAX: usize = 6;
-
 impl Model for Cutover {
     type State = World;
     type Action = Step;
@@ -132,15 +129,12 @@ impl Model for Cutover {
 
 impl Cutover {
     fn machine_steps(&self, world: &World, steps: &mut Vec<Step>) {
-        let crashes = world.budget.crashes > 0 && self.faults.agents;
-        let last = if crashes { ACTIONS_MAX } else { 0 };
-        let tries = || (0..=last).map(|count| count.checked_sub(1));
         if world.link {
             for place in world.to_a.places() {
-                steps.extend(tries().map(|crash| Step::Deliver(Side::A, place, crash)));
+                self.with_crashes(world, |crash| Step::Deliver(Side::A, place, crash), steps);
             }
             for place in world.to_b.places() {
-                steps.extend(tries().map(|crash| Step::Deliver(Side::B, place, crash)));
+                self.with_crashes(world, |crash| Step::Deliver(Side::B, place, crash), steps);
                 steps.push(Step::DeliverOld(Side::B, place));
             }
         }
@@ -148,13 +142,23 @@ impl Cutover {
             for (place, call) in calls.iter().enumerate() {
                 match &call.answer {
                     None => steps.push(Step::Apply(side, place)),
-                    Some(_) => steps.extend(tries().map(|crash| Step::Answer(side, place, crash))),
+                    Some(_) => self.with_crashes(world, |crash| Step::Answer(side, place, crash), steps),
                 }
             }
         }
         for side in [Side::A, Side::B] {
-            steps.extend(tries().map(|crash| Step::Report(side, crash)));
+            self.with_crashes(world, |crash| Step::Report(side, crash), steps);
             steps.push(Step::Poke(side));
+        }
+    }
+
+    /// The step, and with a crash of the agent after each of its actions but the last one's next: before the first one it is
+    /// [`Step::CrashAgent`].
+    fn with_crashes(&self, world: &World, step: impl Fn(Option<usize>) -> Step, steps: &mut Vec<Step>) {
+        steps.push(step(None));
+        if world.budget.crashes > 0 && self.faults.agents {
+            let count = actions_of(&mut world.clone(), &step(None), None);
+            steps.extend((1..=count).map(|count| step(Some(count))));
         }
     }
 
@@ -162,14 +166,8 @@ impl Cutover {
         if world.source_is("prepared") {
             steps.push(Step::Begin);
         }
-        let alone = [
-            Alone::SStops,
-            Alone::SCompletes,
-            Alone::SFails,
-            Alone::SIoError,
-            Alone::TLoads,
-            Alone::TExits,
-        ];
+        let alone =
+            [Alone::SStops, Alone::SCompletes, Alone::SFails, Alone::SIoError, Alone::TLoads, Alone::TExits];
         steps.extend(alone.map(Step::Alone));
         if world.budget.writes > 0 && world.qemus.s_runs() && world.blockd_a.accepts() {
             steps.push(Step::Write);
@@ -242,19 +240,35 @@ fn fingerprint(world: &World) -> u64 {
     hasher.finish()
 }
 
+/// Takes a step of an agent; how many actions it asks for. It crashes after `crash` of them.
+fn actions_of(world: &mut World, step: &Step, crash: Option<usize>) -> usize {
+    match *step {
+        Step::Deliver(Side::A, place, _) => world.on_a(SourceEvent::Message(ID, Said::get(place)), crash),
+        Step::Deliver(Side::B, place, _) => {
+            world.on_b(DestinationEvent::Message(ID, Said::get(place)), crash)
+        }
+        Step::Answer(Side::A, place, _) => {
+            let (kind, answer) = world.take_call(Side::A, place);
+            world.on_a(SourceEvent::Blockd(kind, answer), crash)
+        }
+        Step::Answer(Side::B, place, _) => {
+            let (kind, answer) = world.take_call(Side::B, place);
+            world.on_b(DestinationEvent::Blockd(kind, answer), crash)
+        }
+        Step::Report(Side::A, _) => world.on_a(SourceEvent::Qemu(world.qemus.s), crash),
+        Step::Report(Side::B, _) => world.on_b(DestinationEvent::Qemu(world.qemus.t), crash),
+        _ => 0,
+    }
+}
+
 /// `false`: it cannot be taken.
 fn take(world: &mut World, step: Step) -> bool {
-    if let Step::Deliver(_, _, Some(_)) | Step::Answer(_, _, Some(_)) | Step::Report(_, Some(_)) = step {
-        world.budget.crashes -= 1;
-    }
     match step {
+        Step::Deliver(_, _, crash) | Step::Answer(_, _, crash) | Step::Report(_, crash) => {
+            world.budget.crashes -= u8::from(crash.is_some());
+            actions_of(world, &step, crash);
+        }
         Step::Begin => world.begin(),
-        Step::Deliver(Side::A, place, crash) => {
-            return fits(world.on_a(SourceEvent::Message(ID, Said::get(place)), crash), crash);
-        }
-        Step::Deliver(Side::B, place, crash) => {
-            return fits(world.on_b(DestinationEvent::Message(ID, Said::get(place)), crash), crash);
-        }
         // As it was said in a move before, which ended the other way.
         Step::DeliverOld(_, place) => match Said::get(place) {
             Message::Prepare { plan } => {
@@ -269,21 +283,7 @@ fn take(world: &mut World, step: Step) -> bool {
             _ => return false,
         },
         Step::Apply(side, place) => return world.apply(side, place),
-        Step::Answer(Side::A, place, crash) => {
-            let (kind, answer) = world.take_call(Side::A, place);
-            return fits(world.on_a(SourceEvent::Blockd(kind, answer), crash), crash);
-        }
-        Step::Answer(Side::B, place, crash) => {
-            let (kind, answer) = world.take_call(Side::B, place);
-            return fits(world.on_b(DestinationEvent::Blockd(kind, answer), crash), crash);
-        }
         Step::Orphan(side, place) => world.apply_orphan(side, place),
-        Step::Report(Side::A, crash) => {
-            return fits(world.on_a(SourceEvent::Qemu(world.qemus.s), crash), crash);
-        }
-        Step::Report(Side::B, crash) => {
-            return fits(world.on_b(DestinationEvent::Qemu(world.qemus.t), crash), crash);
-        }
         Step::Poke(Side::A) => {
             world.on_a(SourceEvent::Poke, None);
         }
@@ -293,12 +293,6 @@ fn take(world: &mut World, step: Step) -> bool {
         step => return environment(world, step),
     }
     true
-}
-
-/// A crash after so many actions is one only if there were as many.
-fn fits(count: usize, crash: Option<usize>) -> bool {
-    assert!(count <= ACTIONS_MAX, "an event with {count} actions: the model tries no crash within them");
-    crash.is_none_or(|crash| crash <= count)
 }
 
 fn environment(world: &mut World, step: Step) -> bool {

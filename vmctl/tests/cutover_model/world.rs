@@ -5,8 +5,8 @@ use std::sync::RwLock;
 use vmctl::cutover::destination::Destination;
 use vmctl::cutover::event::{
     Answer, BlockdKind, BlockdOp, DestinationAction, DestinationEntry, DestinationEvent, DestinationOutcome,
-    DestinationQemu, DestinationQemuOp, SourceAction, SourceEntry, SourceEvent, SourceOutcome, SourceQemu,
-    SourceQemuOp,
+    DestinationQemu, DestinationQemuOp, Reason, SourceAction, SourceEntry, SourceEvent, SourceOutcome,
+    SourceQemu, SourceQemuOp,
 };
 use vmctl::cutover::ids::{Epoch, MoveId};
 use vmctl::cutover::known;
@@ -187,7 +187,9 @@ impl World {
                 SourceAction::Send(message) => self.a_says(message),
                 SourceAction::Blockd(op) => self.calls_a.push(Call { op, answer: None }),
                 SourceAction::Qemu(op) => self.a_asks_qemu(op),
-                SourceAction::Journal(SourceEntry::Ended(outcome)) => self.a = Agent::Ended(outcome),
+                SourceAction::Journal(SourceEntry::Ended(outcome)) => {
+                    self.a = Agent::Ended(without_reason(outcome))
+                }
                 SourceAction::Journal(SourceEntry::Started(_))
                 | SourceAction::Ready
                 | SourceAction::Mark(_)
@@ -208,6 +210,15 @@ impl World {
             }
             Message::Abort {} | Message::Outcome { outcome: Outcome::Aborted {} | Outcome::Unknown {} } => {
                 self.rule(stage == Stage::Aborted, "said Aborted before the record");
+            }
+            // It changes nothing there, in whatever state; so it need not be kept.
+            Message::Outcome { outcome: Outcome::Moving {} } => {
+                if let Agent::Moves(destination) = &self.b {
+                    let mut after = destination.clone();
+                    let actions = after.on(DestinationEvent::Message(ID, message));
+                    assert!(actions.is_empty() && after == *destination, "Moving is not without effect");
+                }
+                return;
             }
             _ => {}
         }
@@ -374,7 +385,11 @@ impl World {
     /// A restart of blockd: what was asked may have been done, which was a step before; no answer comes.
     pub(crate) fn crash_blockd(&mut self, side: Side) {
         let calls = std::mem::take(if side == Side::A { &mut self.calls_a } else { &mut self.calls_b });
-        if side == Side::A { self.orphans_a.clear() } else { self.orphans_b.clear() }
+        if side == Side::A {
+            self.orphans_a.clear()
+        } else {
+            self.orphans_b.clear()
+        }
         for call in calls {
             match side {
                 Side::A => {
@@ -396,6 +411,14 @@ impl World {
 
     pub(crate) fn source_is(&self, name: &str) -> bool {
         matches!(&self.a, Agent::Moves(source) if source.state_name() == name)
+    }
+}
+
+/// Why it was aborted only people read: worlds that differ in it alone are the same.
+fn without_reason(outcome: SourceOutcome) -> SourceOutcome {
+    match outcome {
+        SourceOutcome::Aborted { guest, .. } => SourceOutcome::Aborted { reason: Reason::Restarted, guest },
+        moved @ SourceOutcome::Moved(_) => moved,
     }
 }
 
