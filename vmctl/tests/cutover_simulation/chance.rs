@@ -1,0 +1,46 @@
+//! How bad the world of one seed is.
+
+use fastrand::Rng;
+
+/// Microseconds of virtual time.
+pub(crate) type Micros = u64;
+
+pub(crate) const MS: Micros = 1000;
+pub(crate) const S: Micros = 1000 * MS;
+
+/// Drawn once for each seed: some worlds are quiet, some lose half of everything.
+#[derive(Clone, Debug)]
+pub(crate) struct Chance {
+    pub(crate) loss: f64,
+    pub(crate) twice: f64,
+    pub(crate) delay_max: Micros,
+    /// Between two faults, about; `None`: there are none.
+    pub(crate) faults_every: Option<Micros>,
+    /// QEMU fails where it may.
+    pub(crate) qemu_fails: f64,
+    /// Moves.
+    pub(crate) moves: u8,
+    /// Somebody wants a move undone.
+    pub(crate) wish: f64,
+}
+
+impl Chance {
+    pub(crate) fn draw(rng: &mut Rng) -> Self {
+        let often = |rng: &mut Rng| rng.choice([0.0, 0.02, 0.1, 0.4]).unwrap();
+        Self {
+            loss: often(rng),
+            twice: often(rng),
+            delay_max: rng.choice([MS, 20 * MS, 300 * MS]).unwrap(),
+            faults_every: rng.choice([None, Some(30 * MS), Some(200 * MS), Some(2 * S)]).unwrap(),
+            qemu_fails: often(rng),
+            moves: rng.u8(1..=6),
+            wish: often(rng),
+        }
+    }
+
+    /// From now on all is well.
+    pub(crate) fn calm(&mut self) {
+        (self.loss, self.twice, self.qemu_fails, self.wish) = (0.0, 0.0, 0.0, 0.0);
+        self.faults_every = None;
+    }
+}
