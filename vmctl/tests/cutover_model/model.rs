@@ -5,14 +5,14 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use stateright::{Checker, Model, Property};
+use stateright::{Checker, HasDiscoveries, Model, Property};
 use vmctl::cutover::event::{DestinationEvent, DestinationQemu, SourceEvent, SourceQemu};
 use vmctl::cutover::ids::Text;
 use vmctl::cutover::message::Message;
-use vmctl::cutover::record::Stage;
+use vmctl::cutover::record::{Commit, Stage};
 
 use crate::settle::{heal, settle};
-use crate::twins::Alone;
+use crate::twins::{Alone, snapshot};
 use crate::world::{Agent, Budget, ID, OLD, Said, Side, World};
 
 /// Which processes may crash.
@@ -36,8 +36,8 @@ pub(crate) enum Step {
     Begin,
     /// A message, by its place in what was said; the agent crashes after so many actions.
     Deliver(Side, u32, Option<usize>),
-    /// A message of an old move.
-    DeliverOld(Side, u32),
+    /// Messages of an old move, to both.
+    DeliverOld,
     /// blockd does what was asked.
     Apply(Side, usize),
     /// The answer comes; the agent crashes after so many actions.
@@ -130,12 +130,12 @@ impl Model for Cutover {
 impl Cutover {
     fn machine_steps(&self, world: &World, steps: &mut Vec<Step>) {
         if world.link {
+            steps.push(Step::DeliverOld);
             for place in world.to_a.places() {
                 self.with_crashes(world, |crash| Step::Deliver(Side::A, place, crash), steps);
             }
             for place in world.to_b.places() {
                 self.with_crashes(world, |crash| Step::Deliver(Side::B, place, crash), steps);
-                steps.push(Step::DeliverOld(Side::B, place));
             }
         }
         for (side, calls) in [(Side::A, &world.calls_a), (Side::B, &world.calls_b)] {
@@ -146,7 +146,8 @@ impl Cutover {
                 }
             }
         }
-        for side in [Side::A, Side::B] {
+        let (a, b) = (matches!(world.a, Agent::Moves(_)), matches!(world.b, Agent::Moves(_)));
+        for (side, _) in [(Side::A, a), (Side::B, b)].into_iter().filter(|(_, moves)| *moves) {
             self.with_crashes(world, |crash| Step::Report(side, crash), steps);
             steps.push(Step::Poke(side));
         }
@@ -168,7 +169,9 @@ impl Cutover {
         }
         let alone =
             [Alone::SStops, Alone::SCompletes, Alone::SFails, Alone::SIoError, Alone::TLoads, Alone::TExits];
-        steps.extend(alone.map(Step::Alone));
+        let (stream, accepts) = (world.stream && world.link, world.blockd_a.accepts());
+        let may = alone.into_iter().filter(|&alone| world.qemus.may(alone, stream, accepts));
+        steps.extend(may.map(Step::Alone));
         if world.budget.writes > 0 && world.qemus.s_runs() && world.blockd_a.accepts() {
             steps.push(Step::Write);
         }
@@ -233,9 +236,6 @@ impl Cutover {
 
 fn fingerprint(world: &World) -> u64 {
     let mut hasher = DefaultHasher::new();
-    // What may still go wrong plays no part in what follows.
-    let mut world = world.clone();
-    world.budget = Budget { crashes: 0, cuts: 0, wishes: 0, deaths: 0, writes: 0 };
     world.hash(&mut hasher);
     hasher.finish()
 }
@@ -269,19 +269,7 @@ fn take(world: &mut World, step: Step) -> bool {
             actions_of(world, &step, crash);
         }
         Step::Begin => world.begin(),
-        // As it was said in a move before, which ended the other way.
-        Step::DeliverOld(_, place) => match Said::get(place) {
-            Message::Prepare { plan } => {
-                let snapshots = crate::twins::snapshot(world.blockd_b.content);
-                let commit = vmctl::cutover::record::Commit { epoch: plan.epoch, snapshots };
-                if !matches!(world.b, Agent::Idle) {
-                    world.on_b(DestinationEvent::Message(OLD, Message::Commit { commit }), None);
-                    world.on_b(DestinationEvent::Message(OLD, Message::Abort {}), None);
-                    world.on_a(SourceEvent::Message(OLD, Message::Loaded {}), None);
-                }
-            }
-            _ => return false,
-        },
+        Step::DeliverOld => deliver_old(world),
         Step::Apply(side, place) => return world.apply(side, place),
         Step::Orphan(side, place) => world.apply_orphan(side, place),
         Step::Poke(Side::A) => {
@@ -295,14 +283,21 @@ fn take(world: &mut World, step: Step) -> bool {
     true
 }
 
+/// What a move before said may come now: to those who mean another one it says nothing.
+fn deliver_old(world: &mut World) {
+    let (snapshots, epoch) = (snapshot(world.blockd_b.content), world.blockd_a.epoch);
+    let commit = Commit { epoch, snapshots };
+    if let Agent::Moves(_) = world.b {
+        world.on_b(DestinationEvent::Message(OLD, Message::Commit { commit }), None);
+        world.on_b(DestinationEvent::Message(OLD, Message::Abort {}), None);
+    }
+    world.on_a(SourceEvent::Message(OLD, Message::Loaded {}), None);
+    world.on_a(SourceEvent::Message(OLD, Message::Running {}), None);
+}
+
 fn environment(world: &mut World, step: Step) -> bool {
     match step {
-        Step::Alone(alone) => {
-            if !world.qemus.may(alone, world.stream && world.link, world.blockd_a.accepts()) {
-                return false;
-            }
-            world.qemus.happens(alone);
-        }
+        Step::Alone(alone) => world.qemus.happens(alone),
         Step::Wish => {
             world.budget.wishes -= 1;
             world.on_a(SourceEvent::Abort(Text::new("wish")), None);
@@ -357,7 +352,7 @@ pub(crate) fn check(name: &str, budget: Budget, faults: Faults) {
     let began = Instant::now();
     let model = Cutover { budget, faults, good: Arc::default() };
     let good = Arc::clone(&model.good);
-    let checker = model.checker().threads(2).spawn_bfs().join();
+    let checker = model.checker().threads(2).finish_when(HasDiscoveries::Any).spawn_bfs().join();
     println!(
         "{name}: {} states ({} steps), longest way {}, {} states on ways to the end, {:.1} s",
         checker.unique_state_count(),

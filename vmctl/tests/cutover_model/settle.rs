@@ -6,7 +6,7 @@ use vmctl::cutover::ids::Text;
 use vmctl::cutover::record::Stage;
 
 use crate::twins::Alone;
-use crate::world::{Agent, ID, Said, Side, World};
+use crate::world::{Agent, Budget, ID, Said, Side, World};
 
 /// Rounds until the end, at most; the longest that is needed is far shorter.
 const ROUNDS_MAX: usize = 60;
@@ -14,6 +14,8 @@ const ROUNDS_MAX: usize = 60;
 /// The faults stop.
 pub(crate) fn heal(world: &World) -> World {
     let mut world = world.clone();
+    // What might still have gone wrong plays no part any more.
+    world.budget = Budget { crashes: 0, cuts: 0, wishes: 0, deaths: 0, writes: 0 };
     world.link = true;
     world.to_a.clear();
     world.to_b.clear();

@@ -31,9 +31,11 @@ impl Chance {
             loss: often(rng),
             twice: often(rng),
             delay_max: rng.choice([MS, 20 * MS, 300 * MS]).unwrap(),
-            faults_every: rng.choice([None, Some(30 * MS), Some(200 * MS), Some(2 * S)]).unwrap(),
+            faults_every: rng
+                .choice([None, Some(50 * MS), Some(200 * MS), Some(500 * MS), Some(2 * S)])
+                .unwrap(),
             qemu_fails: often(rng),
-            moves: rng.u8(1..=6),
+            moves: rng.u8(1..=12),
             wish: often(rng),
         }
     }

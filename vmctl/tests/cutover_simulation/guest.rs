@@ -1,10 +1,10 @@
 //! The guest: it writes numbers, one after the other, and knows which ones were answered.
 
-use vmctl::cutover::event::{DestinationQemu, SourceQemu};
+use vmctl::cutover::event::DestinationQemu;
 use vmctl::cutover::ids::MoveId;
 
 use crate::chance::{MS, Micros};
-use crate::twins::{Blockd, Content, Qemus};
+use crate::twins::{Alone, Blockd, Content, Qemus};
 
 /// How long a write of a frozen volume is held.
 const HELD_MAX: Micros = 2000 * MS;
@@ -42,7 +42,9 @@ impl Pair {
             } else if !blockd.primary || now - *self.held.get_or_insert(now) > HELD_MAX {
                 // Refused: werror=stop. It is written again when the guest goes on.
                 self.held = None;
-                self.qemus.s = SourceQemu::Paused;
+                if self.qemus.may(Alone::SIoError, self.stream, false) {
+                    self.qemus.happens(Alone::SIoError);
+                }
             }
         }
         if self.qemus.t == DestinationQemu::Running {

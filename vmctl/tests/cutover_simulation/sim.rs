@@ -193,7 +193,7 @@ impl Sim {
             }
             self.happens(event);
             self.check();
-            if at > CALM && self.is_over() {
+            if (at > CALM || self.moves == self.chance.moves) && self.is_over() {
                 break;
             }
         }
@@ -310,21 +310,24 @@ impl Sim {
             SourceOutcome::Moved(_) => self.seen.moved += 1,
             SourceOutcome::Aborted { guest, .. } => {
                 self.seen.aborted += 1;
-                // The agent starts a guest that has died again, from the disk.
-                let content = self.blockds[host].content;
-                let pair = self.pairs.get_mut(&id).expect("a pair for each move");
-                if guest.is_dead() {
-                    pair.qemus.s = SourceQemu::Running;
-                    pair.memory_s = content;
-                }
-                assert!(
-                    matches!(pair.qemus.s, SourceQemu::Running | SourceQemu::Gone),
-                    "an aborted move ends with S {:?}",
-                    pair.qemus.s
-                );
+                self.supervise(host, id, *guest);
             }
         }
         self.at(20 * MS, Event::NextMove);
+    }
+
+    /// What an agent does with a guest of its own after a move: one that has died is started again, from the disk; one that an
+    /// error stopped, which was on its way when the volume was thawed, goes on.
+    fn supervise(&mut self, host: usize, id: MoveId, guest: SourceQemu) {
+        let content = self.blockds[host].content;
+        let pair = self.pairs.get_mut(&id).expect("a pair for each move");
+        if guest.is_dead() || pair.qemus.s.is_dead() {
+            pair.memory_s = content;
+        } else {
+            let stopped = !matches!(pair.qemus.s, SourceQemu::Running | SourceQemu::Paused);
+            assert!(!stopped, "an aborted move ends with S {:?}", pair.qemus.s);
+        }
+        pair.qemus.s = SourceQemu::Running;
     }
 
     fn destination_does(&mut self, host: usize, id: MoveId, actions: Vec<DestinationAction>) {
@@ -343,6 +346,11 @@ impl Sim {
                     self.agents[host].open.remove(&id);
                     if let DestinationOutcome::Here { cold, .. } = outcome {
                         self.seen.cold += u64::from(cold);
+                        // It has crashed after it had said that it runs.
+                        let qemus = &mut self.pairs.get_mut(&id).expect("a pair for each move").qemus;
+                        if qemus.t == DestinationQemu::Gone {
+                            qemus.t_does(DestinationQemuOp::StartCold);
+                        }
                         self.owner = host;
                         self.at(20 * MS, Event::NextMove);
                     }
@@ -511,8 +519,8 @@ impl Sim {
             (Alone::SStops, 0.3),
             (Alone::SCompletes, 0.4),
             (Alone::TLoads, 0.4),
-            (Alone::SFails, self.chance.qemu_fails * 0.1),
-            (Alone::TExits, self.chance.qemu_fails * 0.1),
+            (Alone::SFails, self.chance.qemu_fails * 0.4),
+            (Alone::TExits, self.chance.qemu_fails * 0.4),
         ];
         for id in self.pairs.keys().copied().collect::<Vec<_>>() {
             for (alone, often) in alone {
@@ -537,11 +545,9 @@ impl Sim {
 
     fn write(&mut self) {
         for pair in self.pairs.values_mut() {
-            let before = pair.qemus.s;
             if pair.write(self.now, &mut self.blockds, &mut self.acked) {
                 self.seen.writes += 1;
             }
-            debug_assert!(pair.qemus.s == before || pair.qemus.s == SourceQemu::Paused);
         }
         let after = self.rng.u64(MS..10 * MS);
         self.at(after, Event::Write);
@@ -582,7 +588,7 @@ impl Sim {
     fn fault(&mut self) {
         let Some(every) = self.chance.faults_every else { return };
         let host = self.rng.usize(0..2);
-        match self.rng.u8(0..6) {
+        match self.rng.u8(0..7) {
             0 | 1 => self.crash_agent(host),
             2 | 3 => {
                 self.seen.crashes += 1;
@@ -620,7 +626,7 @@ impl Sim {
     fn crash_qemu(&mut self) {
         let Some((id, pair)) = self.pairs.iter_mut().next_back() else { return };
         let (id, first) = (*id, self.rng.bool());
-        if self.agents.iter().all(|agent| !agent.open.contains_key(&id)) || self.rng.u8(0..3) > 0 {
+        if self.agents.iter().all(|agent| !agent.open.contains_key(&id)) {
             return;
         }
         self.seen.crashes += 1;
