@@ -9,7 +9,7 @@ pub(crate) type Content = u32;
 
 /// The setup of move `number`, out of `epoch`.
 pub(crate) fn setup(number: u8, epoch: Epoch) -> Setup {
-    let name = Name::new("v").unwrap();
+    let name = Name::new("v").expect("a name");
     let plan = Plan { vm: name.clone(), digest: Digest([0; 32]), volumes: vec![name], epoch };
     Setup { id: MoveId([number; 16]), plan }
 }
@@ -20,7 +20,7 @@ pub(crate) fn snapshot(content: Content) -> Vec<FinalSnapshot> {
     root[..4].copy_from_slice(&content.to_be_bytes());
     let mut uid = [0; 16];
     uid[..4].copy_from_slice(&content.to_be_bytes());
-    vec![FinalSnapshot { volume: Name::new("v").unwrap(), uid: SnapshotUid(uid), root: Root(root) }]
+    vec![FinalSnapshot { volume: Name::new("v").expect("a name"), uid: SnapshotUid(uid), root: Root(root) }]
 }
 
 /// The records of one blockd: durable, changed by compare-and-swap.

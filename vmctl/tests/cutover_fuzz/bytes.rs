@@ -9,7 +9,7 @@ use crate::config;
 use crate::words::{ID, id, message};
 
 fn framed(json: &[u8]) -> Vec<u8> {
-    [&u32::try_from(json.len()).unwrap().to_be_bytes()[..], json].concat()
+    [&u32::try_from(json.len()).expect("small").to_be_bytes()[..], json].concat()
 }
 
 fn decode(bytes: &[u8]) -> Result<Option<Envelope>, DecodeError> {

@@ -14,7 +14,7 @@ pub(crate) fn plan() -> Plan {
 }
 
 fn name() -> Name {
-    Name::new("v").unwrap()
+    Name::new("v").expect("a name")
 }
 
 pub(crate) fn id() -> impl Strategy<Value = MoveId> {
@@ -26,7 +26,7 @@ fn epoch() -> impl Strategy<Value = Epoch> {
 }
 
 fn any_name() -> impl Strategy<Value = Name> {
-    prop_oneof![8 => Just(name()), 1 => "[a-zA-Z0-9_][a-zA-Z0-9._-]{0,254}".prop_map(|text| Name::new(&text).unwrap())]
+    prop_oneof![8 => Just(name()), 1 => "[a-zA-Z0-9_][a-zA-Z0-9._-]{0,254}".prop_map(|text| Name::new(&text).expect("a name"))]
 }
 
 pub(crate) fn snapshots() -> impl Strategy<Value = Vec<FinalSnapshot>> {

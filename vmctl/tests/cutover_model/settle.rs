@@ -83,14 +83,13 @@ fn round(world: &mut World) {
 
 fn qemus(world: &mut World) {
     let accepts = world.blockd_a.accepts();
-    let device = world.qemus.s == SourceQemu::Device;
     let ok = [Alone::TLoads, Alone::SStops, Alone::SCompletes, Alone::SIoError];
-    if let Some(alone) = ok.into_iter().find(|&alone| world.qemus.may(alone, world.stream, accepts)) {
+    // QEMU fails only where nothing else can come of it.
+    let is_alone = world.qemus.t == DestinationQemu::Gone || !world.stream;
+    let fails = is_alone.then_some(Alone::SFails);
+    let may = |alone: &Alone| world.qemus.may(*alone, world.stream, accepts);
+    if let Some(alone) = ok.into_iter().chain(fails).find(may) {
         world.qemus.happens(alone);
-    } else if device && (world.qemus.t == DestinationQemu::Gone || !world.stream) {
-        world.qemus.happens(Alone::SFails);
-    } else if world.qemus.s == SourceQemu::Precopy && world.qemus.may(Alone::SFails, world.stream, accepts) {
-        world.qemus.happens(Alone::SFails);
     }
     world.on_a(SourceEvent::Qemu(world.qemus.s), None);
     world.on_b(DestinationEvent::Qemu(world.qemus.t), None);

@@ -51,13 +51,14 @@ pub(crate) enum Agent<M, O> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Said(u64);
 
+const UNPOISONED: &str = "nobody panics with it";
 static MESSAGES: RwLock<Vec<Message>> = RwLock::new(Vec::new());
 
 impl Said {
     pub(crate) fn insert(&mut self, message: Message) {
-        let known = MESSAGES.read().unwrap().iter().position(|other| *other == message);
+        let known = MESSAGES.read().expect(UNPOISONED).iter().position(|other| *other == message);
         let place = known.unwrap_or_else(|| {
-            let mut messages = MESSAGES.write().unwrap();
+            let mut messages = MESSAGES.write().expect(UNPOISONED);
             messages.iter().position(|other| *other == message).unwrap_or_else(|| {
                 messages.push(message);
                 messages.len() - 1
@@ -80,7 +81,7 @@ impl Said {
     }
 
     pub(crate) fn get(place: u32) -> Message {
-        MESSAGES.read().unwrap()[place as usize].clone()
+        MESSAGES.read().expect(UNPOISONED)[place as usize].clone()
     }
 }
 
@@ -188,7 +189,7 @@ impl World {
                 SourceAction::Blockd(op) => self.calls_a.push(Call { op, answer: None }),
                 SourceAction::Qemu(op) => self.a_asks_qemu(op),
                 SourceAction::Journal(SourceEntry::Ended(outcome)) => {
-                    self.a = Agent::Ended(without_reason(outcome))
+                    self.a = Agent::Ended(without_reason(outcome));
                 }
                 SourceAction::Journal(SourceEntry::Started(_))
                 | SourceAction::Ready
@@ -386,9 +387,9 @@ impl World {
     pub(crate) fn crash_blockd(&mut self, side: Side) {
         let calls = std::mem::take(if side == Side::A { &mut self.calls_a } else { &mut self.calls_b });
         if side == Side::A {
-            self.orphans_a.clear()
+            self.orphans_a.clear();
         } else {
-            self.orphans_b.clear()
+            self.orphans_b.clear();
         }
         for call in calls {
             match side {

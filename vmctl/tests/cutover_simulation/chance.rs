@@ -26,14 +26,14 @@ pub(crate) struct Chance {
 
 impl Chance {
     pub(crate) fn draw(rng: &mut Rng) -> Self {
-        let often = |rng: &mut Rng| rng.choice([0.0, 0.02, 0.1, 0.4]).unwrap();
+        let often = |rng: &mut Rng| rng.choice([0.0, 0.02, 0.1, 0.4]).expect("not empty");
         Self {
             loss: often(rng),
             twice: often(rng),
-            delay_max: rng.choice([MS, 20 * MS, 300 * MS]).unwrap(),
+            delay_max: rng.choice([MS, 20 * MS, 300 * MS]).expect("not empty"),
             faults_every: rng
                 .choice([None, Some(50 * MS), Some(200 * MS), Some(500 * MS), Some(2 * S)])
-                .unwrap(),
+                .expect("not empty"),
             qemu_fails: often(rng),
             moves: rng.u8(1..=12),
             wish: often(rng),

@@ -381,7 +381,7 @@ impl Sim {
         }
         let mut decoder = Decoder::default();
         decoder.push(bytes);
-        let Envelope { id, message } = decoder.next().unwrap().unwrap();
+        let Envelope { id, message } = decoder.next().expect("our own bytes").expect("all of them");
         let agent = self.agents[host].incarnation;
         match self.agents[host].open.get(&id) {
             Some(Machine::Source(_)) => self.source(host, agent, id, SourceEvent::Message(id, message)),
@@ -684,6 +684,8 @@ impl Sim {
         assert!(!(a.accepts() && b.accepts()), "both hosts accept writes");
         let mut running = 0;
         for pair in self.pairs.values() {
+            let released = self.blockds[pair.from].stage(pair.id) == Stage::Released;
+            assert!(!(released && pair.qemus.s_runs()), "S runs though its volumes are released");
             running += u32::from(pair.qemus.s_runs() && self.blockds[pair.from].accepts());
             if pair.qemus.t == DestinationQemu::Running {
                 running += 1;
