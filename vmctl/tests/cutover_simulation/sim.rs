@@ -438,6 +438,10 @@ impl Sim {
             let mut again = self.blockds[host].clone();
             assert_eq!(again.apply(id, op), answer, "the same again is answered otherwise");
             assert_eq!(again, self.blockds[host], "the same again changes something");
+            if kind == BlockdKind::Own && answer == Answer::Done {
+                let (new, old) = (self.blockds[host].epoch, self.blockds[1 - host].epoch);
+                assert!(new > old, "owned in {new:?} after {old:?}");
+            }
             // It was done, and the answer is lost in one of many cases.
             if self.rng.f64() < self.chance.loss / 4.0 { Answer::Unavailable } else { answer }
         };
@@ -461,7 +465,12 @@ impl Sim {
             SourceQemuOp::Cancel => {
                 assert!(matches!(stage, Stage::Aborted | Stage::Absent), "S {op:?} while {stage:?}");
             }
-            SourceQemuOp::Quit => assert_eq!(stage, Stage::Released, "S {op:?} before Released"),
+            SourceQemuOp::Quit => {
+                assert_eq!(stage, Stage::Released, "S {op:?} before Released");
+                // Absent: the guest is there, and begins its next move already.
+                let there = self.blockds[1 - host].stage(id);
+                assert!(there != Stage::Expected, "S {op:?} before the guest is at the destination");
+            }
             SourceQemuOp::Continue | SourceQemuOp::Query => {}
         }
         let pair = self.pairs.get_mut(&id).expect("a pair for each move");
