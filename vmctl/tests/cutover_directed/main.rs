@@ -192,3 +192,17 @@ fn without_a_machine_the_journal_answers() {
     assert_eq!(destination_answer(&said, None), None);
     assert_eq!(destination_answer(&Message::Abort {}, None), Some(Message::Discarded {}));
 }
+
+/// QEMU waits in `device` without a limit for a peer that it cannot hear: the guest must not wait with it until the link is back.
+#[test]
+fn a_qemu_that_waits_for_a_lost_peer_is_torn_loose() {
+    let (mut source, _) = Source::start(setup(1, Epoch(1)));
+    for (event, _) in good_way().into_iter().take(4) {
+        source.on(event);
+    }
+    assert_eq!(source.on(SourceEvent::LinkDown), [SourceAction::Blockd(BlockdOp::Abort)]);
+    let actions = source.on(done(BlockdKind::Abort));
+    assert!(actions.contains(&SourceAction::Qemu(SourceQemuOp::Query)));
+    let actions = source.on(SourceEvent::Qemu(SourceQemu::Device));
+    assert_eq!(actions, [SourceAction::Qemu(SourceQemuOp::Yank)]);
+}

@@ -314,8 +314,9 @@ impl World {
 
     fn b_says(&mut self, message: Message) {
         if matches!(message, Message::Running {}) {
-            let here = self.stage_b() == Stage::Owned;
-            self.rule(here, "said Running without owning the volumes");
+            let waits = matches!(self.qemus.t, DestinationQemu::Incoming | DestinationQemu::Loaded);
+            let here = self.stage_b() == Stage::Owned && !waits;
+            self.rule(here, "said Running before the guest ran");
         }
         self.to_a.insert(message);
     }
