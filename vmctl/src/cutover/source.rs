@@ -18,16 +18,19 @@
 //!
 //! Events that a state does not name change nothing in it.
 
+mod answers;
+mod qemu;
+
 use std::sync::Arc;
 
 use super::asked::Asked;
 use super::event::{
-    Answer, BlockdKind, BlockdOp, Mark, Note, Reason, SourceAction, SourceEntry, SourceEvent, SourceOutcome,
-    SourceQemu, SourceQemuOp,
+    BlockdOp, Mark, Note, Reason, SourceAction, SourceEntry, SourceEvent, SourceOutcome, SourceQemu,
+    SourceQemuOp,
 };
 use super::ids::{ForPeople, Text};
 use super::message::{Message, Outcome};
-use super::record::{Commit, FinalSnapshot, Record, Setup, Stage};
+use super::record::{Commit, FinalSnapshot, Setup};
 
 type Actions = Vec<SourceAction>;
 
@@ -261,182 +264,6 @@ impl Source {
             out.push(SourceAction::Mark(Mark::PeerRunning));
             out.push(SourceAction::Qemu(SourceQemuOp::Quit));
         }
-    }
-
-    fn answer(&mut self, kind: BlockdKind, answer: Answer, out: &mut Actions) {
-        match (kind, answer) {
-            // Asked again with the next poke.
-            (_, Answer::Unavailable) => {}
-            (BlockdKind::Release, Answer::Done) => self.released(None, out),
-            (BlockdKind::Abort, Answer::Done) => self.aborted(out),
-            (BlockdKind::Freeze, Answer::Done) => self.frozen(out),
-            (BlockdKind::Ship, Answer::Shipped(snapshots)) => self.shipped(snapshots, out),
-            (_, Answer::Record(record)) => self.recorded(record, None, out),
-            (_, Answer::Refused(record, text)) => self.recorded(record, Some((kind, text)), out),
-            (_, Answer::Done | Answer::Shipped(_)) => {}
-        }
-    }
-
-    /// What the record says; `refused`: instead of doing what was asked.
-    fn recorded(&mut self, record: Record, refused: Option<(BlockdKind, Text)>, out: &mut Actions) {
-        match record.stage {
-            Stage::Released => {
-                let commit = Commit { epoch: record.epoch, snapshots: record.snapshots };
-                self.released(self.setup.plan.fits(&commit.snapshots).then_some(commit), out);
-            }
-            Stage::Aborted => self.aborted(out),
-            Stage::Absent | Stage::Frozen | Stage::Expected | Stage::Owned => match (&self.state, refused) {
-                (State::Recovering, _) => self.fail(Reason::Restarted, out),
-                // What is refused now was asked before things changed.
-                (State::Aborting(_) | State::Returning(_), Some((kind, text))) => {
-                    if kind == BlockdKind::Abort {
-                        out.push(SourceAction::Note(Note::BlockdRefuses(kind, text)));
-                    }
-                }
-                (_, Some((_, text))) => self.fail(Reason::Blockd(text), out),
-                (_, None) => {}
-            },
-        }
-    }
-
-    fn frozen(&mut self, out: &mut Actions) {
-        if self.state == State::Freezing {
-            self.state = State::Switching(Switch::default());
-            out.push(SourceAction::Mark(Mark::Frozen));
-            out.push(SourceAction::Qemu(SourceQemuOp::Continue));
-            self.ask(BlockdOp::Ship, out);
-        }
-    }
-
-    fn shipped(&mut self, snapshots: Vec<FinalSnapshot>, out: &mut Actions) {
-        let fits = self.setup.plan.fits(&snapshots);
-        let State::Switching(switch) = &mut self.state else { return };
-        if !fits {
-            let text = Text::new("blockd has shipped other volumes than the plan has");
-            return self.fail(Reason::Blockd(text), out);
-        }
-        switch.shipped = Some(snapshots);
-        out.push(SourceAction::Mark(Mark::Published));
-        self.release_if_all(out);
-    }
-
-    fn release_if_all(&mut self, out: &mut Actions) {
-        if let State::Switching(Switch { shipped: Some(snapshots), completed: true, loaded: true }) =
-            &self.state
-        {
-            let snapshots = snapshots.clone();
-            self.state = State::Releasing(snapshots.clone());
-            self.ask(BlockdOp::Release(snapshots), out);
-        }
-    }
-
-    /// The commit record is there. `commit`: as the record has it, where it was read.
-    fn released(&mut self, commit: Option<Commit>, out: &mut Actions) {
-        let known = match &self.state {
-            State::Committing(None) => false,
-            State::Committing(Some(_)) | State::Quitting(_) => return,
-            State::Returning(_) | State::Ended { .. } => {
-                let text = "blockd says Released of a move that it has aborted";
-                return out.push(SourceAction::Note(Note::Contradiction(Text::new(text))));
-            }
-            _ => true,
-        };
-        let own = match &self.state {
-            State::Releasing(snapshots) => {
-                Some(Commit { epoch: self.setup.plan.epoch, snapshots: snapshots.clone() })
-            }
-            _ => None,
-        };
-        if known {
-            out.push(SourceAction::Mark(Mark::Released));
-        }
-        self.state = State::Committing(commit.or(own));
-        (self.qemu, self.peer_gone) = (None, false);
-        self.again(out);
-    }
-
-    /// The abort record is there.
-    fn aborted(&mut self, out: &mut Actions) {
-        let reason = match &self.state {
-            State::Returning(_) | State::Ended { outcome: SourceOutcome::Aborted { .. }, .. } => return,
-            State::Committing(_) | State::Quitting(_) | State::Ended { .. } => {
-                let text = "blockd says Aborted of a move that it has released";
-                return out.push(SourceAction::Note(Note::Contradiction(Text::new(text))));
-            }
-            State::Aborting(reason) => reason.0.clone(),
-            State::Recovering => Reason::Restarted,
-            _ => Reason::Elsewhere,
-        };
-        self.state = State::Returning(ForPeople(reason));
-        out.push(SourceAction::Mark(Mark::Aborted));
-        // The guest first: it is what somebody waits for. How QEMU is now is asked for; what it said before may be old.
-        self.qemu = None;
-        out.push(SourceAction::Qemu(SourceQemuOp::Query));
-        out.push(SourceAction::Send(Message::Abort {}));
-    }
-
-    fn report(&mut self, report: SourceQemu, out: &mut Actions) {
-        // Kept where it leads to something later; else it would only be old.
-        if matches!(self.state, State::Switching(_) | State::Returning(_)) {
-            self.qemu = Some(report);
-        }
-        match &mut self.state {
-            State::Preparing | State::Prepared if report == SourceQemu::PreSwitchover => {
-                // Too early: nothing is frozen, the guest need not wait.
-                out.push(SourceAction::Qemu(SourceQemuOp::Cancel));
-            }
-            State::Armed if report == SourceQemu::PreSwitchover => {
-                self.state = State::Freezing;
-                out.push(SourceAction::Mark(Mark::GuestStopped));
-                self.ask(BlockdOp::Freeze, out);
-            }
-            State::Preparing | State::Prepared | State::Armed if report.is_dead() => {
-                self.fail(Reason::Qemu(report), out);
-            }
-            State::Freezing => match report {
-                SourceQemu::PreSwitchover => {}
-                _ => self.fail(Reason::Qemu(report), out),
-            },
-            State::Switching(switch) => match report {
-                SourceQemu::PreSwitchover | SourceQemu::Device => {}
-                SourceQemu::Completed if !switch.completed => {
-                    switch.completed = true;
-                    out.push(SourceAction::Mark(Mark::Completed));
-                    self.release_if_all(out);
-                }
-                SourceQemu::Completed => {}
-                // The destination has everything: nothing is lost with it.
-                SourceQemu::Gone if switch.completed => {}
-                _ => self.fail(Reason::Qemu(report), out),
-            },
-            State::Releasing(_) if !matches!(report, SourceQemu::Completed | SourceQemu::Gone) => {
-                self.fail(Reason::Qemu(report), out);
-            }
-            State::Returning(_) => self.bring_back(out),
-            State::Quitting(commit) if report == SourceQemu::Gone => {
-                let outcome = SourceOutcome::Moved(commit.clone());
-                self.end(outcome, true, out);
-            }
-            _ => {}
-        }
-    }
-
-    /// Takes QEMU back to where the guest runs, from wherever it is.
-    fn bring_back(&mut self, out: &mut Actions) {
-        let (State::Returning(reason), Some(report)) = (&self.state, self.qemu) else { return };
-        let op = match report {
-            SourceQemu::Precopy | SourceQemu::PreSwitchover => SourceQemuOp::Cancel,
-            // It resumes by itself when its peer is gone; if it cannot see that, it has to be told.
-            SourceQemu::Device if self.link_down || self.peer_gone => SourceQemuOp::Yank,
-            SourceQemu::Device => return,
-            SourceQemu::Completed | SourceQemu::Paused => SourceQemuOp::Resume,
-            SourceQemu::Running | SourceQemu::Shutdown | SourceQemu::Panicked | SourceQemu::Gone => {
-                let outcome = SourceOutcome::Aborted { reason: reason.0.clone(), guest: report };
-                out.push(SourceAction::Mark(Mark::GuestBack));
-                return self.end(outcome, false, out);
-            }
-        };
-        out.push(SourceAction::Qemu(op));
     }
 
     fn end(&mut self, outcome: SourceOutcome, told: bool, out: &mut Actions) {
