@@ -20,20 +20,16 @@ fn lossy_network_cut_wish_and_death() {
     check("lossy", Budget { cuts: 1, wishes: 1, deaths: 1, ..NONE }, Faults::default());
 }
 
-#[test]
-fn one_crash_of_anything_and_a_cut() {
-    check("one crash", Budget { crashes: 1, cuts: 1, ..NONE }, Faults::all());
-}
-
+/// One crash is among them; a way that needs only one is the shortest, and is what is printed.
 #[test]
 fn two_crashes_of_anything_and_a_cut() {
-    check("two crashes", Budget { crashes: 2, cuts: 1, writes: 0, ..NONE }, Faults::all());
+    check("two crashes", Budget { crashes: 2, cuts: 1, ..NONE }, Faults::all());
 }
 
-/// The same while the guest writes; for long runs: `CUTOVER_MODEL=all`.
+/// Everything at once, for long runs: `CUTOVER_MODEL=all`.
 #[test]
-fn two_crashes_of_anything_a_cut_and_a_write() {
+fn two_crashes_a_cut_a_wish_and_a_death() {
     if std::env::var("CUTOVER_MODEL").is_ok_and(|text| text == "all") {
-        check("two crashes, write", Budget { crashes: 2, cuts: 1, ..NONE }, Faults::all());
+        check("all", Budget { crashes: 2, cuts: 1, wishes: 1, deaths: 1, ..NONE }, Faults::all());
     }
 }
