@@ -249,6 +249,9 @@ pub struct SnapshotInfo {
     pub clones: Vec<String>,
     /// Clients of its read-only export.
     pub clients: u64,
+    /// What it is on every host: 32 hexadecimal digits.
+    #[serde(default)]
+    pub uid: String,
 }
 
 /// The store as a whole.

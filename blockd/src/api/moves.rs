@@ -62,6 +62,16 @@ pub struct BeginMove {
     pub volumes: Vec<String>,
 }
 
+/// `POST /v1/moves/{id}/abort`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AbortMove {
+    /// The other host's name here, and the volumes: if the move has not begun, it never will.
+    pub peer: Option<String>,
+    /// By name.
+    pub volumes: Vec<String>,
+}
+
 /// `POST /v1/moves/{id}/release`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -183,8 +193,17 @@ pub(super) async fn own(
     tell(&state, Move::Own { id, volumes }, "volumes_owned", names.join(" ")).await
 }
 
-pub(super) async fn abort(Extract(state): Context, Segment(id): Segment) -> Reply<Done> {
-    tell(&state, Move::Abort { id: move_id(&id)? }, "move_aborted", String::new()).await
+pub(super) async fn abort(
+    Extract(state): Context,
+    Segment(id): Segment,
+    Body(body): Body<AbortMove>,
+) -> Reply<Done> {
+    let id = move_id(&id)?;
+    let AbortMove { peer: Some(peer), volumes } = body else {
+        return tell(&state, Move::Abort { id, of: None }, "move_aborted", String::new()).await;
+    };
+    let abort = |peer, volumes| Move::Abort { id, of: Some((peer, volumes)) };
+    begin(&state, BeginMove { peer, volumes }, abort, "move_aborted").await
 }
 
 pub(super) async fn show(Extract(state): Context, Segment(id): Segment) -> Reply<MoveInfo> {

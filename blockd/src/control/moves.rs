@@ -53,6 +53,9 @@ pub enum Move {
     Abort {
         /// Which move.
         id: MoveId,
+        /// The other host, and the volumes that the move was to be of: if it has not begun, it never will, so that what is
+        /// still on its way comes too late. Without: a move that has not begun is an error.
+        of: Option<(HostId, Vec<String>)>,
     },
     /// Answer: `Moved`, when all that it tells is durable.
     Show {
@@ -101,7 +104,7 @@ impl Move {
             | Self::Release { id, .. }
             | Self::Expect { id, .. }
             | Self::Own { id, .. }
-            | Self::Abort { id } => Some(*id),
+            | Self::Abort { id, .. } => Some(*id),
             Self::Show { id } => *id,
         }
     }

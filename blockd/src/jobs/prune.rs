@@ -141,6 +141,7 @@ mod tests {
             holds: Vec::new(),
             clones: Vec::new(),
             clients: 0,
+            uid: String::new(),
         };
         names.iter().enumerate().map(info).collect()
     }

@@ -534,6 +534,7 @@ impl Store {
             holds: record.holds.clone(),
             clones: clones.map(|(_, volume)| volume.name.clone()).collect(),
             clients: u64::from(self.disk(self.catalog.snapshot_exports[&id]).clients),
+            uid: self.catalog.uid(id).to_string(),
         }
     }
 

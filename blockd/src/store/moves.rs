@@ -38,7 +38,7 @@ impl Store {
             Move::Release { id, snapshots } => self.release_volumes(token, id, &snapshots, io),
             Move::Expect { id, peer, volumes } => self.expect(token, id, peer, &volumes),
             Move::Own { id, volumes } => self.own(token, id, &volumes),
-            Move::Abort { id } => self.abort(token, id),
+            Move::Abort { id, of } => self.abort(token, id, of),
             Move::Show { id } => self.show_moves(token, id),
         }
     }
@@ -358,7 +358,10 @@ impl Store {
         idle && layer.is_some() && parent == layer
     }
 
-    fn abort(&mut self, token: Token, id: MoveId) -> Outcome<()> {
+    fn abort(&mut self, token: Token, id: MoveId, of: Option<(HostId, Vec<String>)>) -> Outcome<()> {
+        if let (Some((peer, names)), Err(_)) = (&of, self.moved(id)) {
+            return self.abort_before_it_begins(token, id, *peer, names);
+        }
         let (stage, volumes) = self.moved(id)?;
         self.check_all_durable(&volumes)?;
         if matches!(stage, Stage::Released | Stage::Owned) {
@@ -373,6 +376,25 @@ impl Store {
                 Stage::Frozen => bundle.thaws.push(volume),
                 _ => self.close_doors(volume),
             }
+        }
+        self.commit_bundle(bundle);
+        Ok(())
+    }
+
+    /// What is still on its way to begin it comes too late.
+    fn abort_before_it_begins(
+        &mut self,
+        token: Token,
+        id: MoveId,
+        peer: HostId,
+        names: &[String],
+    ) -> Outcome<()> {
+        let volumes = self.volumes_for(id, names, Stage::Aborted)?;
+        let mut bundle = Bundle { token: Some(token), ..Bundle::new(Vec::new(), volumes.clone()) };
+        for volume in volumes {
+            let (epoch, since) = (self.catalog.epoch(volume), SnapshotId(0));
+            let aborted = MoveRecord { id, peer, stage: Stage::Aborted, epoch, since, handover: None };
+            self.set_move(volume, aborted, &mut bundle);
         }
         self.commit_bundle(bundle);
         Ok(())

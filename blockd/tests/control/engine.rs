@@ -116,6 +116,7 @@ impl State {
                 holds: Vec::new(),
                 clones: Vec::new(),
                 clients: 0,
+                uid: String::new(),
             });
         }
         Ok(Answer::Done)

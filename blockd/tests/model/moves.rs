@@ -142,7 +142,7 @@ fn what_is_frozen_holds_writes_until_the_move_is_given_up() {
     // A cut neither waits for what is held, nor has it.
     snapshot(&mut world, "v", "last");
     assert_eq!((read_block(&mut world, "v@last", 1), replies(&mut world)), (0, vec![]));
-    done(&mut world, Move::Abort { id: ID });
+    done(&mut world, Move::Abort { id: ID, of: None });
     assert_eq!(replies(&mut world), [Ok(())]);
     assert_eq!((read_block(&mut world, "v", 1), stage(&mut world, ID)), (2, Some(Stage::Aborted)));
 }
@@ -161,7 +161,7 @@ fn what_is_held_too_long_is_refused_and_what_comes_later_too() {
     assert_eq!(write(&mut world, door, 0, 512, 3), Err(Errno::Perm), "parts of blocks, too");
     let zero = Command::Trim { fua: false };
     assert_eq!(request(&mut world, door, 0, CLUSTER, zero).map(drop), Err(Errno::Perm));
-    done(&mut world, Move::Abort { id: ID });
+    done(&mut world, Move::Abort { id: ID, of: None });
     assert_eq!(write(&mut world, door, BLOCK, BLOCK, 4), Ok(()));
 }
 
@@ -193,7 +193,7 @@ fn what_is_released_takes_no_write_through_any_door() {
     assert_eq!((moved[0].stage, moved[0].handover.unwrap().root), (Stage::Released, ROOT));
     // Given again it changes nothing; nothing takes it back.
     done(&mut world, release(ID, "last"));
-    assert_eq!(kind(do_move(&mut world, Move::Abort { id: ID })), ErrorKind::Refused);
+    assert_eq!(kind(do_move(&mut world, Move::Abort { id: ID, of: None })), ErrorKind::Refused);
     assert_eq!(kind(do_move(&mut world, freeze(ID))), ErrorKind::Refused);
     assert_eq!(kind(do_move(&mut world, freeze(BACK))), ErrorKind::Refused, "it is not this host's to give");
 }
@@ -226,7 +226,7 @@ fn what_comes_back_is_owned_in_the_epoch_after() {
     assert_eq!(write(&mut world, door, BLOCK, BLOCK, 9), Ok(()));
     assert_eq!(read(&mut world, door), Ok(0x51));
     assert_eq!((identity(&mut world).epoch, stage(&mut world, BACK)), (3, Some(Stage::Owned)));
-    assert_eq!(kind(do_move(&mut world, Move::Abort { id: BACK })), ErrorKind::Refused);
+    assert_eq!(kind(do_move(&mut world, Move::Abort { id: BACK, of: None })), ErrorKind::Refused);
     // The machine of the first epoch is still there: nothing that it writes is taken.
     assert_eq!(write(&mut world, zombie, 0, BLOCK, 0xBB), Err(Errno::Shutdown));
     assert_eq!(read_block(&mut world, "v", 0), 0x51);
@@ -269,8 +269,8 @@ fn an_expectation_that_is_given_up_leaves_the_replica() {
     assert_eq!(kind(do_move(&mut world, expect(MoveId([1; 16]), PEER))), ErrorKind::Busy);
     let door = world.find_door("v:2").unwrap();
     world.connect(door);
-    done(&mut world, Move::Abort { id: BACK });
-    done(&mut world, Move::Abort { id: BACK });
+    done(&mut world, Move::Abort { id: BACK, of: None });
+    done(&mut world, Move::Abort { id: BACK, of: None });
     assert_eq!(write(&mut world, door, 0, BLOCK, 9), Err(Errno::Shutdown));
     let uid = identity(&mut world).snapshots.last().unwrap().uid;
     let volumes = vec![Handed { volume: "v".into(), epoch: 2, handover: Handover { uid, root: ROOT } }];
@@ -278,7 +278,7 @@ fn an_expectation_that_is_given_up_leaves_the_replica() {
     assert_eq!(kind(do_move(&mut world, expect(BACK, PEER))), ErrorKind::Refused, "it was given up");
     done(&mut world, expect(MoveId([1; 16]), PEER));
     world.disconnect(door);
-    assert_eq!(kind(do_move(&mut world, Move::Abort { id: MoveId([2; 16]) })), ErrorKind::NotFound);
+    assert_eq!(kind(do_move(&mut world, Move::Abort { id: MoveId([2; 16]), of: None })), ErrorKind::NotFound);
 }
 
 #[test]
@@ -314,6 +314,21 @@ fn nobody_changes_a_volume_that_is_being_moved() {
     assert_eq!(kind(do_move(&mut world, Move::Release { id: ID, snapshots: vec![] })), ErrorKind::BadValue);
 }
 
+/// What was asked for before the abort and arrives after it changes nothing.
+#[test]
+fn a_move_that_was_given_up_before_it_began_never_begins() {
+    let (mut world, door) = begin(8);
+    let of = Some((PEER, vec!["v".to_owned()]));
+    done(&mut world, Move::Abort { id: ID, of: of.clone() });
+    done(&mut world, Move::Abort { id: ID, of });
+    assert_eq!(kind(do_move(&mut world, freeze(ID))), ErrorKind::Refused);
+    assert_eq!(write(&mut world, door, BLOCK, BLOCK, 2), Ok(()));
+    done(&mut world, freeze(BACK));
+    let of = Some((PEER, vec!["v".to_owned()]));
+    assert_eq!(kind(do_move(&mut world, Move::Abort { id: ID, of })), ErrorKind::Busy, "another move has it");
+    assert_eq!(stage(&mut world, BACK), Some(Stage::Frozen));
+}
+
 /// All volumes of a machine, or none.
 #[test]
 fn volumes_of_a_move_change_hands_together() {
@@ -344,7 +359,7 @@ fn a_crash_at_any_instant_leaves_one_owner() {
         let (mut world, door) = begin(200 + case as u64);
         assert!(request(&mut world, door, 0, 0, Command::Flush).is_ok());
         let mut answered = Vec::new();
-        let last = if end { release(ID, "last") } else { Move::Abort { id: ID } };
+        let last = if end { release(ID, "last") } else { Move::Abort { id: ID, of: None } };
         let cut = Control::CreateSnapshots { names: vec![snapshot_name("v", "last")] };
         for (at, asked) in [Control::Move(freeze(ID)), cut, Control::Move(last)].into_iter().enumerate() {
             world.command(asked);
@@ -390,7 +405,7 @@ fn check_owner(world: &mut World, stage: Option<Stage>) {
             world.connect(door);
             begin_write(world, door, 1, 2);
             assert_eq!(replies(world), [], "what was frozen still is");
-            done(world, Move::Abort { id: ID });
+            done(world, Move::Abort { id: ID, of: None });
             assert_eq!((replies(world), read_block(world, "v", 1)), (vec![Ok(())], 2));
         }
         _ => {
@@ -409,7 +424,7 @@ fn what_is_held_waits_until_it_is_durable_that_the_move_was_given_up() {
         done(&mut world, freeze(ID));
         snapshot(&mut world, "v", "last");
         begin_write(&mut world, door, 1, 2);
-        world.command(Control::Move(Move::Abort { id: ID }));
+        world.command(Control::Move(Move::Abort { id: ID, of: None }));
         some_steps(&mut world, steps);
         let written = replies(&mut world) == [Ok(())];
         world.power_cut();

@@ -156,6 +156,7 @@ impl Store {
                 holds: Vec::new(),
                 clones: Vec::new(),
                 clients: 0,
+                uid: String::new(),
             });
         }
     }
