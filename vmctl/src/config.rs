@@ -15,6 +15,8 @@ use crate::vm::accel::AccelChoice;
 
 /// Where clients find the agent unless told otherwise.
 pub const SOCKET_DEFAULT: &str = "/run/vmctl/vmctl.sock";
+/// In the run directory: where blockd looks for it unless told otherwise.
+const PEER_SOCKET_DEFAULT: &str = "peer.sock";
 const DATA_DEFAULT: &str = "/var/lib/vmctl";
 const RUN_DEFAULT: &str = "/run/vmctl";
 const BLOCKD_SOCKET_DEFAULT: &str = "/run/blockd/blockd.sock";
@@ -48,6 +50,10 @@ pub struct Settings {
     /// Group whose members may use vmctl. Default: only root and the agent's own user.
     #[arg(long, value_name = "GROUP", env = "VMCTL_SOCKET_GROUP")]
     pub socket_group: Option<String>,
+
+    /// Socket for other hosts' agents, which blockd leads here (its agent_socket). Default: peer.sock in the run directory.
+    #[arg(long, value_name = "PATH", env = "VMCTL_PEER_SOCKET")]
+    pub peer_socket: Option<PathBuf>,
 
     /// Socket of blockd's API. Default: /run/blockd/blockd.sock.
     #[arg(long, value_name = "PATH", env = "VMCTL_BLOCKD_SOCKET")]
@@ -85,6 +91,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Group whose members may use the API.
     pub socket_group: Option<String>,
+    /// Where other hosts' agents come in.
+    pub peer_socket: PathBuf,
     /// blockd's API.
     pub blockd_socket: PathBuf,
     /// blockd's socket for NBD clients; absolute.
@@ -145,6 +153,7 @@ impl Settings {
             run: self.run.or(other.run),
             socket: self.socket.or(other.socket),
             socket_group: self.socket_group.or(other.socket_group),
+            peer_socket: self.peer_socket.or(other.peer_socket),
             blockd_socket: self.blockd_socket.or(other.blockd_socket),
             nbd_socket: self.nbd_socket.or(other.nbd_socket),
             qemu: self.qemu.or(other.qemu),
@@ -184,11 +193,16 @@ fn finish(settings: Settings) -> Result<Config, ConfigError> {
         let path = given.unwrap_or_else(|| default.into());
         std::path::absolute(path).map_err(|error| ConfigError::new(key, error.to_string()))
     };
+    let run = path("run", settings.run, RUN_DEFAULT)?;
     Ok(Config {
         data: path("data", settings.data, DATA_DEFAULT)?,
-        run: path("run", settings.run, RUN_DEFAULT)?,
+        run: run.clone(),
         socket: path("socket", settings.socket, SOCKET_DEFAULT)?,
         socket_group: settings.socket_group,
+        peer_socket: match settings.peer_socket {
+            Some(given) => path("peer_socket", Some(given), "")?,
+            None => run.join(PEER_SOCKET_DEFAULT),
+        },
         blockd_socket: path("blockd_socket", settings.blockd_socket, BLOCKD_SOCKET_DEFAULT)?,
         nbd_socket: path("nbd_socket", settings.nbd_socket, NBD_SOCKET_DEFAULT)?,
         qemu: find_program(settings.qemu.unwrap_or_else(|| QEMU_DEFAULT.into()))?,

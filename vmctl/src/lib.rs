@@ -22,6 +22,7 @@ pub mod journal;
 pub mod vm;
 
 pub mod cutover;
+pub mod moves;
 
 pub mod agent;
 pub mod config;

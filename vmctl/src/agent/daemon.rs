@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::exit_code;
 use crate::failure::Failure;
 use crate::journal::{DataLock, LockError};
+use crate::moves::Moves;
 use crate::vm::places::private_dir;
 
 /// What a line on standard error says when clients can come; what starts an agent may wait for it.
@@ -35,8 +36,17 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let registry = Registry::open(config.clone());
     let registry =
         registry.map_err(|error| Failure::of_error("cannot read the VMs' records", &Error::from(error)))?;
+    let moves = Moves::open(registry.clone());
+    let moves = moves.map_err(|error| Failure::of_error("cannot read the moves' journal", &error))?;
+    std::fs::create_dir_all(&config.run).map_err(|error| cannot_start(&error))?;
+    let peers =
+        bind(&config.peer_socket, None).map_err(|error| socket_failure(&config.peer_socket, &error))?;
+    let (peers, peers_file) = peers.into_parts();
+    let receiving = moves.receive(peers);
+    let receiving = receiving.map_err(|error| Failure::of_error("cannot take other agents in", &error))?;
+    let receiving = tokio::spawn(receiving);
     let (listener, file) = socket.into_parts();
-    let api = ApiServer::start(vec![listener], registry.clone(), config.socket_group.as_deref())
+    let api = ApiServer::start(vec![listener], registry.clone(), moves, config.socket_group.as_deref())
         .map_err(|error| socket_failure(&config.socket, &error))?;
     registry.host().events.record("agent_started", "", env!("CARGO_PKG_VERSION"));
     tracing::info!(socket = %config.socket.display(), "{READY}");
@@ -44,7 +54,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     signals.any().await;
     notify(NotifyState::Stopping);
     api.stop().await;
-    drop((file, lock));
+    receiving.abort();
+    drop((file, peers_file, lock));
     Ok(())
 }
 

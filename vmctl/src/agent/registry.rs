@@ -14,6 +14,7 @@ use crate::journal::{FileError, Files, Record, Run};
 use crate::qmp::{Client, Connection, Limits};
 use crate::vm::accel::{Accel, AccelProbe};
 use crate::vm::adopt;
+use crate::vm::definition::Definition;
 use crate::vm::name::VmName;
 use crate::vm::process::Process;
 use crate::vm::qemu::Qemu;
@@ -169,6 +170,24 @@ impl Registry {
         drop(reservation);
         self.host.events.record("vm_defined", name.as_str(), "");
         self.view(&name)
+    }
+
+    /// A VM that comes from another host: made, or what an earlier stay has left of it replaced. Its definition is resolved.
+    ///
+    /// # Errors
+    /// There is a VM of that name that runs, is held, or is damaged.
+    pub async fn take_in(&self, definition: Definition) -> Result<VmHandle, Error> {
+        let name = definition.name.clone();
+        if let Ok(vm) = self.vm(&name) {
+            vm.define(definition).await?;
+            return Ok(vm);
+        }
+        let reservation = self.reserve(&name)?;
+        let record = Record::new(definition);
+        self.host.files.write(&record)?;
+        self.insert(record);
+        drop(reservation);
+        self.vm(&name)
     }
 
     fn insert(&self, record: Record) {

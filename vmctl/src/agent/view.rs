@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cutover::ids::MoveId;
 use crate::journal::{Adopted, LastEnd};
+use crate::moves::Check;
+use crate::moves::record::{MoveRecord, Numbers, Options};
 use crate::qmp::Version;
 use crate::qmp::types::RunState;
 use crate::vm::accel::Accel;
@@ -227,4 +230,71 @@ mod tests {
         }
         assert_eq!(state("levitating"), VmState::Unknown);
     }
+}
+
+/// `POST /v1/vms/{name}/migrate`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Migrate {
+    /// The other host.
+    pub to: String,
+    /// What the move may do.
+    #[serde(default)]
+    pub options: Options,
+}
+
+/// `POST /v1/vms/{name}/rollback`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rollback {
+    /// What the move may do.
+    pub options: Options,
+}
+
+/// A move has begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// Which.
+    pub id: MoveId,
+    /// The host that does it, if it is another one.
+    pub on: Option<String>,
+}
+
+/// What a move would be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MovePlan {
+    /// What was looked at.
+    pub checks: Vec<Check>,
+    /// What the last move of that VM to that host was like, if there was one.
+    pub last: Option<Numbers>,
+    /// Bytes of its volumes.
+    pub disk_bytes: u64,
+    /// Bytes of its memory.
+    pub memory_bytes: u64,
+    /// All its volumes have replicas there: only what differs is sent.
+    pub replicas: bool,
+}
+
+/// `GET /v1/moves`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MoveList {
+    /// Oldest first.
+    pub moves: Vec<MoveRecord>,
+}
+
+/// What of them.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MovesQuery {
+    /// Of one VM.
+    pub vm: Option<VmName>,
+}
+
+/// `POST /v1/recover`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RecoverAnswer {
+    /// Moves that blockd knew and nobody else: given up.
+    pub given_up: Vec<MoveId>,
+    /// Those that are still being finished or undone.
+    pub moves: Vec<MoveRecord>,
 }

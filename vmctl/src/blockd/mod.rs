@@ -4,8 +4,8 @@
 mod types;
 
 pub use types::{
-    HostInfo, HostsInfo, JobEnded, OwnHost, SnapshotInfo, StatusInfo, StoreInfo, SyncEnd, SyncLine,
-    VolumeInfo, VolumeRole,
+    HashEnd, HashLine, HostInfo, HostsInfo, JobEnded, MoveInfo, MovedVolume, MovesInfo, OwnHost,
+    SnapshotInfo, SnapshotsPage, StatusInfo, StoreInfo, SyncEnd, SyncLine, VolumeInfo, VolumeRole,
 };
 
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::json;
 
+use crate::cutover::ids::MoveId;
 use crate::error::{Error, Kind};
 use crate::http::{HttpClient, HttpError, escape};
 
@@ -91,6 +92,76 @@ impl Blockd {
     /// Deletes a snapshot.
     pub async fn delete_snapshot(&self, name: &str) -> Result<()> {
         told(self.http.delete::<IgnoredAny>(&format!("/v1/snapshots/{}", escape(name))).await).map(drop)
+    }
+
+    /// The newest snapshot of a volume, if it has any.
+    pub async fn newest_snapshot(&self, volume: &str) -> Result<Option<SnapshotInfo>> {
+        let (mut newest, mut after) = (None, String::new());
+        loop {
+            let page: SnapshotsPage =
+                self.get(&format!("/v1/snapshots?volume={}{after}", escape(volume))).await?;
+            newest = page.snapshots.last().cloned().or(newest);
+            match page.next {
+                Some(next) => after = format!("&after={}", escape(&next)),
+                None => return Ok(newest),
+            }
+        }
+    }
+
+    /// BLAKE3 of a snapshot's content; at once where blockd has it already.
+    pub async fn hash(&self, name: &str) -> Result<String> {
+        let path = format!("/v1/snapshots/{}/hash", escape(name));
+        let body = json!({});
+        let hash = self.http.post_lines(&path, &body, |line: HashLine| match line {
+            HashLine::Progress(_) => Ok(None),
+            HashLine::End(end) => Ok(Some(end.hash)),
+            HashLine::Error(error) => Err(HttpError::Refused(error)),
+        });
+        told(hash.await)
+    }
+
+    /// What blockd's records say of all moves.
+    pub async fn moves(&self) -> Result<Vec<MoveInfo>> {
+        Ok(self.get::<MovesInfo>("/v1/moves").await?.moves)
+    }
+
+    /// What blockd's record says of a move.
+    pub async fn moved(&self, id: MoveId) -> Result<MoveInfo> {
+        self.get(&format!("/v1/moves/{id}")).await
+    }
+
+    /// Source: from now on writes are held, then refused.
+    pub async fn freeze(&self, id: MoveId, peer: &str, volumes: &[String]) -> Result<()> {
+        self.post(&format!("/v1/moves/{id}/freeze"), &json!({ "peer": peer, "volumes": volumes })).await
+    }
+
+    /// Source: the commit record. `VOLUME@SNAPSHOT` and root each.
+    pub async fn release(&self, id: MoveId, snapshots: &[(String, String)]) -> Result<()> {
+        let one = |(name, root): &(String, String)| json!({ "name": name, "root": root });
+        let snapshots: Vec<_> = snapshots.iter().map(one).collect();
+        self.post(&format!("/v1/moves/{id}/release"), &json!({ "snapshots": snapshots })).await
+    }
+
+    /// Destination: replicas are going to be this host's.
+    pub async fn expect(&self, id: MoveId, peer: &str, volumes: &[String]) -> Result<()> {
+        self.post(&format!("/v1/moves/{id}/expect"), &json!({ "peer": peer, "volumes": volumes })).await
+    }
+
+    /// Destination: they are. Volume, epoch, uid and root each.
+    pub async fn own(&self, id: MoveId, volumes: &[(String, u64, String, String)]) -> Result<()> {
+        let one = |(volume, epoch, uid, root): &(String, u64, String, String)| json!({ "volume": volume, "epoch": epoch, "uid": uid, "root": root });
+        let volumes: Vec<_> = volumes.iter().map(one).collect();
+        self.post(&format!("/v1/moves/{id}/own"), &json!({ "volumes": volumes })).await
+    }
+
+    /// Either: the move is given up, also before it began.
+    pub async fn abort(&self, id: MoveId, peer: &str, volumes: &[String]) -> Result<()> {
+        self.post(&format!("/v1/moves/{id}/abort"), &json!({ "peer": peer, "volumes": volumes })).await
+    }
+
+    /// Either: one whose agent knows nothing of it.
+    pub async fn abort_unknown(&self, id: MoveId) -> Result<()> {
+        self.post(&format!("/v1/moves/{id}/abort"), &json!({})).await
     }
 
     /// This host, and those it is paired with.

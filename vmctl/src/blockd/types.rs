@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::cutover::ids::MoveId;
+use crate::cutover::record::Stage;
 use crate::error::Error;
 
 /// `GET /v1/status`.
@@ -38,6 +40,8 @@ pub struct VolumeInfo {
     pub health: String,
     /// `primary` or `replica`.
     pub role: String,
+    /// Counts changes of who may write.
+    pub epoch: u64,
 }
 
 impl VolumeInfo {
@@ -71,6 +75,71 @@ pub struct SnapshotInfo {
     pub size: u64,
     /// When it was taken, in milliseconds since 1970.
     pub created_ms: u64,
+    /// Its place among all snapshots of that host: later ones have greater numbers.
+    pub sequence: u64,
+    /// What it is on every host: 32 hexadecimal digits.
+    pub uid: String,
+}
+
+/// A page of `GET /v1/snapshots`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct SnapshotsPage {
+    /// Oldest first.
+    pub snapshots: Vec<SnapshotInfo>,
+    /// Where the next page begins.
+    pub next: Option<String>,
+}
+
+/// `GET /v1/moves`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct MovesInfo {
+    /// The last move of each volume.
+    pub moves: Vec<MoveInfo>,
+}
+
+/// `GET /v1/moves/{id}`: what blockd's record says of a move.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct MoveInfo {
+    /// Which.
+    pub id: MoveId,
+    /// How far it has come, of all its volumes.
+    pub stage: Stage,
+    /// Its volumes.
+    pub volumes: Vec<MovedVolume>,
+}
+
+/// A volume of a move.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct MovedVolume {
+    /// Its name.
+    pub name: String,
+    /// In which it is released, or going to be owned.
+    pub epoch: u64,
+    /// The snapshot that it has changed hands with.
+    pub uid: Option<String>,
+    /// Of its content.
+    pub root: Option<String>,
+    /// The epoch that it is in now.
+    pub volume_epoch: u64,
+}
+
+/// A line of `POST /v1/snapshots/{name}/hash`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HashLine {
+    /// How far it is.
+    Progress(Value),
+    /// The hash.
+    End(HashEnd),
+    /// It cannot be had.
+    Error(Error),
+}
+
+/// The last line.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct HashEnd {
+    /// BLAKE3 of the content: 64 hexadecimal digits.
+    pub hash: String,
 }
 
 /// `GET /v1/hosts`.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use super::migrate::{MigrateArgs, RecoverArgs, RollbackArgs, VmArgs};
 use super::vm::VmCommand;
 use crate::config::{SOCKET_DEFAULT, Settings};
 use crate::vm::name::VmName;
@@ -16,6 +17,8 @@ Examples:
   vmctl vm start web1
   vmctl vm console web1
       its serial console; Ctrl-] leaves
+  vmctl migrate web1 --to B
+      to another host, while it runs
   vmctl vm stop web1
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 busy, 5 refused, 6 partial, 7 unreachable,
@@ -66,8 +69,27 @@ pub enum Command {
     /// Virtual machines.
     #[command(subcommand)]
     Vm(VmCommand),
+    /// Move a running VM to another host, with its disks and its memory.
+    #[command(
+        after_help = "Examples:\n  vmctl migrate web1 --to B --plan\n  vmctl migrate web1 --to B\n  vmctl migrate web1 --to B --silence 100ms"
+    )]
+    Migrate(MigrateArgs),
+    /// Give up a move that is under way: the VM stays where it is.
+    #[command(after_help = "Example:\n  vmctl abort web1")]
+    Abort(VmArgs),
+    /// Bring a VM back to where it was before its last move, with today's data.
+    #[command(after_help = "Example:\n  vmctl rollback web1")]
+    Rollback(RollbackArgs),
+    /// Finish or undo what a crash has left of moves; any number of times.
+    #[command(after_help = "Examples:\n  vmctl recover\n  vmctl recover web1")]
+    Recover(RecoverArgs),
+    /// What the last move of a VM was: times, bytes, forecast against actual, and the certificate.
+    #[command(after_help = "Examples:\n  vmctl report web1\n  vmctl report web1 -o json")]
+    Report(VmArgs),
     /// The agent and its VMs, or all about one.
-    #[command(after_help = "Examples:\n  vmctl status\n  vmctl status web1 -o json")]
+    #[command(
+        after_help = "Examples:\n  vmctl status\n  vmctl status web1 -o json\n  vmctl status web1 --watch"
+    )]
     Status(StatusArgs),
     /// Print a script for the shell that completes what is typed.
     #[command(after_help = "Example:\n  vmctl completion bash >/etc/bash_completion.d/vmctl")]
@@ -93,6 +115,9 @@ pub struct AgentArgs {
 pub struct StatusArgs {
     /// Which VM; missing: all.
     pub vm: Option<VmName>,
+    /// Follow its move until that has ended.
+    #[arg(long, requires = "vm")]
+    pub watch: bool,
 }
 
 #[cfg(test)]

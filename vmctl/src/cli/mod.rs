@@ -8,6 +8,7 @@ pub mod args;
 
 mod agent;
 mod console;
+mod migrate;
 mod output;
 mod status;
 pub mod vm;
@@ -55,6 +56,11 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Agent(args) => agent::run(*args, cli.socket).await,
         Command::Vm(command) => vm::run(&context, command).await,
+        Command::Migrate(args) => migrate::migrate(&context, args).await,
+        Command::Abort(args) => migrate::abort(&context, args).await,
+        Command::Rollback(args) => migrate::rollback(&context, args).await,
+        Command::Recover(args) => migrate::recover(&context, args).await,
+        Command::Report(args) => migrate::report(&context, args).await,
         Command::Status(args) => status::run(&context, args).await,
         Command::Completion { shell } => complete(shell),
     }

@@ -18,6 +18,15 @@ struct Whole<'a> {
 
 pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<(), Failure> {
     if let Some(name) = args.vm {
+        let moves = context.client.moves(Some(&name)).await.trying(|| format!("cannot show {name}"))?;
+        if let Some(record) = moves.last().filter(|record| args.watch || !record.has_ended()) {
+            if args.watch {
+                return super::migrate::follow(context, record.id).await;
+            }
+            if context.for_people() {
+                output::line(super::migrate::progress(record))?;
+            }
+        }
         let vm = context.client.vm(&name).await.trying(|| format!("cannot show {name}"))?;
         return if context.for_people() { one(&vm) } else { output::object(&vm) };
     }

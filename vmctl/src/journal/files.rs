@@ -109,7 +109,7 @@ impl Files {
 
     fn read(&self, name: &VmName) -> Result<Record, FileError> {
         let path = self.path(name);
-        let record: Record = read(&path)?;
+        let record: Record = read_file(&path)?;
         let damaged = |why: String| Err(FileError::Damaged(path.clone(), why));
         if record.definition.name != *name {
             return damaged(format!("it is the record of {}", record.definition.name));
@@ -125,15 +125,7 @@ impl Files {
     /// # Errors
     /// What the system says; the old one is still there.
     pub fn write(&self, record: &Record) -> Result<(), FileError> {
-        let path = self.path(&record.definition.name);
-        let failed = |error| FileError::Io(path.clone(), error);
-        let whole = Whole { version: VERSION, record };
-        let mut bytes = serde_json::to_vec_pretty(&whole).map_err(|error| failed(error.into()))?;
-        bytes.push(b'\n');
-        let mut file = tempfile::NamedTempFile::new_in(&self.directory).map_err(failed)?;
-        file.write_all(&bytes).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
-        file.persist(&path).map_err(|error| failed(error.error))?;
-        self.sync().map_err(failed)
+        write_file(&self.path(&record.definition.name), record)
     }
 
     /// Takes a record away; durable when this returns.
@@ -151,7 +143,27 @@ impl Files {
     }
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
+/// Replaces a file; durable when this returns.
+///
+/// # Errors
+/// What the system says; the old one is still there.
+pub(crate) fn write_file<T: Serialize>(path: &Path, record: &T) -> Result<(), FileError> {
+    let failed = |error| FileError::Io(path.to_owned(), error);
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let whole = Whole { version: VERSION, record };
+    let mut bytes = serde_json::to_vec_pretty(&whole).map_err(|error| failed(error.into()))?;
+    bytes.push(b'\n');
+    let mut file = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
+    file.write_all(&bytes).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
+}
+
+/// Reads what [`write_file`] has written.
+///
+/// # Errors
+/// It is damaged, or the system says no.
+pub(crate) fn read_file<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
     let failed = |error| FileError::Io(path.to_owned(), error);
     let mut bytes = Vec::new();
     File::open(path).map_err(failed)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;

@@ -13,5 +13,6 @@ mod lock;
 mod record;
 
 pub use files::{FileError, Files, Found};
+pub(crate) use files::{read_file, write_file};
 pub use lock::{DataLock, LockError};
 pub use record::{Adopted, LastEnd, Record, Run};

@@ -160,7 +160,7 @@ fn export_on(file: &str, nbd_socket: &Path) -> Option<String> {
     let (export, query) = file.strip_prefix("nbd+unix:///")?.split_once('?')?;
     let socket = query.split('&').find_map(|pair| pair.strip_prefix("socket="))?;
     let same = is_same_socket(Path::new(&unescape(socket)?), nbd_socket);
-    same.then(|| unescape(export))?
+    same.then(|| unescape(export))?.map(volume_of)
 }
 
 fn export_in_json(json: &str, nbd_socket: &Path) -> Option<String> {
@@ -170,7 +170,16 @@ fn export_in_json(json: &str, nbd_socket: &Path) -> Option<String> {
     let text = |key: &str| node.get(key).and_then(Value::as_str);
     let server = node.get("server").and_then(|server| server.get("path")).and_then(Value::as_str);
     let path = server.or_else(|| text("server.path")).or_else(|| text("path"))?;
-    is_same_socket(Path::new(path), nbd_socket).then(|| text("export").map(str::to_owned))?
+    is_same_socket(Path::new(path), nbd_socket)
+        .then(|| text("export").map(|name| volume_of(name.to_owned())))?
+}
+
+/// The volume of an export: `web1:7` is `web1` in its seventh epoch.
+fn volume_of(export: String) -> String {
+    match export.split_once(':') {
+        Some((volume, _)) => volume.to_owned(),
+        None => export,
+    }
 }
 
 fn is_same_socket(one: &Path, other: &Path) -> bool {

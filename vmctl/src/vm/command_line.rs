@@ -33,6 +33,9 @@ pub struct Surroundings {
     pub accel: Accel,
     /// What this QEMU can.
     pub abilities: Abilities,
+    /// The exports of the disks' volumes, in their order: `VOLUME:EPOCH`. A QEMU that should have ended and has not can
+    /// then never write in a later epoch, whatever it connects to.
+    pub exports: Vec<String>,
 }
 
 /// The arguments, without the program. The definition is resolved.
@@ -138,7 +141,7 @@ pub fn nbd_node(index: usize, disk: &Disk, around: &Surroundings) -> Value {
         "driver": "nbd",
         "node-name": disk_nbd_node(index),
         "server": { "type": "unix", "path": around.nbd_socket },
-        "export": disk.volume,
+        "export": around.exports.get(index).unwrap_or(&disk.volume),
         "reconnect-delay": around.reconnect_delay_s,
         "cache": { "direct": true, "no-flush": false },
         "discard": "unmap",

@@ -26,3 +26,5 @@ pub mod process;
 pub mod qemu;
 
 pub mod adopt;
+
+pub use devices::nic_id;

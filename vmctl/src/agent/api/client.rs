@@ -6,8 +6,13 @@ use std::time::Duration;
 use hyper::Method;
 
 use crate::agent::events::EventsPage;
-use crate::agent::view::{AdoptVm, Console, DefineVm, Done, StartVm, StatusView, StopVm, VmList, VmView};
+use crate::agent::view::{
+    AdoptVm, Begun, Console, DefineVm, Done, Migrate, MoveList, MovePlan, RecoverAnswer, Rollback, StartVm,
+    StatusView, StopVm, VmList, VmView,
+};
+use crate::cutover::ids::MoveId;
 use crate::http::{HttpClient, Result};
+use crate::moves::record::MoveRecord;
 use crate::vm::name::VmName;
 
 /// How long an ordinary answer may take: a start opens disks, whose server may be on its way up.
@@ -78,5 +83,41 @@ impl AgentClient {
     pub async fn events(&self, after: u64, wait: Duration) -> Result<EventsPage> {
         let path = format!("/v1/events?after={after}&wait_ms={}", wait.as_millis());
         self.http.ask(wait + ANSWER_TIME_MAX, Method::GET, &path, Vec::new()).await
+    }
+
+    /// Begins to move a VM.
+    pub async fn migrate(&self, name: &VmName, request: &Migrate) -> Result<Begun> {
+        self.http.post(&format!("/v1/vms/{name}/migrate"), request).await
+    }
+
+    /// What a move would be.
+    pub async fn migrate_plan(&self, name: &VmName, request: &Migrate) -> Result<MovePlan> {
+        self.http.post(&format!("/v1/vms/{name}/migrate-plan"), request).await
+    }
+
+    /// Gives a move up.
+    pub async fn abort(&self, name: &VmName) -> Result<Begun> {
+        self.http.post(&format!("/v1/vms/{name}/abort"), &serde_json::json!({})).await
+    }
+
+    /// Brings a VM back.
+    pub async fn rollback(&self, name: &VmName, request: &Rollback) -> Result<Begun> {
+        self.http.post(&format!("/v1/vms/{name}/rollback"), request).await
+    }
+
+    /// Moves, oldest first; of one VM or of all.
+    pub async fn moves(&self, name: Option<&VmName>) -> Result<Vec<MoveRecord>> {
+        let query = name.map(|name| format!("?vm={name}")).unwrap_or_default();
+        Ok(self.http.get::<MoveList>(&format!("/v1/moves{query}")).await?.moves)
+    }
+
+    /// One move.
+    pub async fn a_move(&self, id: MoveId) -> Result<MoveRecord> {
+        self.http.get(&format!("/v1/moves/{id}")).await
+    }
+
+    /// Finishes or undoes what a crash has left.
+    pub async fn recover(&self) -> Result<RecoverAnswer> {
+        self.http.post("/v1/recover", &serde_json::json!({})).await
     }
 }

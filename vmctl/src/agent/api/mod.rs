@@ -3,6 +3,7 @@
 mod access;
 mod answer;
 mod guard;
+mod moves;
 mod routes;
 mod stall;
 

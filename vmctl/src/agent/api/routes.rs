@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::extract::State as Extract;
+use axum::extract::{FromRef, State as Extract};
 use axum::http::{Method, Uri};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
@@ -15,6 +15,7 @@ use crate::agent::view::{
     AdoptVm, Console, DefineVm, Done, EventsQuery, StartVm, StatusView, StopVm, VmList, VmState, VmView,
 };
 use crate::error::{Error, Kind};
+use crate::moves::Moves;
 use crate::vm::command_line::Beginning;
 use crate::vm::places::Places;
 use crate::vm::qemu::Qemu;
@@ -25,11 +26,11 @@ const EVENTS_WAIT_MS_MAX: u64 = 60_000;
 const STOP_MS_MAX: u64 = 3_600_000;
 
 type Context = Extract<Registry>;
-type Reply<T> = Result<Json<T>, Refusal>;
+pub(super) type Reply<T> = Result<Json<T>, Refusal>;
 
 /// The API.
-pub fn router(registry: Registry) -> Router {
-    Router::new()
+pub fn router(registry: Registry, moves: Moves) -> Router {
+    Router::<Shared>::new()
         .route("/v1/status", get(status))
         .route("/v1/vms", get(list).post(define))
         .route("/v1/vms/{name}", get(show).delete(delete))
@@ -38,10 +39,30 @@ pub fn router(registry: Registry) -> Router {
         .route("/v1/vms/{name}/console", get(console))
         .route("/v1/adopt", post(adopt))
         .route("/v1/events", get(events))
+        .merge(super::moves::routes())
         .fallback(no_path)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn(guard::whole_body))
-        .with_state(registry)
+        .with_state(Shared { registry, moves })
+}
+
+/// What handlers get.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    registry: Registry,
+    moves: Moves,
+}
+
+impl FromRef<Shared> for Registry {
+    fn from_ref(shared: &Shared) -> Self {
+        shared.registry.clone()
+    }
+}
+
+impl FromRef<Shared> for Moves {
+    fn from_ref(shared: &Shared) -> Self {
+        shared.moves.clone()
+    }
 }
 
 async fn no_path(uri: Uri) -> Refusal {

@@ -25,6 +25,7 @@ use super::stall::StallGuard;
 use crate::agent::events::Events;
 use crate::agent::registry::Registry;
 use crate::error::{Error, ErrorAnswer, Kind};
+use crate::moves::Moves;
 
 /// Connections at once.
 const CONNECTIONS_MAX: usize = 64;
@@ -136,12 +137,13 @@ impl ApiServer {
     pub fn start(
         listeners: Vec<StdListener>,
         registry: Registry,
+        moves: Moves,
         group: Option<&str>,
     ) -> Result<Self, BindError> {
         let (stop, stopped) = watch::channel(false);
         let events = registry.host().events.clone();
         let shared = Shared {
-            router: router(registry),
+            router: router(registry, moves),
             access: Arc::new(Access::new(group)?),
             permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),

@@ -37,24 +37,26 @@ impl Owner {
             let next = "vmctl vm define FILE --replace    (vmctl vm show tells what is known)";
             return Err(Error::new(Kind::Refused, message).with_next(next));
         }
-        self.check_volumes(beginning).await?;
+        let exports = self.check_volumes(beginning).await?;
         self.set_state(VmState::Starting, None);
         self.publish();
-        let result = self.start_checked(beginning, run).await;
+        let result = self.start_checked(beginning, run, exports).await;
         if let Err(error) = &result {
             self.undo_start(error);
         }
         result
     }
 
-    /// What blockd can tell before QEMU is started, in better words than QEMU's.
-    async fn check_volumes(&self, beginning: Beginning) -> Result<(), Error> {
+    /// What blockd can tell before QEMU is started, in better words than QEMU's; the exports to open.
+    async fn check_volumes(&self, beginning: Beginning) -> Result<Vec<String>, Error> {
+        let mut exports = Vec::new();
         for volume in self.record.definition.volumes() {
             let deadline = Instant::now() + CLIENTS_TIME_MAX;
             loop {
                 let info = self.host.blockd.volume(volume).await?;
                 // A destination's volume is still a replica, and blockd refuses its writes until it is its own.
                 if beginning == Beginning::Incoming {
+                    exports.push(format!("{volume}:{}", info.epoch + 1));
                     break;
                 }
                 if !info.is_writable() {
@@ -63,6 +65,7 @@ impl Owner {
                     return Err(Error::new(Kind::Refused, message).with_next(next));
                 }
                 if info.clients == 0 {
+                    exports.push(format!("{volume}:{}", info.epoch));
                     break;
                 }
                 if Instant::now() >= deadline {
@@ -73,10 +76,15 @@ impl Owner {
                 sleep(CLIENTS_PAUSE).await;
             }
         }
-        Ok(())
+        Ok(exports)
     }
 
-    async fn start_checked(&mut self, beginning: Beginning, run: bool) -> Result<(), Error> {
+    async fn start_checked(
+        &mut self,
+        beginning: Beginning,
+        run: bool,
+        exports: Vec<String>,
+    ) -> Result<(), Error> {
         let config = &self.host.config;
         let qemu = Qemu::ask(&config.qemu).await?;
         let accel = self.host.accel.accel(&config.qemu).await?;
@@ -87,6 +95,7 @@ impl Owner {
             reconnect_delay_s: config.reconnect_delay_s,
             accel,
             abilities: qemu.abilities,
+            exports,
         };
         self.places.prepare()?;
         let arguments = command_line(&self.record.definition, &around, beginning);

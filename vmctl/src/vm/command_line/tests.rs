@@ -11,6 +11,7 @@ fn around(version: Version) -> Surroundings {
         reconnect_delay_s: 4,
         accel: Accel::Tcg,
         abilities: Abilities::of(version).unwrap(),
+        exports: vec!["web1:7".to_owned()],
     }
 }
 
@@ -82,7 +83,7 @@ fn a_destination_waits_and_differs_in_nothing_else() {
 fn disks_stop_the_guest_and_have_fixed_places() {
     let text = "[[disk]]\nvolume = \"web1\"\nserial = \"s1\"\n[[disk]]\nvolume = \"data\"\nbus = \"scsi\"\n";
     let line = line(&definition(text), &old(), Beginning::Boot);
-    let nbd = r#"{"cache":{"direct":true,"no-flush":false},"discard":"unmap","driver":"nbd","export":"web1","node-name":"disk0-nbd","open-timeout":4,"reconnect-delay":4,"server":{"path":"/run/blockd/nbd.sock","type":"unix"}}"#;
+    let nbd = r#"{"cache":{"direct":true,"no-flush":false},"discard":"unmap","driver":"nbd","export":"web1:7","node-name":"disk0-nbd","open-timeout":4,"reconnect-delay":4,"server":{"path":"/run/blockd/nbd.sock","type":"unix"}}"#;
     let raw = r#"{"cache":{"direct":true,"no-flush":false},"discard":"unmap","driver":"raw","file":"disk0-nbd","node-name":"disk0"}"#;
     let device = "virtio-blk-pci,bus=pcie.0,addr=0x3,id=disk0,drive=disk0,werror=stop,rerror=stop,share-rw=off,\
         write-cache=on,logical_block_size=512,physical_block_size=4096,bootindex=1,serial=s1";

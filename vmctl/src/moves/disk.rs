@@ -1,0 +1,213 @@
+//! What the cutover asks of this host's blockd, done through its API.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::record::Round;
+use crate::blockd::{Blockd, MoveInfo};
+use crate::cutover::event::{Answer, BlockdOp};
+use crate::cutover::ids::{Epoch, MoveId, Name, Root, SnapshotUid, Text};
+use crate::cutover::record::{FinalSnapshot, Plan, Record, Stage};
+use crate::error::{Error, Kind};
+
+/// Times that the last difference is brought again because a run under way was joined, whose cut came before.
+const SHIP_TRIES: u32 = 3;
+
+/// The volumes of a move, at this host's blockd.
+#[derive(Clone)]
+pub(super) struct Disk {
+    blockd: Blockd,
+    id: MoveId,
+    host: String,
+    volumes: Vec<String>,
+    /// Names of the snapshots that were shipped: the cutover knows uids.
+    shipped: Arc<Mutex<BTreeMap<SnapshotUid, String>>>,
+    last_round: Arc<Mutex<Option<Round>>>,
+}
+
+impl Disk {
+    pub(super) fn new(blockd: Blockd, id: MoveId, host: &str, volumes: Vec<String>) -> Self {
+        let (shipped, last_round) = (Arc::default(), Arc::default());
+        Self { blockd, id, host: host.to_owned(), volumes, shipped, last_round }
+    }
+
+    /// The difference that was brought while the guest stood still.
+    pub(super) fn last_round(&self) -> Option<Round> {
+        *self.last_round.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does it; every operation has one answer.
+    pub(super) async fn answer(&self, op: BlockdOp) -> Answer {
+        let done = match &op {
+            BlockdOp::Query => return self.query().await.map_or(Answer::Unavailable, Answer::Record),
+            BlockdOp::Ship => match self.ship().await {
+                Ok(snapshots) => return Answer::Shipped(snapshots),
+                Err(error) => Err(error),
+            },
+            BlockdOp::Freeze => self.blockd.freeze(self.id, &self.host, &self.volumes).await,
+            BlockdOp::Expect => self.blockd.expect(self.id, &self.host, &self.volumes).await,
+            BlockdOp::Abort => self.blockd.abort(self.id, &self.host, &self.volumes).await,
+            BlockdOp::Release(snapshots) => self.release(snapshots).await,
+            BlockdOp::Own { snapshots, .. } => self.own(snapshots).await,
+        };
+        match done {
+            Ok(()) => Answer::Done,
+            Err(error) => self.not_done(&op, &error).await,
+        }
+    }
+
+    /// Refused, by what the record says; or nobody knows.
+    async fn not_done(&self, op: &BlockdOp, error: &Error) -> Answer {
+        tracing::warn!(id = %self.id, ?op, %error, "blockd did not do it");
+        let unreachable =
+            matches!(error.kind, Kind::Unreachable | Kind::Timeout | Kind::Stopping | Kind::Overloaded);
+        // The link to the other host is blockd's matter: it has answered.
+        if unreachable && !matches!(op, BlockdOp::Ship) {
+            return Answer::Unavailable;
+        }
+        let text = Text::new(&error.message);
+        self.query().await.map_or(Answer::Unavailable, |record| Answer::Refused(record, text))
+    }
+
+    /// What blockd's record says; `None`: it does not answer.
+    pub(super) async fn query(&self) -> Option<Record> {
+        match self.blockd.moved(self.id).await {
+            Ok(moved) => record_of(&moved),
+            Err(error) if error.kind == Kind::NotFound => {
+                let mut epoch = 0;
+                for volume in &self.volumes {
+                    epoch = epoch.max(self.blockd.volume(volume).await.ok()?.epoch);
+                }
+                Some(Record { stage: Stage::Absent, epoch: Epoch(epoch), snapshots: Vec::new() })
+            }
+            Err(error) => {
+                tracing::debug!(%error, "blockd does not say how a move is");
+                None
+            }
+        }
+    }
+
+    /// Brings what is different now.
+    pub(super) async fn round(&self) -> Result<(String, Round), Error> {
+        let began = std::time::Instant::now();
+        let ended = self.blockd.sync(&self.volumes, &self.host, |_| {}).await?;
+        let missing = || Error::new(Kind::Io, "blockd tells nothing of a run that has ended");
+        let report = ended.into_iter().find_map(|end| end.report).ok_or_else(missing)?;
+        let number = |key: &str| report.get(key).and_then(serde_json::Value::as_u64).unwrap_or_default();
+        let round = Round {
+            bytes_changed: number("bytes_changed"),
+            bytes_sent: number("bytes_sent"),
+            ms: began.elapsed().as_secs_f64() * 1e3,
+        };
+        let snapshot = report.get("snapshot").and_then(serde_json::Value::as_str).ok_or_else(missing)?;
+        Ok((snapshot.to_owned(), round))
+    }
+
+    /// The last difference: what is frozen is brought, and its root was compared by blockd before it was shown there.
+    async fn ship(&self) -> Result<Vec<FinalSnapshot>, Error> {
+        let known = self.newest().await?;
+        for _ in 0..SHIP_TRIES {
+            let (snapshot, round) = self.round().await?;
+            let found = self.finals(&snapshot).await?;
+            // A run that was joined has cut before the freeze.
+            if found.iter().all(|(sequence, _)| *sequence > known) {
+                *self.last_round.lock().unwrap_or_else(PoisonError::into_inner) = Some(round);
+                let mut shipped = self.shipped.lock().unwrap_or_else(PoisonError::into_inner);
+                let finals: Vec<FinalSnapshot> = found.into_iter().map(|(_, last)| last).collect();
+                shipped.extend(finals.iter().map(|last| (last.uid, format!("{}@{snapshot}", last.volume))));
+                return Ok(finals);
+            }
+        }
+        Err(Error::new(Kind::Busy, "other runs of these volumes are under way again and again"))
+    }
+
+    /// The number of the newest snapshot of any volume of the move.
+    async fn newest(&self) -> Result<u64, Error> {
+        let mut newest = 0;
+        for volume in &self.volumes {
+            newest = newest.max(self.blockd.newest_snapshot(volume).await?.map_or(0, |info| info.sequence));
+        }
+        Ok(newest)
+    }
+
+    async fn finals(&self, snapshot: &str) -> Result<Vec<(u64, FinalSnapshot)>, Error> {
+        let mut finals = Vec::new();
+        for volume in &self.volumes {
+            let name = format!("{volume}@{snapshot}");
+            let info = self.blockd.snapshot(&name).await?;
+            let root = self.blockd.hash(&name).await?;
+            let bad = |what: &str| Error::new(Kind::Io, format!("blockd's {what} of {name} is none"));
+            let last = FinalSnapshot {
+                volume: Name::new(volume).map_err(|error| Error::new(Kind::BadName, error))?,
+                uid: info.uid.parse::<SnapshotUid>().map_err(|_| bad("uid"))?,
+                root: root.parse::<Root>().map_err(|_| bad("root"))?,
+            };
+            finals.push((info.sequence, last));
+        }
+        Ok(finals)
+    }
+
+    async fn release(&self, snapshots: &[FinalSnapshot]) -> Result<(), Error> {
+        let named: Option<Vec<(String, String)>> = {
+            let shipped = self.shipped.lock().unwrap_or_else(PoisonError::into_inner);
+            snapshots
+                .iter()
+                .map(|last| Some((shipped.get(&last.uid)?.clone(), last.root.to_string())))
+                .collect()
+        };
+        let unknown = || Error::new(Kind::Refused, "what is to be released was not shipped by this agent");
+        self.blockd.release(self.id, &named.ok_or_else(unknown)?).await
+    }
+
+    /// In the epochs that blockd expects: volumes of a VM may have changed hosts a different number of times.
+    async fn own(&self, snapshots: &[FinalSnapshot]) -> Result<(), Error> {
+        let moved = self.blockd.moved(self.id).await?;
+        let of = |name: &Name| moved.volumes.iter().find(|volume| volume.name == name.as_str());
+        let mut handed = Vec::new();
+        for last in snapshots {
+            let missing = || Error::new(Kind::Refused, format!("volume {} is not expected", last.volume));
+            let epoch = of(&last.volume).ok_or_else(missing)?.epoch;
+            handed.push((last.volume.to_string(), epoch, last.uid.to_string(), last.root.to_string()));
+        }
+        self.blockd.own(self.id, &handed).await
+    }
+}
+
+/// What is planned: the VM's epoch is the highest of its volumes'.
+pub(super) async fn plan_of(
+    blockd: &Blockd,
+    definition: &crate::vm::definition::Definition,
+) -> Result<(Plan, Vec<super::judge::VolumeFacts>), Error> {
+    let mut facts = Vec::new();
+    for volume in definition.volumes() {
+        let info = blockd.volume(volume).await?;
+        facts.push(super::judge::VolumeFacts {
+            name: volume.to_owned(),
+            size: info.size,
+            epoch: info.epoch,
+            role: info.role,
+        });
+    }
+    let epoch = facts.iter().map(|facts| facts.epoch).max().unwrap_or(1);
+    let name = |text: &str| Name::new(text).map_err(|error| Error::new(Kind::BadName, error));
+    let volumes = definition.volumes().map(name).collect::<Result<Vec<_>, _>>()?;
+    let plan = Plan {
+        vm: name(definition.name.as_str())?,
+        digest: super::judge::digest(definition)?,
+        volumes,
+        epoch: Epoch(epoch),
+    };
+    Ok((plan, facts))
+}
+
+fn record_of(moved: &MoveInfo) -> Option<Record> {
+    let snapshots = moved.volumes.iter().filter_map(|volume| {
+        Some(FinalSnapshot {
+            volume: Name::new(&volume.name).ok()?,
+            uid: volume.uid.as_deref()?.parse().ok()?,
+            root: volume.root.as_deref()?.parse().ok()?,
+        })
+    });
+    let epoch = moved.volumes.iter().map(|volume| volume.volume_epoch).max()?;
+    Some(Record { stage: moved.stage, epoch: Epoch(epoch), snapshots: snapshots.collect() })
+}

@@ -1,0 +1,94 @@
+//! What a switch would cost, from what the rounds have shown (docs/migration.md, "Forecast").
+
+use super::record::{Forecast, Round};
+use crate::qmp::types::MigrationInfo;
+
+/// The records of two hosts, and starting to run: milliseconds, measured.
+const FIXED_MS: f64 = 15.0;
+/// What QEMU needs for its last pass and its devices besides the memory that is left: milliseconds, measured.
+const DEVICES_MS: f64 = 12.0;
+/// How long QEMU may take for the memory that is left when it stops the guest, unless a bound leaves less: with more left it
+/// goes over the memory once more.
+pub(super) const DOWNTIME_LIMIT_MS: u64 = 30;
+
+/// What is known when the guest is about to be stopped.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Known<'a> {
+    /// Disk differences so far.
+    pub(super) rounds: &'a [Round],
+    /// QEMU's own numbers.
+    pub(super) memory: Option<&'a MigrationInfo>,
+}
+
+/// The forecast.
+pub(super) fn forecast(known: &Known<'_>) -> Forecast {
+    let disk = disk(known.rounds);
+    let memory_bytes = known.memory.and_then(|info| info.ram).map_or(0, |ram| ram.remaining);
+    let link = link_bytes_per_ms(known);
+    let rest_ms = if link > 0.0 { memory_bytes as f64 / link } else { 0.0 };
+    let memory_ms = DEVICES_MS + rest_ms.min(DOWNTIME_LIMIT_MS as f64);
+    let pressure = if link > 0.0 { dirty_bytes_per_ms(known) / link } else { 0.0 };
+    Forecast {
+        // Disk and memory go at the same time.
+        silence_ms: disk.0.max(memory_ms) + FIXED_MS,
+        disk_ms: disk.0,
+        memory_ms,
+        rest_ms,
+        fixed_ms: FIXED_MS,
+        pressure,
+        disk_bytes: disk.1,
+        memory_bytes,
+    }
+}
+
+/// The median of the last rounds: milliseconds, and bytes. The first one is the bulk, and says nothing about the last.
+fn disk(rounds: &[Round]) -> (f64, u64) {
+    let rounds = if rounds.len() > 1 { &rounds[1..] } else { rounds };
+    let last = &rounds[rounds.len().saturating_sub(3)..];
+    let mut times: Vec<f64> = last.iter().map(|round| round.ms).collect();
+    times.sort_by(f64::total_cmp);
+    let bytes = last.last().map_or(0, |round| round.bytes_changed);
+    (times.get(times.len() / 2).copied().unwrap_or_default(), bytes)
+}
+
+/// What the link has carried: QEMU's throughput, or the fastest round's.
+fn link_bytes_per_ms(known: &Known<'_>) -> f64 {
+    let of_qemu = known.memory.and_then(|info| info.ram).map_or(0.0, |ram| ram.mbps * 125.0);
+    let of = |round: &Round| if round.ms > 0.0 { round.bytes_sent as f64 / round.ms } else { 0.0 };
+    known.rounds.iter().map(of).fold(of_qemu, f64::max)
+}
+
+/// How fast disk and memory change.
+fn dirty_bytes_per_ms(known: &Known<'_>) -> f64 {
+    let memory = known
+        .memory
+        .and_then(|info| info.ram)
+        .map_or(0.0, |ram| ram.dirty_pages_rate as f64 * ram.page_size as f64 / 1e3);
+    // What one round found came up while the one before ran.
+    let disk =
+        known.rounds.windows(2).last().map_or(0.0, |pair| {
+            if pair[0].ms > 0.0 { pair[1].bytes_changed as f64 / pair[0].ms } else { 0.0 }
+        });
+    memory + disk
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longer_of_disk_and_memory_is_the_silence() {
+        let round = |ms, bytes_changed| Round { bytes_changed, bytes_sent: bytes_changed, ms };
+        let rounds = [round(1000.0, 1 << 30), round(40.0, 1 << 20), round(20.0, 4096), round(30.0, 8192)];
+        let told = forecast(&Known { rounds: &rounds, memory: None });
+        assert_eq!((told.disk_ms, told.disk_bytes), (30.0, 8192));
+        assert_eq!(told.silence_ms, 30.0 + FIXED_MS);
+        assert!(told.pressure < 0.01, "{}", told.pressure);
+    }
+
+    #[test]
+    fn nothing_known_is_no_division_by_zero() {
+        let told = forecast(&Known::default());
+        assert!(told.silence_ms.is_finite() && told.pressure == 0.0);
+    }
+}

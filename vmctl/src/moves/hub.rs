@@ -1,0 +1,532 @@
+//! All moves of a host: those under way, those that are known, and who wants what of them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
+
+use super::destination::DestinationMove;
+use super::files::MoveFiles;
+use super::judge::{Check, Judgement, Offer, Question, digest, free_memory, refusal};
+use super::memory::deliver;
+use super::record::{MoveRecord, Options, Side};
+use super::source::{SourceMove, Wish};
+use super::stream;
+use crate::agent::events::now_ms;
+use crate::agent::registry::{Host, Registry};
+use crate::agent::view::{MovePlan, VmState};
+use crate::cutover::event::Reason;
+use crate::cutover::ids::MoveId;
+use crate::cutover::record::{Plan, Setup, Stage};
+use crate::error::{Error, Kind};
+use crate::vm::name::VmName;
+use crate::vm::places::Places;
+use crate::vm::qemu::Qemu;
+
+/// VMs that may come and have not yet.
+const OFFERS_MAX: usize = 32;
+/// How long one may take: the first copy of its disks comes between.
+const OFFER_TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long another host's agent may take to answer.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
+/// Memory that a host keeps for itself.
+const MEMORY_KEPT_BYTES: u64 = 64 << 20;
+
+type Accepted = Option<mpsc::Sender<UnixStream>>;
+
+struct Active {
+    side: Side,
+    vm: VmName,
+    wishes: mpsc::Sender<Wish>,
+    shown: watch::Receiver<MoveRecord>,
+    links: watch::Receiver<Accepted>,
+}
+
+struct Offered {
+    offer: Offer,
+    from: String,
+    until: Instant,
+}
+
+/// What all moves share.
+pub(super) struct Inner {
+    pub(super) registry: Registry,
+    pub(super) host: Arc<Host>,
+    pub(super) files: MoveFiles,
+    active: Mutex<BTreeMap<MoveId, Active>>,
+    offers: Mutex<BTreeMap<MoveId, Offered>>,
+}
+
+/// See the module; clones are handles to the same.
+#[derive(Clone)]
+pub struct Moves(pub(super) Arc<Inner>);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves what is behind our locks whole: every change is one insert or remove.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Moves {
+    /// Reads what there is, and goes on with what has not ended.
+    ///
+    /// # Errors
+    /// The directory cannot be used.
+    pub fn open(registry: Registry) -> Result<Self, Error> {
+        let host = Arc::clone(registry.host());
+        let files = MoveFiles::open(&host.config.data)?;
+        let records = files.read_all()?;
+        let (active, offers) = (Mutex::default(), Mutex::default());
+        let moves = Self(Arc::new(Inner { registry, host, files, active, offers }));
+        for record in records.into_iter().filter(|record| !record.has_ended()) {
+            moves.go_on(record);
+        }
+        let orphans = moves.clone();
+        tokio::spawn(async move {
+            match orphans.give_up_orphans().await {
+                Ok(given_up) if given_up.is_empty() => {}
+                Ok(given_up) => tracing::warn!(?given_up, "moves that nobody knows of were given up"),
+                Err(error) => tracing::warn!(%error, "blockd's moves cannot be looked at: vmctl recover"),
+            }
+        });
+        Ok(moves)
+    }
+
+    fn go_on(&self, mut record: MoveRecord) {
+        let (vm, id) = (record.vm.clone(), record.id);
+        tracing::info!(%id, %vm, phase = record.phase.name(), "a move is gone on with");
+        match record.side {
+            Side::Source if record.setup.is_none() => {
+                // It had not begun: whoever asked for it is gone, and nothing is to be undone.
+                let why = "the agent was restarted before the move had begun";
+                record.failure = Some(Error::new(Kind::Stopping, why));
+                record.ended_ms = Some(now_ms());
+                let (inner, holder) = (Arc::clone(&self.0), format!("move {id}"));
+                tokio::spawn(async move {
+                    if let Err(error) = inner.files.write(&record) {
+                        tracing::error!(%error, "the end of a move cannot be written down");
+                    }
+                    if let Ok(vm) = inner.registry.vm(&vm)
+                        && let Err(error) = vm.release(holder).await
+                    {
+                        tracing::warn!(%error, "a VM stays held");
+                    }
+                });
+            }
+            Side::Source => match self.0.registry.vm(&vm) {
+                Ok(handle) => self.run_source(record, handle),
+                Err(error) => tracing::error!(%error, %id, "a move of a VM that is not here"),
+            },
+            Side::Destination => self.run_destination(record, None),
+        }
+    }
+
+    /// Begins to move a VM to another host; it is told by [`Self::watch`] how far it is.
+    ///
+    /// # Errors
+    /// There is no such VM, or it is being moved.
+    pub async fn migrate(&self, vm: &VmName, to: &str, options: Options) -> Result<MoveId, Error> {
+        let handle = self.0.registry.vm(vm)?;
+        let view = handle.view();
+        let definition =
+            view.definition.ok_or_else(|| Error::new(Kind::Damaged, format!("{vm} is damaged")))?;
+        let id = MoveId(random()?);
+        let record = MoveRecord::new(id, Side::Source, to, definition, options, now_ms());
+        if let Some(other) = self.active_of(vm) {
+            return Err(Error::new(Kind::Busy, format!("{vm} is being moved already ({other})"))
+                .with_next(format!("vmctl status {vm} --watch")));
+        }
+        self.0.files.write(&record)?;
+        self.run_source(record, handle);
+        Ok(id)
+    }
+
+    fn run_source(&self, record: MoveRecord, vm: crate::agent::VmHandle) {
+        let (wishes, wished) = mpsc::channel(4);
+        let (links, linked) = watch::channel(None);
+        let (shown, showing) = watch::channel(record.clone());
+        let active =
+            Active { side: Side::Source, vm: record.vm.clone(), wishes, shown: showing, links: linked };
+        let id = record.id;
+        lock(&self.0.active).insert(id, active);
+        let hub = Arc::clone(&self.0);
+        let work = SourceMove { hub, record, vm, wishes: wished, shown, began: Instant::now() };
+        let inner = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            work.run(links).await;
+            lock(&inner.active).remove(&id);
+        });
+    }
+
+    fn run_destination(&self, record: MoveRecord, new: Option<(Setup, UnixStream)>) {
+        let (wishes, _) = mpsc::channel(1);
+        let (links, linked) = watch::channel(None);
+        let (shown, showing) = watch::channel(record.clone());
+        let active =
+            Active { side: Side::Destination, vm: record.vm.clone(), wishes, shown: showing, links: linked };
+        let id = record.id;
+        lock(&self.0.active).insert(id, active);
+        let work = DestinationMove { hub: Arc::clone(&self.0), record, shown, began: Instant::now() };
+        let inner = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            work.run(new, links).await;
+            lock(&inner.active).remove(&id);
+        });
+    }
+
+    /// The move of a VM that is under way and has not ended.
+    fn active_of(&self, vm: &VmName) -> Option<MoveId> {
+        let active = lock(&self.0.active);
+        active.iter().find(|(_, one)| one.vm == *vm && !one.shown.borrow().has_ended()).map(|(id, _)| *id)
+    }
+
+    /// A move, as it is now.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn show(&self, id: MoveId) -> Result<MoveRecord, Error> {
+        if let Some(active) = lock(&self.0.active).get(&id) {
+            return Ok(active.shown.borrow().clone());
+        }
+        let missing = || Error::new(Kind::NotFound, format!("there is no move {id}"));
+        self.0.files.read(id)?.ok_or_else(missing)
+    }
+
+    /// To wait for a change of one that is under way.
+    pub fn watch(&self, id: MoveId) -> Option<watch::Receiver<MoveRecord>> {
+        lock(&self.0.active).get(&id).map(|active| active.shown.clone())
+    }
+
+    /// All that are known, oldest first; of one VM or of all.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn list(&self, vm: Option<&VmName>) -> Result<Vec<MoveRecord>, Error> {
+        let mut all = self.0.files.read_all()?;
+        for record in &mut all {
+            if let Some(active) = lock(&self.0.active).get(&record.id) {
+                *record = active.shown.borrow().clone();
+            }
+        }
+        all.retain(|record| vm.is_none_or(|vm| record.vm == *vm));
+        Ok(all)
+    }
+
+    /// Asks for the end of a move of a VM, here where it comes from.
+    ///
+    /// # Errors
+    /// There is none under way, or this host is not its source.
+    pub async fn abort(&self, vm: &VmName) -> Result<MoveId, Error> {
+        let none = || Error::new(Kind::NotFound, format!("{vm} is not being moved"));
+        let id = self.active_of(vm).ok_or_else(none)?;
+        let (side, wishes) = match lock(&self.0.active).get(&id) {
+            Some(active) => (active.side, active.wishes.clone()),
+            None => return Err(none()),
+        };
+        if side == Side::Destination {
+            let message = format!("{vm} comes here: only the host that it comes from can give the move up");
+            return Err(Error::new(Kind::Refused, message).with_next(format!("vmctl abort {vm}    (there)")));
+        }
+        let wish = Wish::Abort("somebody asked for it".to_owned());
+        wishes.send(wish).await.map_err(|_| none())?;
+        Ok(id)
+    }
+
+    /// Brings a VM back to this host, to which it has come or from which it has gone.
+    ///
+    /// # Errors
+    /// There was no move, or the other host does not want.
+    pub async fn rollback(&self, vm: &VmName, options: Options) -> Result<(String, MoveId), Error> {
+        let moved = self.list(Some(vm))?.into_iter().rev().find(MoveRecord::has_moved);
+        let none =
+            || Error::new(Kind::NotFound, format!("{vm} has not been moved")).with_next("vmctl vm list");
+        let record = moved.ok_or_else(none)?;
+        match record.side {
+            Side::Destination => Ok((record.host.clone(), self.migrate(vm, &record.host, options).await?)),
+            Side::Source => {
+                let question = Question::Return { vm: vm.clone(), options };
+                let blockd = self.0.host.blockd.socket();
+                let id = stream::ask(blockd, &record.host, question, ANSWER_TIME_MAX).await?;
+                Ok((record.host, id))
+            }
+        }
+    }
+
+    /// Whether and how a move could be done; nothing is changed.
+    ///
+    /// # Errors
+    /// The other host cannot be asked, or there is no such VM.
+    pub async fn checks(&self, vm: &VmName, to: &str, options: Options) -> Result<Vec<Check>, Error> {
+        let view = self.0.registry.view(vm)?;
+        let definition =
+            view.definition.clone().ok_or_else(|| Error::new(Kind::Damaged, format!("{vm} is damaged")))?;
+        let mut checks = vec![match view.state {
+            VmState::Running => Check::good("state", "it runs"),
+            other => Check::bad("state", other.name(), format!("vmctl vm start {vm}")),
+        }];
+        if let Some(unfit) = view.adopted.as_ref().and_then(|adopted| adopted.unfit.first()) {
+            checks.push(Check::bad("adopted", unfit.clone(), "vmctl vm define FILE --replace"));
+        }
+        let Some(process) = view.process else { return Ok(checks) };
+        let (_, volumes) = super::disk::plan_of(&self.0.host.blockd, &definition).await?;
+        for volume in volumes.iter().filter(|volume| volume.role != "primary") {
+            let fix = format!("blockctl replica show {}", volume.name);
+            checks.push(Check::bad("volume", format!("{} is a {}", volume.name, volume.role), fix));
+        }
+        let offer =
+            Offer { id: None, definition, volumes, qemu: process.qemu, accel: process.accel, options };
+        let question = Question::Judge(Box::new(offer));
+        let blockd = self.0.host.blockd.socket();
+        let judged: Judgement = stream::ask(blockd, to, question, ANSWER_TIME_MAX).await?;
+        checks.extend(judged.checks);
+        Ok(checks)
+    }
+
+    /// The checks, and what is to be sent; nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Self::checks`].
+    pub async fn plan(&self, vm: &VmName, to: &str, options: Options) -> Result<MovePlan, Error> {
+        let checks = self.checks(vm, to, options).await?;
+        let view = self.0.registry.view(vm)?;
+        let definition =
+            view.definition.ok_or_else(|| Error::new(Kind::Damaged, format!("{vm} is damaged")))?;
+        let (_, volumes) = super::disk::plan_of(&self.0.host.blockd, &definition).await?;
+        let all = self.list(Some(vm))?;
+        let last = all.into_iter().rev().find(|record| record.host == to && record.has_moved());
+        let there = checks
+            .iter()
+            .filter(|check| check.what == "volume" && check.found.ends_with("a replica is there"));
+        Ok(MovePlan {
+            last: last.map(|record| record.numbers),
+            disk_bytes: volumes.iter().map(|volume| volume.size).sum(),
+            memory_bytes: definition.memory.0,
+            replicas: there.count() == volumes.len(),
+            checks,
+        })
+    }
+
+    /// Moves that blockd has begun and whose agent knows nothing of them (its journal was lost) are given up, so that they
+    /// do not stand in the way for ever. Not those that are under way.
+    ///
+    /// # Errors
+    /// blockd does not answer.
+    pub async fn give_up_orphans(&self) -> Result<Vec<MoveId>, Error> {
+        let mut given_up = Vec::new();
+        for moved in self.0.host.blockd.moves().await? {
+            let open = matches!(moved.stage, Stage::Frozen | Stage::Expected);
+            let known = lock(&self.0.active).contains_key(&moved.id)
+                || self.0.files.read(moved.id)?.is_some_and(|record| !record.has_ended());
+            if open && !known {
+                self.0.host.blockd.abort_unknown(moved.id).await?;
+                given_up.push(moved.id);
+            }
+        }
+        Ok(given_up)
+    }
+
+    /// Another host's question.
+    pub(super) async fn answer(
+        &self,
+        from: &str,
+        question: Question,
+        stream: &mut UnixStream,
+    ) -> Result<(), Error> {
+        match question {
+            Question::Judge(offer) => {
+                let judged = self.judge(from, *offer).await;
+                stream::reply(stream, judged).await
+            }
+            Question::Return { vm, options } => {
+                let moved = self.migrate(&vm, from, options).await;
+                stream::reply(stream, moved).await
+            }
+        }
+    }
+
+    async fn judge(&self, from: &str, offer: Offer) -> Result<Judgement, Error> {
+        offer.definition.check()?;
+        let qemu = Qemu::ask(&self.0.host.config.qemu).await?;
+        let mut checks = self.look_at_host(&offer, &qemu).await?;
+        checks.extend(self.look_at_volumes(from, &offer).await?);
+        let fits = refusal(&offer.definition.name, "this host", &checks).is_ok();
+        if let (Some(id), true) = (offer.id, fits) {
+            self.expect(id, from, offer)?;
+        }
+        Ok(Judgement { checks, qemu: qemu.version })
+    }
+
+    fn expect(&self, id: MoveId, from: &str, offer: Offer) -> Result<(), Error> {
+        let now = Instant::now();
+        let mut offers = lock(&self.0.offers);
+        offers.retain(|_, offered| offered.until > now);
+        if offers.len() >= OFFERS_MAX && !offers.contains_key(&id) {
+            return Err(Error::new(Kind::Overloaded, format!("{OFFERS_MAX} VMs are expected already")));
+        }
+        offers.insert(id, Offered { offer, from: from.to_owned(), until: now + OFFER_TIME_MAX });
+        Ok(())
+    }
+
+    async fn look_at_host(&self, offer: &Offer, qemu: &Qemu) -> Result<Vec<Check>, Error> {
+        let definition = &offer.definition;
+        let machine = definition.machine.as_deref().unwrap_or_default();
+        let mut checks = Vec::new();
+        checks.push(if qemu.machines.iter().any(|known| known.name == machine) {
+            Check::good("machine", format!("{machine}, QEMU {}", qemu.version))
+        } else {
+            let found = format!("QEMU {} has no machine {machine}", qemu.version);
+            Check::bad("machine", found, "install a QEMU that has it, there")
+        });
+        let accel = self.0.host.accel.accel(&self.0.host.config.qemu).await?;
+        checks.push(if accel == offer.accel || definition.cpu.is_some() {
+            Check::good("processor", accel.name())
+        } else {
+            let found = format!("{} here, {} at the source", accel.name(), offer.accel.name());
+            Check::bad("processor", found, "name a cpu model in the definition, and start the VM anew")
+        });
+        let free = free_memory().unwrap_or(u64::MAX).saturating_sub(MEMORY_KEPT_BYTES);
+        let needed = definition.memory.0;
+        checks.push(if free >= needed {
+            Check::good("memory", format!("{} MiB free, {} needed", free >> 20, needed >> 20))
+        } else {
+            let found = format!("{} MiB free, {} needed", free >> 20, needed >> 20);
+            Check::bad("memory", found, "stop something there, or choose another host")
+        });
+        checks.push(match self.0.registry.view(&definition.name) {
+            Ok(view) if view.process.is_some() || view.held_by.is_some() => {
+                let found = format!("there is a VM {} there, {}", definition.name, view.state.name());
+                Check::bad("name", found, format!("vmctl vm show {}    (there)", definition.name))
+            }
+            _ => Check::good("name", "free"),
+        });
+        for file in
+            definition.boot.iter().flat_map(|boot| [Some(&boot.kernel), boot.initrd.as_ref()]).flatten()
+        {
+            if !file.is_file() {
+                let shown = file.display();
+                checks.push(Check::bad(
+                    "boot",
+                    format!("{shown} is not there"),
+                    format!("copy {shown} there"),
+                ));
+            }
+        }
+        Ok(checks)
+    }
+
+    async fn look_at_volumes(&self, from: &str, offer: &Offer) -> Result<Vec<Check>, Error> {
+        let blockd = &self.0.host.blockd;
+        let store = blockd.status().await?.store;
+        let mut needed = 0;
+        let mut checks = Vec::new();
+        for volume in &offer.volumes {
+            match blockd.volume(&volume.name).await {
+                Ok(info) if info.role != "replica" => {
+                    let found = format!("there is a volume {} there that is no replica", volume.name);
+                    checks.push(Check::bad(
+                        "volume",
+                        found,
+                        format!("blockctl volume rename {} …    (there)", volume.name),
+                    ));
+                }
+                Ok(_) => checks.push(Check::good("volume", format!("{}: a replica is there", volume.name))),
+                Err(error) if error.kind == Kind::NotFound => {
+                    needed += volume.size;
+                    checks.push(Check::good("volume", format!("{}: comes from {from}", volume.name)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let free = store.pool_bytes.saturating_sub(store.used_bytes);
+        // Thin volumes may need less: blockd says no when it is really full.
+        checks.push(Check::good(
+            "space",
+            format!("{} MiB free, at most {} MiB come", free >> 20, needed >> 20),
+        ));
+        Ok(checks)
+    }
+
+    /// Somebody opens the link of a move.
+    pub(super) async fn control(&self, from: &str, id: MoveId, mut stream: UnixStream) {
+        let links = lock(&self.0.active)
+            .get(&id)
+            .map(|active| (active.links.clone(), active.shown.borrow().host.clone()));
+        if let Some((mut links, host)) = links {
+            if host != from {
+                return tracing::warn!(%id, from, "another host than the move's wants its link");
+            }
+            // It is about to be there.
+            let link = links.wait_for(Option::is_some).await.ok().and_then(|link| link.clone());
+            if let Some(link) = link
+                && link.send(stream).await.is_err()
+            {
+                tracing::debug!(%id, "a move that is over is asked for");
+            }
+            return;
+        }
+        let record = match self.0.files.read(id) {
+            Ok(record) => record,
+            Err(error) => return tracing::error!(%error, "a move cannot be answered about"),
+        };
+        if record.as_ref().is_some_and(|record| record.host != from) {
+            return tracing::warn!(%id, from, "another host than the move's asks about it");
+        }
+        if let Some(plan) = super::reception::answer_ended(self, from, id, record, &mut stream).await {
+            self.begin_destination(from, id, plan, stream);
+        }
+    }
+
+    /// `Prepare` of a move that was offered.
+    fn begin_destination(&self, from: &str, id: MoveId, plan: Plan, stream: UnixStream) {
+        let offered = lock(&self.0.offers).remove(&id).filter(|offered| offered.from == from);
+        let Some(Offered { offer, .. }) = offered else {
+            return tracing::warn!(%id, from, "a move that was not offered");
+        };
+        let volumes: Vec<&str> = offer.definition.volumes().collect();
+        let planned: Vec<&str> = plan.volumes.iter().map(super::super::cutover::ids::Name::as_str).collect();
+        let same = digest(&offer.definition).is_ok_and(|digest| digest == plan.digest);
+        if !same || planned != volumes || plan.vm.as_str() != offer.definition.name.as_str() {
+            return tracing::warn!(%id, from, "a move of something else than was offered");
+        }
+        let record = MoveRecord::new(id, Side::Destination, from, offer.definition, offer.options, now_ms());
+        self.run_destination(record, Some((Setup::new(id, plan), stream)));
+    }
+
+    /// Memory of a guest that comes.
+    pub(super) async fn memory(&self, from: &str, id: MoveId, stream: UnixStream) {
+        let vm = {
+            let active = lock(&self.0.active);
+            let of_here = active.get(&id).filter(|active| active.side == Side::Destination);
+            of_here.filter(|active| active.shown.borrow().host == from).map(|active| active.vm.clone())
+        };
+        let Some(vm) = vm else {
+            return tracing::warn!(%id, from, "memory of a move that is not known here");
+        };
+        let config = &self.0.host.config;
+        deliver(stream, &Places::new(&config.run, &config.data, &vm).migration()).await;
+    }
+}
+
+fn random() -> Result<[u8; 16], Error> {
+    let mut bytes = [0; 16];
+    let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    match got {
+        Ok(16) => Ok(bytes),
+        Ok(_) => Err(Error::new(Kind::Io, "the kernel has too little randomness")),
+        Err(error) => Err(Error::new(Kind::Io, format!("the kernel has no randomness: {error}"))),
+    }
+}
+
+/// Why a source went back, for people.
+pub fn reason_text(reason: &Reason) -> String {
+    match reason {
+        Reason::Asked(text) | Reason::Refused(text) | Reason::Failed(text) | Reason::Blockd(text) => {
+            text.to_string()
+        }
+        Reason::Link => "the link to the other host broke while the guest was stopped".to_owned(),
+        Reason::Qemu(said) => format!("QEMU here was {said:?} in the middle of it"),
+        Reason::Elsewhere => "somebody else has given it up".to_owned(),
+        Reason::Restarted => "the agent was restarted".to_owned(),
+    }
+}

@@ -1,0 +1,171 @@
+//! What happens while the guest still runs: differences of the disks, again and again, and the memory.
+//!
+//! ```text
+//!  bulk ─► round … round ─ small, or not getting smaller ─► gate ─ within the bound ─► Begin ─► migrate ─► rounds meanwhile
+//! ```
+//!
+//! QEMU stops the guest by itself once its memory is nearly sent and cannot be told to wait, so the disks are nearly equal before
+//! its migration begins, and are kept so.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep;
+
+use super::disk::Disk;
+use super::forecast::{DOWNTIME_LIMIT_MS, Known, forecast};
+use super::record::{Forecast, Options, Phase, Round};
+use crate::error::{Error, Kind};
+use crate::qmp::Client;
+use crate::qmp::types::{MigrationInfo, MigrationParameters, MigrationStatus};
+
+/// A difference of so few bytes is brought in no time.
+const SMALL_BYTES: u64 = 2 << 20;
+/// Rounds before the memory, at most.
+const BEFORE_MEMORY_MAX: usize = 12;
+/// Between two looks at the memory.
+const LOOK: Duration = Duration::from_millis(200);
+/// While QEMU needs longer than that for the rest of the memory, another round of the disks is worth it.
+const ROUND_WORTH_MS: f64 = 1500.0;
+/// How long it is waited for the forecast to come within the bound.
+const GATE_TIME_MAX: Duration = Duration::from_secs(60);
+/// As fast as it goes.
+const BANDWIDTH_MAX: u64 = 100 << 30;
+
+/// What is told meanwhile.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// How far it is.
+    Phase(Phase),
+    /// A difference was brought.
+    Round(Round),
+    /// How the memory stands.
+    Memory(Box<MigrationInfo>),
+    /// What the switch would cost.
+    Forecast(Forecast),
+    /// The guest may be stopped from now on, once this was heard.
+    Begin(oneshot::Sender<()>),
+    /// It cannot be done.
+    Failed(Error),
+}
+
+/// What rounds need.
+pub(super) struct Rounds {
+    pub(super) disk: Disk,
+    pub(super) client: Client,
+    pub(super) options: Options,
+    /// QEMU's name of where its stream goes.
+    pub(super) uri: String,
+    pub(super) told: mpsc::Sender<Told>,
+    /// Brought before.
+    pub(super) rounds: Vec<Round>,
+}
+
+impl Rounds {
+    /// Until the guest is stopped, or it cannot be done. Ended by being dropped.
+    pub(super) async fn run(mut self) {
+        if let Err(error) = self.go().await {
+            self.tell(Told::Failed(error)).await;
+        }
+    }
+
+    /// Nobody listens only when the move is over.
+    async fn tell(&self, told: Told) {
+        if self.told.send(told).await.is_err() {
+            tracing::debug!("rounds of a move that is over");
+        }
+    }
+
+    async fn go(&mut self) -> Result<(), Error> {
+        self.tell(Told::Phase(Phase::Rounds)).await;
+        self.before_memory().await?;
+        self.tell(Told::Phase(Phase::Gate)).await;
+        self.wait_at_gate().await?;
+        self.set_up().await?;
+        let (heard, hearing) = oneshot::channel();
+        self.tell(Told::Begin(heard)).await;
+        hearing.await.map_err(|_| Error::new(Kind::Stopping, "the move is over"))?;
+        self.client.migrate(&self.uri).await?;
+        self.beside_memory().await
+    }
+
+    async fn round(&mut self) -> Result<Round, Error> {
+        let (_, round) = self.disk.round().await?;
+        self.rounds.push(round);
+        self.tell(Told::Round(round)).await;
+        Ok(round)
+    }
+
+    /// Until the difference is small, or gets no smaller.
+    async fn before_memory(&mut self) -> Result<(), Error> {
+        let mut before = u64::MAX;
+        for _ in 0..BEFORE_MEMORY_MAX {
+            let Round { bytes_changed, .. } = self.round().await?;
+            if bytes_changed <= SMALL_BYTES || bytes_changed >= before.saturating_sub(before / 8) {
+                break;
+            }
+            before = bytes_changed;
+        }
+        Ok(())
+    }
+
+    /// Above the bound the guest is not stopped: it is waited for a better moment, or given up.
+    async fn wait_at_gate(&mut self) -> Result<(), Error> {
+        let began = std::time::Instant::now();
+        loop {
+            let told = forecast(&Known { rounds: &self.rounds, memory: None });
+            self.tell(Told::Forecast(told)).await;
+            let Some(bound) = self.options.silence_ms else { return Ok(()) };
+            if told.silence_ms <= bound as f64 {
+                return Ok(());
+            }
+            if began.elapsed() >= GATE_TIME_MAX {
+                let message = format!(
+                    "the guest would be silent for {:.0} ms, {bound} ms are allowed: the last differences took {:.0} ms",
+                    told.silence_ms, told.disk_ms
+                );
+                let next = "vmctl migrate … --silence LONGER    (or when the guest writes less)";
+                return Err(Error::new(Kind::Refused, message).with_next(next));
+            }
+            self.round().await?;
+        }
+    }
+
+    async fn set_up(&self) -> Result<(), Error> {
+        let mut capabilities =
+            vec![("events", true), ("return-path", true), ("pause-before-switchover", true)];
+        capabilities.push(("auto-converge", self.options.auto_converge));
+        self.client.migrate_set_capabilities(&capabilities).await?;
+        let disk_ms = forecast(&Known { rounds: &self.rounds, memory: None }).disk_ms;
+        let left = self
+            .options
+            .silence_ms
+            .map_or(DOWNTIME_LIMIT_MS, |bound| bound.saturating_sub(disk_ms as u64) / 2);
+        let parameters = MigrationParameters::from([
+            ("downtime-limit".to_owned(), json!(left.clamp(10, DOWNTIME_LIMIT_MS))),
+            ("max-bandwidth".to_owned(), json!(self.options.bandwidth.unwrap_or(BANDWIDTH_MAX))),
+        ]);
+        self.client.migrate_set_parameters(parameters).await?;
+        Ok(())
+    }
+
+    /// Keeps the disks nearly equal while the memory is on its way.
+    async fn beside_memory(&mut self) -> Result<(), Error> {
+        loop {
+            sleep(LOOK).await;
+            let info = self.client.query_migrate().await?;
+            let going = matches!(info.status, Some(MigrationStatus::Setup | MigrationStatus::Active));
+            let told = forecast(&Known { rounds: &self.rounds, memory: Some(&info) });
+            let rest_ms = told.rest_ms;
+            self.tell(Told::Memory(Box::new(info))).await;
+            if !going {
+                return Ok(());
+            }
+            self.tell(Told::Forecast(told)).await;
+            if rest_ms > ROUND_WORTH_MS {
+                self.round().await?;
+            }
+        }
+    }
+}
