@@ -17,7 +17,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 
-use crate::api::server::{ApiServer, BindError, SocketFile, bind};
+use crate::api::server::{self, BindError, SocketFile, bind};
 use crate::config::Config;
 use crate::decompress::process::Workers;
 use crate::events::Events;
@@ -107,7 +107,7 @@ pub async fn serve<B: Backend>(
         None => service,
     };
     let group = config.socket_group.as_deref();
-    let api = ApiServer::start(api_listeners, service, group, config.api_connections_max as usize)
+    let api = server::start(api_listeners, service, group, config.api_connections_max as usize)
         .map_err(|error| socket_failure(&config.socket, &error))?;
     events.record("daemon_started", config.name.clone(), env!("CARGO_PKG_VERSION"));
     notify(NotifyState::Ready);

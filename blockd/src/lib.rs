@@ -17,7 +17,7 @@ pub mod rebuild;
 pub mod recent;
 pub mod store;
 
-pub mod events;
+pub use local_api::events;
 pub mod service;
 
 pub mod snapshot;
@@ -30,7 +30,7 @@ pub mod sync;
 
 pub mod api;
 
-pub mod exit_code;
+pub use local_api::exit_code;
 pub mod failure;
 pub mod size;
 

@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn every_kind_has_a_code_and_advice() {
         for kind in Kind::ALL {
-            let failure = Failure::of_error("cannot do it", &Error::new(kind, "because"));
+            let failure = Failure::of_error("cannot do it", &Error::one_line(kind, "because"));
             assert_ne!(failure.code, exit_code::OK, "{kind:?}");
             assert_eq!(failure.to_string().lines().count(), 3, "{kind:?}");
             assert!(failure.to_string().starts_with("error: cannot do it\nwhy:   because\nnext:  "));

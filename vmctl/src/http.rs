@@ -59,10 +59,10 @@ impl HttpError {
         match self {
             Self::Refused(error) => error,
             Self::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                Error::new(Kind::Forbidden, text)
+                Error::one_line(Kind::Forbidden, text)
             }
-            Self::Unreachable { .. } | Self::Late(_) => Error::new(Kind::Unreachable, text),
-            Self::Protocol(_) => Error::new(Kind::Io, text),
+            Self::Unreachable { .. } | Self::Late(_) => Error::one_line(Kind::Unreachable, text),
+            Self::Protocol(_) => Error::one_line(Kind::Io, text),
         }
     }
 }

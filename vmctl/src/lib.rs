@@ -10,7 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
-pub mod exit_code;
+pub use local_api::exit_code;
 pub mod failure;
 pub mod size;
 

@@ -5,10 +5,8 @@
 
 pub mod types;
 
-mod access;
 mod answer;
 mod exports;
-mod guard;
 pub mod hosts;
 pub mod jobs;
 mod long;
@@ -18,12 +16,11 @@ pub mod prune;
 pub mod replicas;
 mod routes;
 mod scrub;
-mod stall;
 mod tunnel;
 
 pub mod server;
 
 pub mod client;
 
-pub use access::GroupError;
+pub use local_api::GroupError;
 pub use routes::{router, routes};

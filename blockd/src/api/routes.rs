@@ -15,7 +15,7 @@ use super::types::{
     CreateSnapshots, CreateVolume, Done, EventsQuery, Kind, NewName, PAGE_ITEMS_MAX, PageQuery,
     PinnedSnapshot, Reason, ResizeVolume, Snapshots, Status, Volumes,
 };
-use super::{exports, guard, hosts, jobs, long, metrics, moves, prune, replicas, scrub, tunnel};
+use super::{exports, hosts, jobs, long, metrics, moves, prune, replicas, scrub, tunnel};
 use crate::control::{Answer, Control, ControlError, ErrorKind, SnapshotInfo, SnapshotName, VolumeInfo};
 use crate::events::{EventsPage, now_ms};
 use crate::service::Service;
@@ -150,7 +150,7 @@ pub fn router(service: Service) -> Router {
     routed
         .fallback(unknown_route)
         .method_not_allowed_fallback(unknown_method)
-        .layer(axum::middleware::from_fn(guard::whole_body))
+        .layer(axum::middleware::from_fn(local_api::guard::whole_body))
         .with_state(state)
 }
 

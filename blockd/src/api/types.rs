@@ -4,8 +4,9 @@
 //! know; the server refuses unknown fields in requests, for they would be promises that it does not keep. Numbers
 //! are bytes, milliseconds or counts.
 
-use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
+
+pub use local_api::error::{ErrorAnswer, ErrorBody, Kind};
 
 use crate::control::{ControlError, ErrorKind, SnapshotInfo, StoreStatus, VolumeInfo};
 use crate::service::{DiffExtent, RepairReport, Verdict, VerifyReport};
@@ -262,107 +263,6 @@ pub struct End {
     pub repair: Option<RepairReport>,
 }
 
-/// The body of every answer that is no success.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ErrorAnswer {
-    /// What went wrong.
-    pub error: ErrorBody,
-}
-
-/// What went wrong.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ErrorBody {
-    /// For programs.
-    pub kind: Kind,
-    /// For people, one line.
-    pub message: String,
-    /// What to do about it, if that is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
-}
-
-/// Kinds of errors: the store's, and those of the API itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// A name that is none.
-    BadName,
-    /// A size or another number that cannot be.
-    BadValue,
-    /// There is no such volume, snapshot or export.
-    NotFound,
-    /// The name is taken.
-    Exists,
-    /// Clients are connected, or another operation holds it.
-    Busy,
-    /// A hold, a snapshot or a clone forbids it.
-    Refused,
-    /// The pool or the metadata has no room.
-    NoSpace,
-    /// The medium failed.
-    Io,
-    /// What is stored is not what was written.
-    Damaged,
-    /// The daemon is stopping.
-    Stopping,
-    /// What another host sends is older than what is here, or its epoch is.
-    Stale,
-    /// The request is none that this version knows: path, method, JSON or field.
-    BadRequest,
-    /// The body has more than 1 MiB.
-    TooLarge,
-    /// The request did not arrive within ten seconds.
-    Timeout,
-    /// This user may not talk to the daemon.
-    Forbidden,
-    /// Too many long-running requests at once.
-    Overloaded,
-    /// Another host does not answer.
-    Unreachable,
-    /// A kind of a later version.
-    #[serde(other)]
-    Unknown,
-}
-
-impl Kind {
-    /// Every kind that the server sends.
-    pub const ALL: [Self; 17] = [
-        Self::BadName,
-        Self::BadValue,
-        Self::NotFound,
-        Self::Exists,
-        Self::Busy,
-        Self::Refused,
-        Self::NoSpace,
-        Self::Io,
-        Self::Damaged,
-        Self::Stopping,
-        Self::Stale,
-        Self::BadRequest,
-        Self::TooLarge,
-        Self::Timeout,
-        Self::Forbidden,
-        Self::Overloaded,
-        Self::Unreachable,
-    ];
-
-    /// The HTTP status that goes with it.
-    pub fn status(self) -> StatusCode {
-        match self {
-            Self::BadName | Self::BadValue | Self::BadRequest => StatusCode::BAD_REQUEST,
-            Self::NotFound => StatusCode::NOT_FOUND,
-            Self::Exists | Self::Busy | Self::Refused | Self::Stale => StatusCode::CONFLICT,
-            Self::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
-            Self::Io | Self::Damaged | Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Stopping | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
-            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Timeout => StatusCode::REQUEST_TIMEOUT,
-            Self::Unreachable => StatusCode::BAD_GATEWAY,
-            Self::Forbidden => StatusCode::FORBIDDEN,
-        }
-    }
-}
-
 impl From<ErrorKind> for Kind {
     fn from(kind: ErrorKind) -> Self {
         match kind {
@@ -378,13 +278,6 @@ impl From<ErrorKind> for Kind {
             ErrorKind::Stopping => Self::Stopping,
             ErrorKind::Stale => Self::Stale,
         }
-    }
-}
-
-impl ErrorBody {
-    /// An error of that kind.
-    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), next: None }
     }
 }
 

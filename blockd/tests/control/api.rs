@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use blockd::api::client::{Client, ClientError};
-use blockd::api::server::{ApiServer, BindError, bind};
+use blockd::api::server::{self, BindError, bind};
 use blockd::api::types::{DiffQuery, Kind, Line};
 use blockd::control::ErrorKind;
 use blockd::events::Events;
@@ -112,7 +112,7 @@ async fn slow(bytes: &[u8]) -> String {
     let socket = dir.path().join("s");
     let (listener, _file) = bind(&socket, None).unwrap().into_parts();
     let service = Service::new(Arc::new(TestEngine::default()), Events::default(), NbdAddresses::default());
-    let api = ApiServer::start(vec![listener], service, None, 4).unwrap();
+    let api = server::start(vec![listener], service, None, 4).unwrap();
     let mut stream = tokio::net::UnixStream::connect(&socket).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     let began = tokio::time::Instant::now();

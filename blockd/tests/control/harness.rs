@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use blockd::api::server::{ApiServer, bind};
+use blockd::api::server::{self, bind};
 use blockd::events::Events;
 use blockd::jobs::clock::SystemClock;
 use blockd::jobs::files::JobFiles;
@@ -97,7 +97,7 @@ impl Daemon {
                 });
                 let service = service.with_jobs(jobs.clone(), "A");
                 let (listener, file) = bind(&path, None).unwrap().into_parts();
-                let api = ApiServer::start(vec![listener], service, None, 16).unwrap();
+                let api = server::start(vec![listener], service, None, 16).unwrap();
                 ready.send(()).unwrap();
                 // Also when the test has failed and dropped its end.
                 drop(stopped.await);

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use blockd::api::server::{ApiServer, bind};
+use blockd::api::server::{self, bind};
 use blockd::config::{Config, Settings, load};
 use blockd::control::replication::Replication;
 use blockd::control::{Answer, Control, ControlError};
@@ -111,7 +111,7 @@ async fn serve(config: &Config, ready: &mpsc::Sender<Arc<dyn Engine>>, stopped: 
     let host = Host::start(Opening { config, events: events.clone(), nbd }).unwrap();
     let unix = Some(config.nbd_unix.display().to_string());
     let service = Service::new(host.engine(), events, NbdAddresses { unix, tcp: None });
-    let api = ApiServer::start(vec![api], service, None, 8).unwrap();
+    let api = server::start(vec![api], service, None, 8).unwrap();
     ready.send(host.engine()).unwrap();
     // Also when the test has failed and dropped its end.
     drop(stopped.await);

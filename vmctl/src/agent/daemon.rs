@@ -7,10 +7,11 @@
 use std::io;
 use std::path::Path;
 
+use local_api::server::{Api, ApiServer, BindError, bind};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::api::server::{ApiServer, BindError, bind};
+use super::api::router;
 use super::registry::Registry;
 use crate::config::Config;
 use crate::error::Error;
@@ -22,6 +23,8 @@ use crate::vm::places::private_dir;
 
 /// What a line on standard error says when clients can come; what starts an agent may wait for it.
 const READY: &str = "ready";
+/// Connections to the API at once.
+const CONNECTIONS_MAX: usize = 64;
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
@@ -46,7 +49,9 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let receiving = receiving.map_err(|error| Failure::of_error("cannot take other agents in", &error))?;
     let receiving = tokio::spawn(receiving);
     let (listener, file) = socket.into_parts();
-    let api = ApiServer::start(vec![listener], registry.clone(), moves, config.socket_group.as_deref())
+    let events = registry.host().events.clone();
+    let api = Api { router: router(registry.clone(), moves), events, called: "agent" };
+    let api = ApiServer::start(vec![listener], api, config.socket_group.as_deref(), CONNECTIONS_MAX)
         .map_err(|error| socket_failure(&config.socket, &error))?;
     registry.host().events.record("agent_started", "", env!("CARGO_PKG_VERSION"));
     tracing::info!(socket = %config.socket.display(), "{READY}");

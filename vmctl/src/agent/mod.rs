@@ -7,7 +7,7 @@
 //! QEMUs are in the background and outlive the agent, however it ends; the next one finds them again by process and
 //! monitor, not by their word.
 
-pub mod events;
+pub use local_api::events;
 pub mod view;
 
 pub mod owner;

@@ -206,7 +206,7 @@ impl Owner {
                 "{} runs: its definition can be replaced when it is stopped",
                 self.record.definition.name
             );
-            return Err(Error::new(Kind::Busy, message));
+            return Err(Error::one_line(Kind::Busy, message));
         }
         let record = Record { definition, adopted: None, ..self.record.clone() };
         self.host.files.write(&record)?;
@@ -219,7 +219,7 @@ impl Owner {
         let name = &self.record.definition.name;
         if self.live.is_some() {
             let next = format!("vmctl vm stop {name}");
-            return Err(Error::new(Kind::Busy, format!("{name} runs")).with_next(next));
+            return Err(Error::one_line(Kind::Busy, format!("{name} runs")).with_next(next));
         }
         self.host.files.remove(name)?;
         if let Err(error) = self.places.remove() {
@@ -245,7 +245,7 @@ impl Owner {
             (Some(holder), Some(by)) if holder == by => Ok(()),
             (Some(holder), _) => {
                 let message = format!("{} is held by {holder}", self.record.definition.name);
-                Err(Error::new(Kind::Busy, message)
+                Err(Error::one_line(Kind::Busy, message)
                     .with_next(format!("vmctl status {}", self.record.definition.name)))
             }
         }

@@ -137,9 +137,12 @@ impl Registry {
         let mut entries = self.lock();
         match entries.get(name) {
             Some(Entry::Damaged(error)) => return Err(error.clone()),
-            Some(_) => return Err(Error::new(Kind::Exists, format!("there is a VM {name} already"))),
+            Some(_) => return Err(Error::one_line(Kind::Exists, format!("there is a VM {name} already"))),
             None if entries.len() >= VMS_MAX => {
-                return Err(Error::new(Kind::Overloaded, format!("{VMS_MAX} VMs are the most of one host")));
+                return Err(Error::one_line(
+                    Kind::Overloaded,
+                    format!("{VMS_MAX} VMs are the most of one host"),
+                ));
             }
             None => {}
         }
@@ -213,7 +216,10 @@ impl Registry {
     /// Its monitor does not answer, it is one of ours already, or its name is taken.
     pub async fn adopt(&self, request: AdoptVm) -> Result<VmView, Error> {
         if !request.qmp.is_absolute() {
-            return Err(Error::new(Kind::BadValue, format!("{} is not absolute", request.qmp.display())));
+            return Err(Error::one_line(
+                Kind::BadValue,
+                format!("{} is not absolute", request.qmp.display()),
+            ));
         }
         let Connection { client, events, greeting } =
             Client::connect(&request.qmp, Limits::default()).await?;
@@ -242,15 +248,22 @@ impl Registry {
     }
 
     fn process_of(&self, pid: Option<i32>, socket: &Path) -> Result<Process, Error> {
-        let unclear =
-            || Error::new(Kind::Refused, format!("{}: the process behind it is not known", socket.display()));
+        let unclear = || {
+            Error::one_line(
+                Kind::Refused,
+                format!("{}: the process behind it is not known", socket.display()),
+            )
+        };
         let pid = pid.ok_or_else(unclear)?;
         if let Some(vm) =
             self.list().iter().find(|vm| vm.process.as_ref().is_some_and(|ours| ours.pid == pid))
         {
-            return Err(Error::new(Kind::Exists, format!("process {pid} is the VM {} already", vm.name)));
+            return Err(Error::one_line(
+                Kind::Exists,
+                format!("process {pid} is the VM {} already", vm.name),
+            ));
         }
-        let process = Process::of_pid(pid).map_err(|error| Error::new(Kind::Io, error))?;
+        let process = Process::of_pid(pid).map_err(|error| Error::one_line(Kind::Io, error))?;
         process.ok_or_else(unclear)
     }
 
@@ -265,7 +278,7 @@ impl Registry {
 }
 
 fn no_vm(name: &VmName) -> Error {
-    Error::new(Kind::NotFound, format!("there is no VM {name}"))
+    Error::one_line(Kind::NotFound, format!("there is no VM {name}"))
 }
 
 fn view(name: &VmName, entry: &Entry) -> Option<VmView> {

@@ -40,12 +40,12 @@ impl From<FileError> for Error {
                     "mv {0} {0}.damaged    (then restart the agent, and adopt or define it anew)",
                     path.display()
                 );
-                Self::new(Kind::Damaged, error).with_next(next)
+                Self::one_line(Kind::Damaged, error).with_next(next)
             }
             FileError::Io(_, source) if source.kind() == ErrorKind::StorageFull => {
-                Self::new(Kind::NoSpace, error)
+                Self::one_line(Kind::NoSpace, error)
             }
-            FileError::Io(..) => Self::new(Kind::Io, error),
+            FileError::Io(..) => Self::one_line(Kind::Io, error),
         }
     }
 }

@@ -91,7 +91,7 @@ impl Disk {
     pub(super) async fn round(&self) -> Result<(String, Round), Error> {
         let began = std::time::Instant::now();
         let ended = self.blockd.sync(&self.volumes, &self.host, |_| {}).await?;
-        let missing = || Error::new(Kind::Io, "blockd tells nothing of a run that has ended");
+        let missing = || Error::one_line(Kind::Io, "blockd tells nothing of a run that has ended");
         let report = ended.into_iter().find_map(|end| end.report).ok_or_else(missing)?;
         let number = |key: &str| report.get(key).and_then(serde_json::Value::as_u64).unwrap_or_default();
         let round = Round {
@@ -118,7 +118,7 @@ impl Disk {
                 return Ok(finals);
             }
         }
-        Err(Error::new(Kind::Busy, "other runs of these volumes are under way again and again"))
+        Err(Error::one_line(Kind::Busy, "other runs of these volumes are under way again and again"))
     }
 
     /// The number of the newest snapshot of any volume of the move.
@@ -136,9 +136,9 @@ impl Disk {
             let name = format!("{volume}@{snapshot}");
             let info = self.blockd.snapshot(&name).await?;
             let root = self.blockd.hash(&name).await?;
-            let bad = |what: &str| Error::new(Kind::Io, format!("blockd's {what} of {name} is none"));
+            let bad = |what: &str| Error::one_line(Kind::Io, format!("blockd's {what} of {name} is none"));
             let last = FinalSnapshot {
-                volume: Name::new(volume).map_err(|error| Error::new(Kind::BadName, error))?,
+                volume: Name::new(volume).map_err(|error| Error::one_line(Kind::BadName, error))?,
                 uid: info.uid.parse::<SnapshotUid>().map_err(|_| bad("uid"))?,
                 root: root.parse::<Root>().map_err(|_| bad("root"))?,
             };
@@ -155,7 +155,8 @@ impl Disk {
                 .map(|last| Some((shipped.get(&last.uid)?.clone(), last.root.to_string())))
                 .collect()
         };
-        let unknown = || Error::new(Kind::Refused, "what is to be released was not shipped by this agent");
+        let unknown =
+            || Error::one_line(Kind::Refused, "what is to be released was not shipped by this agent");
         self.blockd.release(self.id, &named.ok_or_else(unknown)?).await
     }
 
@@ -165,7 +166,8 @@ impl Disk {
         let of = |name: &Name| moved.volumes.iter().find(|volume| volume.name == name.as_str());
         let mut handed = Vec::new();
         for last in snapshots {
-            let missing = || Error::new(Kind::Refused, format!("volume {} is not expected", last.volume));
+            let missing =
+                || Error::one_line(Kind::Refused, format!("volume {} is not expected", last.volume));
             let epoch = of(&last.volume).ok_or_else(missing)?.epoch;
             handed.push((last.volume.to_string(), epoch, last.uid.to_string(), last.root.to_string()));
         }
@@ -189,7 +191,7 @@ pub(super) async fn plan_of(
         });
     }
     let epoch = facts.iter().map(|facts| facts.epoch).max().unwrap_or(1);
-    let name = |text: &str| Name::new(text).map_err(|error| Error::new(Kind::BadName, error));
+    let name = |text: &str| Name::new(text).map_err(|error| Error::one_line(Kind::BadName, error));
     let volumes = definition.volumes().map(name).collect::<Result<Vec<_>, _>>()?;
     let plan = Plan {
         vm: name(definition.name.as_str())?,

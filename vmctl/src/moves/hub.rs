@@ -100,7 +100,7 @@ impl Moves {
             Side::Source if record.setup.is_none() => {
                 // It had not begun: whoever asked for it is gone, and nothing is to be undone.
                 let why = "the agent was restarted before the move had begun";
-                record.failure = Some(Error::new(Kind::Stopping, why));
+                record.failure = Some(Error::one_line(Kind::Stopping, why));
                 record.ended_ms = Some(now_ms());
                 let (inner, holder) = (Arc::clone(&self.0), format!("move {id}"));
                 tokio::spawn(async move {
@@ -130,11 +130,11 @@ impl Moves {
         let handle = self.0.registry.vm(vm)?;
         let view = handle.view();
         let definition =
-            view.definition.ok_or_else(|| Error::new(Kind::Damaged, format!("{vm} is damaged")))?;
+            view.definition.ok_or_else(|| Error::one_line(Kind::Damaged, format!("{vm} is damaged")))?;
         let id = MoveId(random()?);
         let record = MoveRecord::new(id, Side::Source, to, definition, options, now_ms());
         if let Some(other) = self.active_of(vm) {
-            return Err(Error::new(Kind::Busy, format!("{vm} is being moved already ({other})"))
+            return Err(Error::one_line(Kind::Busy, format!("{vm} is being moved already ({other})"))
                 .with_next(format!("vmctl status {vm} --watch")));
         }
         self.0.files.write(&record)?;
@@ -189,7 +189,7 @@ impl Moves {
         if let Some(active) = lock(&self.0.active).get(&id) {
             return Ok(active.shown.borrow().clone());
         }
-        let missing = || Error::new(Kind::NotFound, format!("there is no move {id}"));
+        let missing = || Error::one_line(Kind::NotFound, format!("there is no move {id}"));
         self.0.files.read(id)?.ok_or_else(missing)
     }
 
@@ -218,7 +218,7 @@ impl Moves {
     /// # Errors
     /// There is none under way, or this host is not its source.
     pub async fn abort(&self, vm: &VmName) -> Result<MoveId, Error> {
-        let none = || Error::new(Kind::NotFound, format!("{vm} is not being moved"));
+        let none = || Error::one_line(Kind::NotFound, format!("{vm} is not being moved"));
         let id = self.active_of(vm).ok_or_else(none)?;
         let (side, wishes) = match lock(&self.0.active).get(&id) {
             Some(active) => (active.side, active.wishes.clone()),
@@ -226,7 +226,9 @@ impl Moves {
         };
         if side == Side::Destination {
             let message = format!("{vm} comes here: only the host that it comes from can give the move up");
-            return Err(Error::new(Kind::Refused, message).with_next(format!("vmctl abort {vm}    (there)")));
+            return Err(
+                Error::one_line(Kind::Refused, message).with_next(format!("vmctl abort {vm}    (there)"))
+            );
         }
         let wish = Wish::Abort("somebody asked for it".to_owned());
         wishes.send(wish).await.map_err(|_| none())?;
@@ -240,7 +242,7 @@ impl Moves {
     pub async fn rollback(&self, vm: &VmName, options: Options) -> Result<(String, MoveId), Error> {
         let moved = self.list(Some(vm))?.into_iter().rev().find(MoveRecord::has_moved);
         let none =
-            || Error::new(Kind::NotFound, format!("{vm} has not been moved")).with_next("vmctl vm list");
+            || Error::one_line(Kind::NotFound, format!("{vm} has not been moved")).with_next("vmctl vm list");
         let record = moved.ok_or_else(none)?;
         match record.side {
             Side::Destination => Ok((record.host.clone(), self.migrate(vm, &record.host, options).await?)),
@@ -259,8 +261,10 @@ impl Moves {
     /// The other host cannot be asked, or there is no such VM.
     pub async fn checks(&self, vm: &VmName, to: &str, options: Options) -> Result<Vec<Check>, Error> {
         let view = self.0.registry.view(vm)?;
-        let definition =
-            view.definition.clone().ok_or_else(|| Error::new(Kind::Damaged, format!("{vm} is damaged")))?;
+        let definition = view
+            .definition
+            .clone()
+            .ok_or_else(|| Error::one_line(Kind::Damaged, format!("{vm} is damaged")))?;
         let mut checks = vec![match view.state {
             VmState::Running => Check::good("state", "it runs"),
             other => Check::bad("state", other.name(), format!("vmctl vm start {vm}")),
@@ -291,7 +295,7 @@ impl Moves {
         let checks = self.checks(vm, to, options).await?;
         let view = self.0.registry.view(vm)?;
         let definition =
-            view.definition.ok_or_else(|| Error::new(Kind::Damaged, format!("{vm} is damaged")))?;
+            view.definition.ok_or_else(|| Error::one_line(Kind::Damaged, format!("{vm} is damaged")))?;
         let (_, volumes) = super::disk::plan_of(&self.0.host.blockd, &definition).await?;
         let all = self.list(Some(vm))?;
         let last = all.into_iter().rev().find(|record| record.host == to && record.has_moved());
@@ -362,7 +366,7 @@ impl Moves {
         let mut offers = lock(&self.0.offers);
         offers.retain(|_, offered| offered.until > now);
         if offers.len() >= OFFERS_MAX && !offers.contains_key(&id) {
-            return Err(Error::new(Kind::Overloaded, format!("{OFFERS_MAX} VMs are expected already")));
+            return Err(Error::one_line(Kind::Overloaded, format!("{OFFERS_MAX} VMs are expected already")));
         }
         offers.insert(id, Offered { offer, from: from.to_owned(), until: now + OFFER_TIME_MAX });
         Ok(())
@@ -513,8 +517,8 @@ fn random() -> Result<[u8; 16], Error> {
     let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     match got {
         Ok(16) => Ok(bytes),
-        Ok(_) => Err(Error::new(Kind::Io, "the kernel has too little randomness")),
-        Err(error) => Err(Error::new(Kind::Io, format!("the kernel has no randomness: {error}"))),
+        Ok(_) => Err(Error::one_line(Kind::Io, "the kernel has too little randomness")),
+        Err(error) => Err(Error::one_line(Kind::Io, format!("the kernel has no randomness: {error}"))),
     }
 }
 

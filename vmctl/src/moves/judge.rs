@@ -92,12 +92,12 @@ pub(super) struct Judgement {
 pub(super) fn refusal(vm: &VmName, host: &str, checks: &[Check]) -> Result<(), Error> {
     let Some(check) = checks.iter().find(|check| !check.ok) else { return Ok(()) };
     let message = format!("{vm} cannot go to {host}: {}: {}", check.what, check.found);
-    Err(Error::new(Kind::Refused, message).with_next(check.fix.clone().unwrap_or_default()))
+    Err(Error::one_line(Kind::Refused, message).with_next(check.fix.clone().unwrap_or_default()))
 }
 
 /// What both sides must mean by a VM.
 pub(super) fn digest(definition: &Definition) -> Result<Digest, Error> {
-    let text = serde_json::to_vec(definition).map_err(|error| Error::new(Kind::Io, error))?;
+    let text = serde_json::to_vec(definition).map_err(|error| Error::one_line(Kind::Io, error))?;
     Ok(Digest(*blake3::hash(&text).as_bytes()))
 }
 

@@ -32,7 +32,7 @@ impl Moves {
     /// # Errors
     /// The listener cannot be used.
     pub fn receive(&self, listener: StdListener) -> Result<impl Future<Output = ()> + Send + use<>, Error> {
-        let failed = |error| Error::new(Kind::Io, format!("other agents' socket: {error}"));
+        let failed = |error| Error::one_line(Kind::Io, format!("other agents' socket: {error}"));
         listener.set_nonblocking(true).map_err(failed)?;
         let listener = UnixListener::from_std(listener).map_err(failed)?;
         Ok(accept(self.clone(), listener))

@@ -85,7 +85,7 @@ impl Rounds {
         self.set_up().await?;
         let (heard, hearing) = oneshot::channel();
         self.tell(Told::Begin(heard)).await;
-        hearing.await.map_err(|_| Error::new(Kind::Stopping, "the move is over"))?;
+        hearing.await.map_err(|_| Error::one_line(Kind::Stopping, "the move is over"))?;
         self.client.migrate(&self.uri).await?;
         self.beside_memory().await
     }
@@ -126,7 +126,7 @@ impl Rounds {
                     told.silence_ms, told.disk_ms
                 );
                 let next = "vmctl migrate … --silence LONGER    (or when the guest writes less)";
-                return Err(Error::new(Kind::Refused, message).with_next(next));
+                return Err(Error::one_line(Kind::Refused, message).with_next(next));
             }
             self.round().await?;
         }

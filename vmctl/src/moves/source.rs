@@ -116,7 +116,7 @@ impl SourceMove {
             let mut wishes = std::mem::replace(&mut self.wishes, mpsc::channel(1).1);
             let begun = tokio::select! {
                 begun = self.begin() => begun,
-                Some(Wish::Abort(why)) = wishes.recv() => Err(Error::new(Kind::Stopping, why)),
+                Some(Wish::Abort(why)) = wishes.recv() => Err(Error::one_line(Kind::Stopping, why)),
             };
             self.wishes = wishes;
             if let Err(error) = begun {
@@ -136,17 +136,19 @@ impl SourceMove {
         let view = self.vm.view();
         if view.state != VmState::Running {
             let message = format!("{} is {}: only a running VM is moved", self.record.vm, view.state.name());
-            return Err(
-                Error::new(Kind::Refused, message).with_next(format!("vmctl vm start {}", self.record.vm))
-            );
+            return Err(Error::one_line(Kind::Refused, message)
+                .with_next(format!("vmctl vm start {}", self.record.vm)));
         }
-        let process = view.process.ok_or_else(|| Error::new(Kind::Refused, "it has no QEMU"))?;
+        let process = view.process.ok_or_else(|| Error::one_line(Kind::Refused, "it has no QEMU"))?;
         if let Some(unfit) = view.adopted.as_ref().and_then(|adopted| adopted.unfit.first()) {
-            return Err(Error::new(Kind::Refused, format!("{} cannot be moved: {unfit}", self.record.vm)));
+            return Err(Error::one_line(
+                Kind::Refused,
+                format!("{} cannot be moved: {unfit}", self.record.vm),
+            ));
         }
         let (plan, facts) = plan_of(&self.hub.host.blockd, &self.record.definition).await?;
         if let Some(volume) = facts.iter().find(|volume| volume.role != "primary") {
-            return Err(Error::new(Kind::Refused, format!("volume {} is not this host's", volume.name)));
+            return Err(Error::one_line(Kind::Refused, format!("volume {} is not this host's", volume.name)));
         }
         self.phase(Phase::Prepare);
         let offer = Offer {
@@ -394,7 +396,7 @@ impl SourceMove {
         let socket = Places::new(&config.run, &config.data, &self.record.vm).migration();
         let blockd = self.hub.host.blockd.socket();
         let relay = Relay::start(&socket, blockd, &self.record.host, self.record.id)
-            .map_err(|error| Error::new(Kind::Io, format!("{}: {error}", socket.display())))?;
+            .map_err(|error| Error::one_line(Kind::Io, format!("{}: {error}", socket.display())))?;
         parts.relay = Some(relay);
         Ok(Rounds {
             disk: parts.disk.clone(),

@@ -66,7 +66,7 @@ pub(super) struct Introduction {
 }
 
 fn broken(error: impl std::fmt::Display) -> Error {
-    Error::new(Kind::Unreachable, format!("the other agent: {error}"))
+    Error::one_line(Kind::Unreachable, format!("the other agent: {error}"))
 }
 
 /// Opens a stream to the agent of a paired host.
@@ -79,7 +79,8 @@ pub(super) async fn dial(blockd: &Path, host: &str, purpose: Purpose) -> Result<
 }
 
 async fn open(blockd: &Path, host: &str, purpose: Purpose) -> Result<UnixStream, Error> {
-    let unreachable = |error| Error::new(Kind::Unreachable, format!("blockd: {}: {error}", blockd.display()));
+    let unreachable =
+        |error| Error::one_line(Kind::Unreachable, format!("blockd: {}: {error}", blockd.display()));
     let mut stream = UnixStream::connect(blockd).await.map_err(unreachable)?;
     let request = format!(
         "POST /v1/hosts/{}/tunnel HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: blockd-tunnel\r\n\
@@ -105,7 +106,7 @@ async fn refusal(stream: UnixStream) -> Error {
     let end = body.iter().rposition(|&byte| byte == b'}').map_or(0, |at| at + 1);
     match serde_json::from_slice::<ErrorAnswer>(&body[..end]) {
         Ok(answer) => answer.error,
-        Err(_) => Error::new(Kind::Unreachable, "blockd opens no tunnel, and does not say why"),
+        Err(_) => Error::one_line(Kind::Unreachable, "blockd opens no tunnel, and does not say why"),
     }
 }
 
@@ -130,7 +131,7 @@ async fn read_line<T: DeserializeOwned>(stream: &mut UnixStream) -> Result<T, Er
 async fn write_line(stream: &mut UnixStream, line: &impl Serialize) -> Result<(), Error> {
     let mut bytes = serde_json::to_vec(line).map_err(broken)?;
     if bytes.len() >= LINE_BYTES_MAX {
-        return Err(Error::new(Kind::TooLarge, "more than an agent takes in one line"));
+        return Err(Error::one_line(Kind::TooLarge, "more than an agent takes in one line"));
     }
     bytes.push(b'\n');
     stream.write_all(&bytes).await.map_err(broken)

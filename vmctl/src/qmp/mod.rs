@@ -90,6 +90,6 @@ impl From<QmpError> for Error {
             QmpError::Late { .. } => Kind::Timeout,
             QmpError::Answer { .. } => Kind::Io,
         };
-        Self::new(kind, error)
+        Self::one_line(kind, error)
     }
 }

@@ -99,9 +99,8 @@ impl AccelProbe {
             (AccelChoice::Kvm, Ok(_)) => Accel::Kvm,
             (AccelChoice::Kvm, Err(error)) => {
                 let message = format!("accel = \"kvm\", and {KVM_DEVICE}: {error}");
-                return Err(
-                    Error::new(Kind::Refused, message).with_next("ls -l /dev/kvm    (or accel = \"auto\")")
-                );
+                return Err(Error::one_line(Kind::Refused, message)
+                    .with_next("ls -l /dev/kvm    (or accel = \"auto\")"));
             }
             (AccelChoice::Auto, Ok(_)) => probe(qemu).await?,
         };
@@ -112,7 +111,7 @@ impl AccelProbe {
 }
 
 async fn probe(qemu: &Path) -> Result<Accel, Error> {
-    let failed = |error: std::io::Error| Error::new(Kind::Io, format!("cannot probe KVM: {error}"));
+    let failed = |error: std::io::Error| Error::one_line(Kind::Io, format!("cannot probe KVM: {error}"));
     let dir = tempfile::tempdir().map_err(failed)?;
     let firmware = dir.path().join("probe");
     std::fs::write(&firmware, firmware_image()).map_err(failed)?;

@@ -68,9 +68,9 @@ pub async fn look(qmp: &Client, nbd_socket: &Path, name: Option<&VmName>) -> Res
 fn own_name(name: Option<&str>) -> Result<VmName, Error> {
     let next = "vmctl vm adopt SOCKET --name NAME";
     let Some(name) = name else {
-        return Err(Error::new(Kind::BadName, "it was started without a name (-name)").with_next(next));
+        return Err(Error::one_line(Kind::BadName, "it was started without a name (-name)").with_next(next));
     };
-    name.parse().map_err(|why: String| Error::new(Kind::BadName, why).with_next(next))
+    name.parse().map_err(|why: String| Error::one_line(Kind::BadName, why).with_next(next))
 }
 
 async fn machine(qmp: &Client, adopted: &mut Adopted) -> Result<String, Error> {

@@ -166,7 +166,7 @@ impl DefinitionError {
 
 impl From<DefinitionError> for Error {
     fn from(error: DefinitionError) -> Self {
-        Self::new(Kind::BadValue, error)
+        Self::one_line(Kind::BadValue, error)
     }
 }
 

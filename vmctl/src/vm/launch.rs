@@ -27,7 +27,7 @@ const WORDS_LINES: usize = 4;
 /// It cannot be run, or ended first; the message is what it said.
 pub async fn launch(program: &Path, arguments: &[String], places: &Places) -> Result<Process, Error> {
     let failed =
-        |error: io::Error| Error::new(Kind::Io, format!("cannot start {}: {error}", program.display()));
+        |error: io::Error| Error::one_line(Kind::Io, format!("cannot start {}: {error}", program.display()));
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -54,16 +54,16 @@ pub async fn launch(program: &Path, arguments: &[String], places: &Places) -> Re
                 process.kill().map_err(failed)?;
             }
             let why = format!("QEMU was not ready within {} s", START_TIME_MAX.as_secs());
-            return Err(Error::new(Kind::Timeout, with_words(&why, "", places)));
+            return Err(Error::one_line(Kind::Timeout, with_words(&why, "", places)));
         }
     };
     if !status.success() {
         let words = String::from_utf8_lossy(&words);
         let why = with_words(&format!("QEMU ended at once ({status})"), &words, places);
-        return Err(Error::new(Kind::Io, why).with_next(format!("cat {}", places.qemu_log().display())));
+        return Err(Error::one_line(Kind::Io, why).with_next(format!("cat {}", places.qemu_log().display())));
     }
     let pid = read_pid(&places.pid_file())?;
-    let gone = || Error::new(Kind::Io, with_words("QEMU ended as soon as it was started", "", places));
+    let gone = || Error::one_line(Kind::Io, with_words("QEMU ended as soon as it was started", "", places));
     Process::of_pid(pid).map_err(failed)?.ok_or_else(gone)
 }
 
@@ -72,7 +72,7 @@ pub async fn launch(program: &Path, arguments: &[String], places: &Places) -> Re
 /// # Errors
 /// There is none.
 pub fn read_pid(file: &Path) -> Result<i32, Error> {
-    let unusable = |reason: String| Error::new(Kind::Io, format!("{}: {reason}", file.display()));
+    let unusable = |reason: String| Error::one_line(Kind::Io, format!("{}: {reason}", file.display()));
     let text = fs::read_to_string(file).map_err(|error| unusable(error.to_string()))?;
     let pid = text.trim().parse().ok().filter(|&pid: &i32| pid > 1);
     pid.ok_or_else(|| unusable(format!("no process id: {}", shown(&text))))

@@ -69,10 +69,11 @@ impl Places {
         let longest = self.serial();
         if longest.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
             let message = format!("{} is longer than a Unix socket's path: 107 bytes", longest.display());
-            return Err(Error::new(Kind::BadValue, message).with_next("vmctl agent --run /run/vmctl …"));
+            return Err(Error::one_line(Kind::BadValue, message).with_next("vmctl agent --run /run/vmctl …"));
         }
-        let failed =
-            |path: &Path, error: &io::Error| Error::new(Kind::Io, format!("{}: {error}", path.display()));
+        let failed = |path: &Path, error: &io::Error| {
+            Error::one_line(Kind::Io, format!("{}: {error}", path.display()))
+        };
         for dir in [&self.run, &self.log] {
             private_dir(dir).map_err(|error| failed(dir, &error))?;
         }

@@ -35,7 +35,7 @@ impl Qemu {
     pub async fn ask(program: &Path) -> Result<Self, Error> {
         let text = run(program, &["--version"]).await?;
         let unclear =
-            || Error::new(Kind::Io, format!("{}: not a version: {}", program.display(), shown(&text)));
+            || Error::one_line(Kind::Io, format!("{}: not a version: {}", program.display(), shown(&text)));
         let version = version::parse(&text).ok_or_else(unclear)?;
         let abilities = Abilities::of(version)?;
         let machines = machine::parse_list(&run(program, &["-machine", "help"]).await?);
@@ -46,7 +46,8 @@ impl Qemu {
 async fn run(program: &Path, arguments: &[&str]) -> Result<String, Error> {
     let failed = |reason: String| {
         let message = format!("{} {}: {reason}", program.display(), arguments.join(" "));
-        Error::new(Kind::Io, message).with_next("apt install qemu-system-x86    (or name it: --qemu PATH)")
+        Error::one_line(Kind::Io, message)
+            .with_next("apt install qemu-system-x86    (or name it: --qemu PATH)")
     };
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);

@@ -33,7 +33,7 @@ impl Abilities {
         let (major, minor) = OLDEST;
         if !version.is_at_least(major, minor) {
             let message = format!("QEMU {version} is too old: {major}.{minor} or later is needed");
-            return Err(Error::new(Kind::Refused, message).with_next("apt install qemu-system-x86"));
+            return Err(Error::one_line(Kind::Refused, message).with_next("apt install qemu-system-x86"));
         }
         Ok(Self {
             nbd_open_timeout: version.is_at_least(7, 0),

@@ -6,9 +6,9 @@ use axum::extract::{FromRef, State as Extract};
 use axum::http::{Method, Uri};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
+use local_api::guard;
 
 use super::answer::{Args, Body, Name, Refusal};
-use super::guard;
 use crate::agent::events::EventsPage;
 use crate::agent::registry::Registry;
 use crate::agent::view::{
@@ -122,7 +122,7 @@ async fn start(Extract(registry): Context, Name(name): Name, Body(request): Body
 
 async fn stop(Extract(registry): Context, Name(name): Name, Body(request): Body<StopVm>) -> Reply<Done> {
     if request.timeout_ms > STOP_MS_MAX {
-        return Err(Error::new(Kind::BadValue, "a guest has at most an hour to power off").into());
+        return Err(Error::one_line(Kind::BadValue, "a guest has at most an hour to power off").into());
     }
     let timeout = Duration::from_millis(request.timeout_ms);
     registry.vm(&name)?.stop(timeout, request.force, None).await?;
@@ -133,7 +133,7 @@ async fn console(Extract(registry): Context, Name(name): Name) -> Reply<Console>
     let view = registry.view(&name)?;
     if view.definition.as_ref().is_some_and(|definition| !definition.serial.enabled) {
         let message = format!("{name} has no serial console that the agent knows of");
-        return Err(Error::new(Kind::Refused, message).into());
+        return Err(Error::one_line(Kind::Refused, message).into());
     }
     let config = &registry.host().config;
     let places = Places::new(&config.run, &config.data, &name);

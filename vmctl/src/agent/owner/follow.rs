@@ -198,10 +198,10 @@ impl Owner {
         let greeting =
             self.live.as_ref().and_then(|live| live.link.as_ref()).map(|link| link.greeting.clone());
         let greeting =
-            greeting.ok_or_else(|| Error::new(Kind::Unreachable, "the monitor does not answer"))?;
+            greeting.ok_or_else(|| Error::one_line(Kind::Unreachable, "the monitor does not answer"))?;
         self.subscribers.retain(|subscriber| !subscriber.is_closed());
         if self.subscribers.len() >= SUBSCRIBERS_MAX {
-            return Err(Error::new(Kind::Overloaded, "too many follow this VM already"));
+            return Err(Error::one_line(Kind::Overloaded, "too many follow this VM already"));
         }
         let (sender, news) = mpsc::channel(NEWS_MAX);
         self.subscribers.push(sender);

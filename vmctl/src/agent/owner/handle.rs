@@ -125,12 +125,12 @@ impl VmHandle {
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {
-        let gone = || Error::new(Kind::NotFound, format!("there is no VM {} any more", self.name));
+        let gone = || Error::one_line(Kind::NotFound, format!("there is no VM {} any more", self.name));
         let (reply, answer) = oneshot::channel();
         // Not waited for: who asks for more than an owner can do is told so.
         self.requests.try_send(request(reply)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => {
-                Error::new(Kind::Overloaded, format!("too many requests wait for {}", self.name))
+                Error::one_line(Kind::Overloaded, format!("too many requests wait for {}", self.name))
             }
             mpsc::error::TrySendError::Closed(_) => gone(),
         })?;

@@ -47,7 +47,7 @@ pub(super) async fn connect(socket: &Path, process: &Process) -> Result<Link, Er
     if greeting.pid != Some(process.id.pid) {
         let who = greeting.pid.map_or_else(|| "nobody known".to_owned(), |pid| format!("process {pid}"));
         let message = format!("{}: {who} listens there, not {}", socket.display(), process.id.pid);
-        return Err(Error::new(Kind::Refused, message));
+        return Err(Error::one_line(Kind::Refused, message));
     }
     Ok(Link { client, events, greeting })
 }

@@ -30,12 +30,15 @@ impl Owner {
         self.check_holder(by)?;
         let name = self.record.definition.name.clone();
         if self.live.is_some() {
-            return Err(Error::new(Kind::Busy, format!("{name} has a QEMU: it is {}", self.state.name())));
+            return Err(Error::one_line(
+                Kind::Busy,
+                format!("{name} has a QEMU: it is {}", self.state.name()),
+            ));
         }
         if self.record.adopted.is_some() {
             let message = format!("{name} was adopted: what its QEMU could not tell would be missing");
             let next = "vmctl vm define FILE --replace    (vmctl vm show tells what is known)";
-            return Err(Error::new(Kind::Refused, message).with_next(next));
+            return Err(Error::one_line(Kind::Refused, message).with_next(next));
         }
         let exports = self.check_volumes(beginning).await?;
         self.set_state(VmState::Starting, None);
@@ -62,7 +65,7 @@ impl Owner {
                 if !info.is_writable() {
                     let message = format!("volume {volume} is a {} ({})", info.role, info.health);
                     let next = format!("blockctl replica show {volume}");
-                    return Err(Error::new(Kind::Refused, message).with_next(next));
+                    return Err(Error::one_line(Kind::Refused, message).with_next(next));
                 }
                 if info.clients == 0 {
                     exports.push(format!("{volume}:{}", info.epoch));
@@ -71,7 +74,7 @@ impl Owner {
                 if Instant::now() >= deadline {
                     let message = format!("volume {volume} has {} NBD clients already", info.clients);
                     let next = format!("blockctl export show {volume}");
-                    return Err(Error::new(Kind::Busy, message).with_next(next));
+                    return Err(Error::one_line(Kind::Busy, message).with_next(next));
                 }
                 sleep(CLIENTS_PAUSE).await;
             }
@@ -130,12 +133,12 @@ impl Owner {
             return Ok(());
         }
         let message = format!("QEMU {} has no machine {machine}", qemu.version);
-        Err(Error::new(Kind::Refused, message).with_next("qemu-system-x86_64 -machine help"))
+        Err(Error::one_line(Kind::Refused, message).with_next("qemu-system-x86_64 -machine help"))
     }
 
     /// Connects to the monitor of the process that is there.
     pub(super) async fn connect(&mut self) -> Result<(), Error> {
-        let none = || Error::new(Kind::Io, "there is no QEMU");
+        let none = || Error::one_line(Kind::Io, "there is no QEMU");
         let socket = self.record.run.as_ref().map(|run| run.qmp.clone()).ok_or_else(none)?;
         let live = self.live.as_mut().ok_or_else(none)?;
         live.link = Some(connect(&socket, &live.process).await?);

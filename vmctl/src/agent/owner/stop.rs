@@ -53,7 +53,8 @@ impl Owner {
             let message = format!("{name} is {}: its guest cannot be asked to power off", self.state.name());
             return answer(
                 reply,
-                Err(Error::new(Kind::Refused, message).with_next(format!("vmctl vm stop {name} --force"))),
+                Err(Error::one_line(Kind::Refused, message)
+                    .with_next(format!("vmctl vm stop {name} --force"))),
             );
         }
         let then = if force { Then::Quit } else { Then::GiveUp };
@@ -61,7 +62,10 @@ impl Owner {
         let deadline = Instant::now() + wait;
         match &mut self.stopping {
             Some(stopping) if stopping.replies.len() >= WAITING_MAX => {
-                return answer(reply, Err(Error::new(Kind::Overloaded, "too many wait for its end already")));
+                return answer(
+                    reply,
+                    Err(Error::one_line(Kind::Overloaded, "too many wait for its end already")),
+                );
             }
             Some(stopping) => {
                 stopping.replies.push(reply);
@@ -115,7 +119,8 @@ impl Owner {
         let Some(stopping) = self.stopping.take() else { return };
         let name = &self.record.definition.name;
         let message = format!("the guest of {name} did not power off in time; it goes on");
-        let error = Error::new(Kind::Timeout, message).with_next(format!("vmctl vm stop {name} --force"));
+        let error =
+            Error::one_line(Kind::Timeout, message).with_next(format!("vmctl vm stop {name} --force"));
         for reply in stopping.replies {
             answer(reply, Err(error.clone()));
         }
@@ -138,7 +143,7 @@ impl Owner {
         let killed = live.process.kill();
         self.event("vm_killed", "QEMU did not end in time");
         if let (Err(error), Some(stopping)) = (killed, self.stopping.take()) {
-            let error = Error::new(Kind::Io, format!("QEMU cannot be killed: {error}"));
+            let error = Error::one_line(Kind::Io, format!("QEMU cannot be killed: {error}"));
             for reply in stopping.replies {
                 answer(reply, Err(error.clone()));
             }
@@ -160,7 +165,7 @@ impl Owner {
         let name = &self.record.definition.name;
         link.map(|link| link.client.clone()).ok_or_else(|| {
             let message = format!("the monitor of {name} does not answer");
-            Error::new(Kind::Unreachable, message).with_next(format!("vmctl vm stop {name} --force"))
+            Error::one_line(Kind::Unreachable, message).with_next(format!("vmctl vm stop {name} --force"))
         })
     }
 }

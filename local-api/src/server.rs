@@ -18,17 +18,14 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::access::{Access, GroupError};
-use super::guard::REQUEST_TIME_MAX;
-use super::routes::router;
-use super::stall::StallGuard;
-use crate::agent::events::Events;
-use crate::agent::registry::Registry;
-use crate::error::{Error, ErrorAnswer, Kind};
-use crate::moves::Moves;
+use crate::access::{Access, GroupError};
+use crate::error::{ErrorAnswer, ErrorBody, Kind};
+use crate::events::Events;
+use crate::guard::REQUEST_TIME_MAX;
+use crate::stall::StallGuard;
 
-/// Connections at once.
-const CONNECTIONS_MAX: usize = 64;
+/// Connections at once, unless configured otherwise.
+pub const CONNECTIONS_MAX_DEFAULT: usize = 64;
 /// How long requests under way may take to end when the server stops.
 const STOP_TIME_MAX: Duration = Duration::from_secs(2);
 /// Refusals being told at once; further unwelcome clients are cut off without a word.
@@ -82,7 +79,7 @@ impl BoundSocket {
 }
 
 /// Binds a path: mode 0600, or 0660 with a group. A socket that nobody listens on any more is replaced; anything
-/// else that stands there is left alone.
+/// else that stands there is left alone. The NBD socket may be opened with it as well.
 ///
 /// # Errors
 /// See [`BindError`].
@@ -119,10 +116,21 @@ pub struct ApiServer {
     events: Events,
 }
 
+/// What is served.
+pub struct Api {
+    /// The routes; [`whole_body`](crate::guard::whole_body) is one of their layers.
+    pub router: Router,
+    /// Closed when the server stops, so that nobody waits for one.
+    pub events: Events,
+    /// What clients are told that they may not talk to: `daemon`, `agent`.
+    pub called: &'static str,
+}
+
 /// What every accept loop knows.
 #[derive(Clone)]
 struct Shared {
     router: Router,
+    called: &'static str,
     access: Arc<Access>,
     permits: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
@@ -136,16 +144,16 @@ impl ApiServer {
     /// The group is not known, or a listener cannot be used.
     pub fn start(
         listeners: Vec<StdListener>,
-        registry: Registry,
-        moves: Moves,
+        api: Api,
         group: Option<&str>,
+        connections_max: usize,
     ) -> Result<Self, BindError> {
         let (stop, stopped) = watch::channel(false);
-        let events = registry.host().events.clone();
         let shared = Shared {
-            router: router(registry, moves),
+            router: api.router,
+            called: api.called,
             access: Arc::new(Access::new(group)?),
-            permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            permits: Arc::new(Semaphore::new(connections_max)),
             refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
             stop: stopped,
         };
@@ -154,7 +162,7 @@ impl ApiServer {
             listener.set_nonblocking(true)?;
             accepting.spawn(accept(UnixListener::from_std(listener)?, shared.clone()));
         }
-        Ok(Self { stop, accepting, events })
+        Ok(Self { stop, accepting, events: api.events })
     }
 
     /// Accepts nobody any more, lets requests under way end for up to two seconds, then cuts them off.
@@ -205,14 +213,15 @@ fn admit(stream: UnixStream, shared: &mut Shared, connections: &mut JoinSet<()>)
         allowed
     });
     let refusal = if !allowed {
-        Error::new(Kind::Forbidden, "this user may not talk to the agent")
-            .with_next("become root, or a member of the agent's socket_group")
+        let called = shared.called;
+        ErrorBody::new(Kind::Forbidden, format!("this user may not talk to the {called}"))
+            .with_next(format!("become root, or a member of the {called}'s socket_group"))
     } else if let Ok(permit) = Arc::clone(&shared.permits).try_acquire_owned() {
         connections.spawn(serve(stream, shared.router.clone(), shared.stop.clone(), permit));
         return;
     } else {
         tracing::warn!("too many clients of the API");
-        Error::new(Kind::Overloaded, "too many clients talk to the agent at once")
+        ErrorBody::new(Kind::Overloaded, format!("too many clients talk to the {} at once", shared.called))
     };
     if let Ok(permit) = Arc::clone(&shared.refusals).try_acquire_owned() {
         connections.spawn(turn_away(stream, refusal, permit));
@@ -228,7 +237,8 @@ async fn serve(
     let io = TokioIo::new(StallGuard::new(stream));
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIME_MAX).max_buf_size(64 << 10);
-    let mut connection = std::pin::pin!(builder.serve_connection(io, TowerToHyperService::new(router)));
+    let mut connection =
+        std::pin::pin!(builder.serve_connection(io, TowerToHyperService::new(router)).with_upgrades());
     let result = tokio::select! {
         result = connection.as_mut() => result,
         () = told(&mut stop) => {
@@ -242,7 +252,7 @@ async fn serve(
 }
 
 /// Says why, in HTTP. The request is read first, so that the client is not cut off in the middle of sending it.
-async fn turn_away(mut stream: UnixStream, error: Error, _permit: OwnedSemaphorePermit) {
+async fn turn_away(mut stream: UnixStream, error: ErrorBody, _permit: OwnedSemaphorePermit) {
     let status = error.kind.status();
     let body = serde_json::to_string(&ErrorAnswer { error }).unwrap_or_default();
     let answer = format!(

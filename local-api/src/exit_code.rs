@@ -1,4 +1,4 @@
-//! Exit codes of `blockd` and `blockctl`: a contract, scripts depend on them.
+//! Exit codes of `blockd`, `blockctl` and `vmctl`: a contract, scripts depend on them.
 
 /// Success.
 pub const OK: u8 = 0;

@@ -9,16 +9,16 @@ use axum::http::header::CONTENT_LENGTH;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::answer::Refusal;
+use crate::answer::Refusal;
 use crate::error::Kind;
 
 /// Largest body of a request.
-pub(crate) const BODY_BYTES_MAX: usize = 1 << 20;
+pub const BODY_BYTES_MAX: usize = 1 << 20;
 /// How long a client may take for a request's header, and again for its body.
-pub(crate) const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
+pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Reads the whole body, within its limits of size and time: handlers never wait for a client.
-pub(crate) async fn whole_body(request: Request, next: Next) -> Response {
+pub async fn whole_body(request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     let told = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if told.is_some_and(|bytes: u64| bytes > BODY_BYTES_MAX as u64) {

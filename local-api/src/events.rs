@@ -15,13 +15,13 @@ pub const EVENTS_PAGE_MAX: usize = 500;
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// Counts from 1 since the agent started, without gaps.
+    /// Counts from 1 since the daemon started, without gaps.
     pub sequence: u64,
     /// Milliseconds since 1970, UTC.
     pub time_ms: u64,
-    /// What kind, for programs: `vm_started`, `vm_crashed` …
+    /// What kind, for programs: `volume_created`, `vm_crashed` …
     pub kind: String,
-    /// The VM that it is about; empty: the agent.
+    /// The volume, snapshot, VM or other thing that it is about; empty: the daemon as a whole.
     pub subject: String,
     /// For people, one line.
     pub message: String,
@@ -30,7 +30,7 @@ pub struct Event {
 /// Some events, and where the next ones begin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventsPage {
-    /// When the agent started counting; another value means that the numbers began anew.
+    /// When the daemon started counting; another value means that the numbers began anew.
     pub started_ms: u64,
     /// Oldest first.
     pub events: Vec<Event>,
@@ -87,6 +87,11 @@ impl Events {
         self.head.send_modify(|head| head.newest = ring.newest);
     }
 
+    /// When the daemon started counting.
+    pub fn started_ms(&self) -> u64 {
+        self.started_ms
+    }
+
     /// At most [`EVENTS_PAGE_MAX`] events after the one numbered `after`.
     pub fn after(&self, after: u64) -> EventsPage {
         let ring = self.lock();
@@ -108,7 +113,7 @@ impl Events {
         }
     }
 
-    /// Lets nobody wait any more: the agent is stopping.
+    /// Lets nobody wait any more: the daemon is stopping.
     pub fn close(&self) {
         self.head.send_modify(|head| head.closed = true);
     }
