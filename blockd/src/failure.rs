@@ -1,48 +1,22 @@
 //! Errors as a person sees them: what, why, and the next command to type.
 
-use std::fmt;
+pub use local_api::failure::{Failure, code_of};
 
 use crate::api::client::ClientError;
 use crate::api::types::{ErrorBody, Kind};
 use crate::exit_code;
 
-/// Three lines and an exit code.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// What was not done.
-    pub what: String,
-    /// Why not.
-    pub why: String,
-    /// What to type next.
-    pub next: String,
-    /// One of [`exit_code`].
-    pub code: u8,
-}
-
-impl Failure {
-    /// A failure with that exit code.
-    pub fn new(code: u8, what: impl Into<String>, why: impl fmt::Display, next: impl Into<String>) -> Self {
-        Self { what: what.into(), why: why.to_string(), next: next.into(), code }
-    }
-
-    /// The daemon's word on what was asked of it.
-    pub fn of_client(what: impl Into<String>, error: &ClientError) -> Self {
-        let (code, next) = match error {
-            ClientError::Refused(body) => (code_of(body.kind), next_of(body)),
-            ClientError::Unreachable { source, .. } => unreachable_advice(source),
-            ClientError::Late(_) => (exit_code::UNREACHABLE, "journalctl -u blockd -n 20".to_owned()),
-            ClientError::Protocol(_) => {
-                (exit_code::FAILED, "blockctl --version; blockd --version    (do they fit?)".to_owned())
-            }
-        };
-        Self::new(code, what, error, next)
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}\nwhy:   {}\nnext:  {}", self.what, self.why, self.next)
-    }
+/// The daemon's word on what was asked of it.
+pub fn of_client(what: impl Into<String>, error: &ClientError) -> Failure {
+    let (code, next) = match error {
+        ClientError::Refused(body) => (code_of(body.kind), next_of(body)),
+        ClientError::Unreachable { source, .. } => unreachable_advice(source),
+        ClientError::Late(_) => (exit_code::UNREACHABLE, "journalctl -u blockd -n 20".to_owned()),
+        ClientError::Protocol(_) => {
+            (exit_code::FAILED, "blockctl --version; blockd --version    (do they fit?)".to_owned())
+        }
+    };
+    Failure::new(code, what, error, next)
 }
 
 fn unreachable_advice(source: &std::io::Error) -> (u8, String) {
@@ -51,19 +25,6 @@ fn unreachable_advice(source: &std::io::Error) -> (u8, String) {
     }
     let next = "systemctl start blockd    (or name its socket: --socket PATH, $BLOCKD_SOCKET)";
     (exit_code::UNREACHABLE, next.to_owned())
-}
-
-/// The exit code that goes with a kind of error.
-pub fn code_of(kind: Kind) -> u8 {
-    match kind {
-        Kind::BadName | Kind::BadValue | Kind::BadRequest | Kind::TooLarge => exit_code::USAGE,
-        Kind::NotFound => exit_code::NOT_FOUND,
-        Kind::Busy | Kind::Overloaded => exit_code::BUSY,
-        Kind::Refused | Kind::Stale | Kind::Forbidden => exit_code::REFUSED,
-        Kind::Damaged => exit_code::VERIFICATION_FAILED,
-        Kind::Stopping | Kind::Timeout | Kind::Unreachable => exit_code::UNREACHABLE,
-        Kind::Exists | Kind::NoSpace | Kind::Io | Kind::Unknown => exit_code::FAILED,
-    }
 }
 
 /// What to type next: the daemon's advice, else what helps with errors of that kind.
@@ -95,21 +56,10 @@ mod tests {
     #[test]
     fn every_kind_has_a_code_and_advice() {
         for kind in Kind::ALL {
-            let failure =
-                Failure::of_client("cannot do it", &ClientError::Refused(ErrorBody::new(kind, "because")));
+            let failure = of_client("cannot do it", &ClientError::Refused(ErrorBody::new(kind, "because")));
             assert_ne!(failure.code, exit_code::OK, "{kind:?}");
             assert_eq!(failure.to_string().lines().count(), 3, "{kind:?}");
             assert!(failure.to_string().starts_with("error: cannot do it\nwhy:   because\nnext:  "));
         }
-    }
-
-    #[test]
-    fn codes_are_those_of_the_contract() {
-        let code = |kind| code_of(kind);
-        assert_eq!(code(Kind::NotFound), 3);
-        assert_eq!(code(Kind::Busy), 4);
-        assert_eq!(code(Kind::Refused), 5);
-        assert_eq!(code(Kind::Stopping), 7);
-        assert_eq!(code(Kind::Damaged), 8);
     }
 }

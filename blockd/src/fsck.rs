@@ -10,7 +10,7 @@ use crate::catalog::load::{LoadError, Loaded, survey};
 use crate::catalog::mark::{Mark, MarkError, Slot, Slots, check_identity};
 use crate::catalog::meta::MetaStore;
 use crate::catalog::rocks::{META_DIRECTORY, RocksMeta};
-use crate::lock::{DataLock, LockError};
+use crate::lock::LockError;
 
 mod checkpoint;
 mod files;
@@ -54,7 +54,7 @@ pub fn fsck(data: &Path, options: FsckOptions) -> Result<FsckReport, FsckError> 
         let text = format!("{} has no directory `{META_DIRECTORY}`: not a store", data.display());
         return Err(io::Error::new(io::ErrorKind::NotFound, text).into());
     }
-    let _lock = DataLock::take(data)?;
+    let _lock = crate::lock::take(data)?;
     let mut report = FsckReport::default();
     let slots = check_mark(data, &mut report);
     let Some(found) = check_metadata(data, slots.as_ref(), &mut report) else { return Ok(report) };

@@ -15,7 +15,7 @@ use crate::catalog::meta::{MetaError, MetaStore};
 use crate::catalog::rocks::{META_DIRECTORY, RocksMeta};
 use crate::checkpoint::file::{CheckpointError, read_header};
 use crate::fsck;
-use crate::lock::{DataLock, LockError};
+use crate::lock::LockError;
 use crate::store::superblock::Superblock;
 use crate::units::{LayerId, VolumeId};
 
@@ -95,7 +95,7 @@ pub fn inspect(data: &Path, what: InspectQuery, out: &mut dyn Write) -> Result<(
         let text = format!("{} has no directory `{META_DIRECTORY}`: not a store", data.display());
         return Err(io::Error::new(io::ErrorKind::NotFound, text).into());
     }
-    let _lock = DataLock::take(data)?;
+    let _lock = crate::lock::take(data)?;
     let range = match what {
         InspectQuery::Mark => return mark(data, out),
         InspectQuery::Superblocks => {
@@ -432,8 +432,8 @@ mod tests {
     #[test]
     fn a_store_in_use_is_not_read() {
         let data = store(&[]);
-        let _held = DataLock::take(data.path()).unwrap();
+        let _held = crate::lock::take(data.path()).unwrap();
         let result = inspect(data.path(), InspectQuery::Mark, &mut Vec::new());
-        assert!(matches!(result, Err(InspectError::Lock(LockError::Held(_)))));
+        assert!(matches!(result, Err(InspectError::Lock(LockError::Held(..)))));
     }
 }

@@ -117,7 +117,7 @@ pub struct OpenStore {
 pub fn open(config: &Config) -> Result<OpenStore, OpenError> {
     let data = &config.data;
     make_directory(data)?;
-    let lock = DataLock::take(data)?;
+    let lock = crate::lock::take(data)?;
     let reserve_bytes = reserve(data).map_err(failed("free space"))?;
     if data.join(CREATING).exists() || !data.join(META_DIRECTORY).exists() {
         create(config, reserve_bytes)?;

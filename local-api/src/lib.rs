@@ -1,4 +1,5 @@
-//! HTTP with JSON on a Unix socket, as both daemons have it: who may, limits, errors, events, exit codes.
+//! HTTP with JSON on a Unix socket, as both daemons have it: who may, limits, errors, events, locks, exit codes, sizes, and
+//! what people are shown.
 //!
 //! What the routes mean, and what people are advised to type next, is each daemon's own.
 #![forbid(unsafe_code)]
@@ -13,6 +14,11 @@ pub mod answer;
 pub mod guard;
 pub mod server;
 
+pub mod lock;
+
 pub mod exit_code;
+pub mod failure;
+pub mod output;
+pub mod size;
 
 pub use access::GroupError;

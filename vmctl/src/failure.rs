@@ -1,54 +1,28 @@
 //! Errors as a person sees them: what, why, and the next command to type.
 
-use std::fmt;
+pub use local_api::failure::Failure;
 
 use crate::error::{Error, Kind};
 use crate::exit_code;
 use crate::http::HttpError;
 
-/// Three lines and an exit code.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// What was not done.
-    pub what: String,
-    /// Why not.
-    pub why: String,
-    /// What to type next.
-    pub next: String,
-    /// One of [`exit_code`].
-    pub code: u8,
+/// The failure that goes with an error's kind.
+pub fn of_error(what: impl Into<String>, error: &Error) -> Failure {
+    let next = error.next.clone().unwrap_or_else(|| usual_advice(error.kind).to_owned());
+    Failure::new(code_of(error.kind), what, error, next)
 }
 
-impl Failure {
-    /// A failure with that exit code.
-    pub fn new(code: u8, what: impl Into<String>, why: impl fmt::Display, next: impl Into<String>) -> Self {
-        Self { what: what.into(), why: why.to_string(), next: next.into(), code }
-    }
-
-    /// The failure that goes with an error's kind.
-    pub fn of_error(what: impl Into<String>, error: &Error) -> Self {
-        let next = error.next.clone().unwrap_or_else(|| usual_advice(error.kind).to_owned());
-        Self::new(code_of(error.kind), what, error, next)
-    }
-
-    /// The agent's word on what was asked of it.
-    pub fn of_client(what: impl Into<String>, error: &HttpError) -> Self {
-        let (code, next) = match error {
-            HttpError::Refused(error) => return Self::of_error(what, error),
-            HttpError::Unreachable { source, .. } => unreachable_advice(source),
-            HttpError::Late(_) => (exit_code::UNREACHABLE, "journalctl -u vmctl -n 20"),
-            HttpError::Protocol(_) => {
-                (exit_code::FAILED, "vmctl --version    (is the agent of the same version?)")
-            }
-        };
-        Self::new(code, what, error, next)
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}\nwhy:   {}\nnext:  {}", self.what, self.why, self.next)
-    }
+/// The agent's word on what was asked of it.
+pub fn of_client(what: impl Into<String>, error: &HttpError) -> Failure {
+    let (code, next) = match error {
+        HttpError::Refused(error) => return of_error(what, error),
+        HttpError::Unreachable { source, .. } => unreachable_advice(source),
+        HttpError::Late(_) => (exit_code::UNREACHABLE, "journalctl -u vmctl -n 20"),
+        HttpError::Protocol(_) => {
+            (exit_code::FAILED, "vmctl --version    (is the agent of the same version?)")
+        }
+    };
+    Failure::new(code, what, error, next)
 }
 
 fn unreachable_advice(source: &std::io::Error) -> (u8, &'static str) {
@@ -62,13 +36,9 @@ fn unreachable_advice(source: &std::io::Error) -> (u8, &'static str) {
 /// The exit code that goes with a kind of error.
 pub fn code_of(kind: Kind) -> u8 {
     match kind {
-        Kind::BadName | Kind::BadValue | Kind::BadRequest | Kind::TooLarge => exit_code::USAGE,
-        Kind::NotFound => exit_code::NOT_FOUND,
-        Kind::Busy | Kind::Overloaded => exit_code::BUSY,
-        Kind::Refused | Kind::Stale | Kind::Forbidden => exit_code::REFUSED,
-        Kind::Damaged => exit_code::VERIFICATION_FAILED,
-        Kind::Stopping | Kind::Unreachable => exit_code::UNREACHABLE,
-        Kind::Exists | Kind::NoSpace | Kind::Io | Kind::Timeout | Kind::Unknown => exit_code::FAILED,
+        // The agent did answer: what did not happen in time is the guest's or blockd's doing.
+        Kind::Timeout => exit_code::FAILED,
+        kind => local_api::failure::code_of(kind),
     }
 }
 
@@ -98,7 +68,7 @@ mod tests {
     #[test]
     fn every_kind_has_a_code_and_advice() {
         for kind in Kind::ALL {
-            let failure = Failure::of_error("cannot do it", &Error::one_line(kind, "because"));
+            let failure = of_error("cannot do it", &Error::one_line(kind, "because"));
             assert_ne!(failure.code, exit_code::OK, "{kind:?}");
             assert_eq!(failure.to_string().lines().count(), 3, "{kind:?}");
             assert!(failure.to_string().starts_with("error: cannot do it\nwhy:   because\nnext:  "));
@@ -107,8 +77,7 @@ mod tests {
 
     #[test]
     fn codes_are_those_of_the_contract() {
-        let kinds =
-            [Kind::BadName, Kind::NotFound, Kind::Busy, Kind::Refused, Kind::Unreachable, Kind::Damaged];
-        assert_eq!(kinds.map(code_of), [2, 3, 4, 5, 7, 8]);
+        let kinds = [Kind::NotFound, Kind::Busy, Kind::Unreachable, Kind::Timeout];
+        assert_eq!(kinds.map(code_of), [3, 4, 7, 1]);
     }
 }

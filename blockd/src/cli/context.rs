@@ -5,7 +5,7 @@ use std::io::{BufRead, Write};
 
 use crate::api::client::{Client, ClientError};
 use crate::exit_code;
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 
 use super::args::{Cli, Format, Sure};
 use super::output;
@@ -67,6 +67,6 @@ pub(super) trait Trying<T> {
 
 impl<T> Trying<T> for Result<T, ClientError> {
     fn trying(self, what: impl FnOnce() -> String) -> Result<T, Failure> {
-        self.map_err(|error| Failure::of_client(what(), &error))
+        self.map_err(|error| failure::of_client(what(), &error))
     }
 }

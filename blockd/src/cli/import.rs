@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use crate::api::client::ClientError;
 use crate::api::types::{ExportInfo, Kind};
 use crate::exit_code;
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::size::Size;
 use crate::units::{BLOCK_BYTES, SIZE_UNIT_BYTES};
 
@@ -80,7 +80,7 @@ async fn plan(context: &Context, args: &ImportArgs, source: &Source, size: u64) 
     let taken = match context.client.volume(name).await {
         Ok(_) => true,
         Err(ClientError::Refused(error)) if error.kind == Kind::NotFound => false,
-        Err(error) => return Err(Failure::of_client(format!("cannot import {name}"), &error)),
+        Err(error) => return Err(failure::of_client(format!("cannot import {name}"), &error)),
     };
     let would =
         format!("would create {name}, {}, from {} ({})", Size(size), source.path.display(), source.format);

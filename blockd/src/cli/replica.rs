@@ -7,7 +7,7 @@ use crate::api::replicas::{FollowedHost, Receiving, ReplicaInfo, VerifyQuery};
 use crate::api::types::Kind;
 use crate::catalog::format::Role;
 use crate::exit_code;
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::size::Size;
 
 use super::args::{Sure, volume_name};
@@ -173,7 +173,7 @@ async fn show(context: &Context, name: &str) -> Result<(), Failure> {
         Ok(export) => export.uri,
         // A replica without a complete snapshot has none.
         Err(ClientError::Refused(error)) if error.kind == Kind::NotFound => None,
-        Err(error) => return Err(Failure::of_client(what(), &error)),
+        Err(error) => return Err(failure::of_client(what(), &error)),
     };
     let mut pairs = vec![
         ("name", replica.name.clone()),

@@ -93,9 +93,9 @@ fn a_sound_store_is_clean_and_counted() {
 #[test]
 fn a_store_in_use_is_not_touched() {
     let data = store(&[]);
-    let _held = DataLock::take(data.path()).unwrap();
+    let _held = crate::lock::take(data.path()).unwrap();
     let error = fsck(data.path(), FsckOptions { repair: true }).unwrap_err();
-    assert!(matches!(error, FsckError::Lock(LockError::Held(_))), "{error}");
+    assert!(matches!(error, FsckError::Lock(LockError::Held(..))), "{error}");
 }
 
 #[test]

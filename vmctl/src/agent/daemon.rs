@@ -16,7 +16,7 @@ use super::registry::Registry;
 use crate::config::Config;
 use crate::error::Error;
 use crate::exit_code;
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::journal::{DataLock, LockError};
 use crate::moves::Moves;
 use crate::vm::places::private_dir;
@@ -38,15 +38,15 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let socket = socket.map_err(|error| socket_failure(&config.socket, &error))?;
     let registry = Registry::open(config.clone());
     let registry =
-        registry.map_err(|error| Failure::of_error("cannot read the VMs' records", &Error::from(error)))?;
+        registry.map_err(|error| failure::of_error("cannot read the VMs' records", &Error::from(error)))?;
     let moves = Moves::open(registry.clone());
-    let moves = moves.map_err(|error| Failure::of_error("cannot read the moves' journal", &error))?;
+    let moves = moves.map_err(|error| failure::of_error("cannot read the moves' journal", &error))?;
     std::fs::create_dir_all(&config.run).map_err(|error| cannot_start(&error))?;
     let peers =
         bind(&config.peer_socket, None).map_err(|error| socket_failure(&config.peer_socket, &error))?;
     let (peers, peers_file) = peers.into_parts();
     let receiving = moves.receive(peers);
-    let receiving = receiving.map_err(|error| Failure::of_error("cannot take other agents in", &error))?;
+    let receiving = receiving.map_err(|error| failure::of_error("cannot take other agents in", &error))?;
     let receiving = tokio::spawn(receiving);
     let (listener, file) = socket.into_parts();
     let events = registry.host().events.clone();
@@ -69,8 +69,8 @@ fn take_lock(data: &Path) -> Result<DataLock, Failure> {
     private_dir(data).map_err(|error| {
         Failure::new(exit_code::FAILED, format!("cannot use {shown}"), error, format!("ls -ld {shown}"))
     })?;
-    DataLock::take(data).map_err(|error| match error {
-        LockError::Held(_) => Failure::new(
+    DataLock::take(data, "another agent").map_err(|error| match error {
+        LockError::Held(..) => Failure::new(
             exit_code::BUSY,
             format!("cannot use {shown}"),
             error,

@@ -12,7 +12,7 @@ use crate::agent::view::{Migrate, MovePlan, Rollback};
 use crate::cutover::event::{SourceOutcome, SourceQemu};
 use crate::cutover::ids::MoveId;
 use crate::exit_code;
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::moves::reason_text;
 use crate::moves::record::{MoveRecord, Options, Side};
 use crate::size::Size;
@@ -254,7 +254,7 @@ fn failure(record: &MoveRecord) -> Failure {
     let (vm, host) = (&record.vm, &record.host);
     let what = format!("{vm} was not moved to {host}");
     if let Some(error) = &record.failure {
-        return Failure::of_error(what, error);
+        return failure::of_error(what, error);
     }
     let next = record.notes.iter().rev().find_map(|note| note.strip_prefix("next: ").map(str::to_owned));
     let next = next.unwrap_or_else(|| format!("vmctl report {vm}    (tells how far it got)"));

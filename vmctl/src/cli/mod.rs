@@ -20,7 +20,7 @@ use clap::{CommandFactory, Parser};
 
 use crate::agent::api::client::AgentClient;
 use crate::exit_code;
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::http::HttpError;
 use args::{Cli, Command, Format};
 
@@ -93,6 +93,6 @@ trait Trying<T> {
 
 impl<T> Trying<T> for Result<T, HttpError> {
     fn trying(self, what: impl FnOnce() -> String) -> Result<T, Failure> {
-        self.map_err(|error| Failure::of_client(what(), &error))
+        self.map_err(|error| failure::of_client(what(), &error))
     }
 }

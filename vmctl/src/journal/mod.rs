@@ -9,10 +9,9 @@
 //! one. A damaged file is reported and left alone: nothing writes to it until a person has taken it away.
 
 mod files;
-mod lock;
 mod record;
 
 pub use files::{FileError, Files, Found};
 pub(crate) use files::{read_file, write_file};
-pub use lock::{DataLock, LockError};
+pub use local_api::lock::{DataLock, LockError};
 pub use record::{Adopted, LastEnd, Record, Run};

@@ -11,7 +11,7 @@ use crate::archive::root::Root;
 use crate::archive::{Archive, ArchiveError, FETCH_CLUSTERS_WAITING_MAX, Piece, fetch, hex};
 use crate::control::{NAME_BYTES_MAX, SnapshotName};
 use crate::exit_code;
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::size::Size;
 use crate::units::CLUSTER_BYTES;
 
@@ -72,7 +72,7 @@ async fn is_taken(context: &Context, name: &str) -> Result<bool, Failure> {
     match context.client.volume(name).await {
         Ok(_) => Ok(true),
         Err(ClientError::Refused(error)) if error.kind == Kind::NotFound => Ok(false),
-        Err(error) => Err(Failure::of_client(format!("cannot look for {name}"), &error)),
+        Err(error) => Err(failure::of_client(format!("cannot look for {name}"), &error)),
     }
 }
 
