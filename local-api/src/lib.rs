@@ -1,4 +1,4 @@
-//! HTTP with JSON on a Unix socket, as both daemons have it: who may, limits, errors, events, locks, exit codes, sizes, and
+//! HTTP with JSON on a Unix socket, as both daemons have it: who may, limits, errors, events, client, locks, exit codes, sizes, and
 //! what people are shown.
 //!
 //! What the routes mean, and what people are advised to type next, is each daemon's own.
@@ -13,6 +13,8 @@ pub mod events;
 pub mod answer;
 pub mod guard;
 pub mod server;
+
+pub mod http;
 
 pub mod lock;
 

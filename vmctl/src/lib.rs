@@ -6,7 +6,8 @@
 //!                                                                └─► blockd (its API)
 //! ```
 //!
-//! It depends on nothing of blockd's code: it speaks HTTP to it. docs/vmctl.md is for users.
+//! It depends on nothing of blockd's code: it speaks HTTP to it, and has `local-api` in common with it. docs/vmctl.md is
+//! for users.
 #![forbid(unsafe_code)]
 
 pub mod error;

@@ -4,20 +4,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use axum::body::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper::{Method, Request, Response, header};
-use hyper_util::rt::TokioIo;
+use hyper::Method;
+pub(super) use local_api::http::escape;
+use local_api::http::{HttpClient, HttpError, Limits};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
-use tokio::task::AbortHandle;
 
 use super::types::{
-    CreateSnapshots, CreateVolume, DiffQuery, Done, End, ErrorAnswer, ErrorBody, ExportInfo, Exports, Line,
-    NewName, Reason, ResizeVolume, Scrub, Snapshots, Status, Volumes,
+    CreateSnapshots, CreateVolume, DiffQuery, Done, End, ErrorBody, ExportInfo, Exports, Line, NewName,
+    Reason, ResizeVolume, Scrub, Snapshots, Status, Volumes,
 };
 use crate::control::{SnapshotInfo, VolumeInfo};
 use crate::events::EventsPage;
@@ -59,63 +54,43 @@ fn unusable(error: impl std::fmt::Display) -> ClientError {
     ClientError::Protocol(error.to_string())
 }
 
-/// Ends the connection's task with its last user.
-struct Connection(AbortHandle);
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.0.abort();
+impl From<HttpError> for ClientError {
+    fn from(error: HttpError) -> Self {
+        match error {
+            HttpError::Unreachable { path, source } => Self::Unreachable { path, source },
+            HttpError::Refused(error) => Self::Refused(error),
+            HttpError::Protocol(why) => Self::Protocol(why),
+            HttpError::Late(time_max) => Self::Late(time_max),
+        }
     }
 }
 
 /// Talks to the daemon behind a socket.
 #[derive(Clone, Debug)]
 pub struct Client {
-    socket: PathBuf,
-    answer_time_max: Duration,
+    http: HttpClient,
 }
 
 impl Client {
     /// A client of the daemon that listens on that socket. Nothing is opened yet.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), answer_time_max: ANSWER_TIME_MAX }
+        let limits = Limits {
+            answer_bytes_max: ANSWER_BYTES_MAX,
+            line_bytes_max: LINE_BYTES_MAX,
+            answer_time_max: ANSWER_TIME_MAX,
+        };
+        Self { http: HttpClient::new(socket, limits) }
     }
 
     /// The same, with less patience.
     #[must_use]
     pub fn with_answer_time_max(self, answer_time_max: Duration) -> Self {
-        Self { answer_time_max, ..self }
+        Self { http: self.http.with_answer_time_max(answer_time_max) }
     }
 
     /// Where the daemon is expected.
     pub fn socket(&self) -> &Path {
-        &self.socket
-    }
-
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        body: Vec<u8>,
-    ) -> Result<(Response<Incoming>, Connection)> {
-        let unreachable = |source| ClientError::Unreachable { path: self.socket.clone(), source };
-        let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(unusable)?;
-        let task = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "the connection to the daemon ended");
-            }
-        });
-        let guard = Connection(task.abort_handle());
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "blockd")
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body)))
-            .map_err(unusable)?;
-        let response = sender.send_request(request).await.map_err(unusable)?;
-        Ok((response, guard))
+        self.http.socket()
     }
 
     pub(super) async fn ask<T: DeserializeOwned>(
@@ -124,21 +99,7 @@ impl Client {
         path: &str,
         body: Vec<u8>,
     ) -> Result<T> {
-        self.ask_within(self.answer_time_max, method, path, body).await
-    }
-
-    async fn ask_within<T: DeserializeOwned>(
-        &self,
-        time_max: Duration,
-        method: Method,
-        path: &str,
-        body: Vec<u8>,
-    ) -> Result<T> {
-        let asking = async {
-            let (response, _guard) = self.send(method, path, body).await?;
-            read_answer(response).await
-        };
-        tokio::time::timeout(time_max, asking).await.map_err(|_| ClientError::Late(time_max))?
+        Ok(self.http.ask(self.http.answer_time_max(), method, path, body).await?)
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
@@ -163,24 +124,16 @@ impl Client {
         body: Vec<u8>,
         mut on_line: impl FnMut(Line),
     ) -> Result<End> {
-        let (response, _guard) = self.send(method, path, body).await?;
-        if !response.status().is_success() {
-            return read_answer::<End>(response).await;
-        }
-        let mut body = response.into_body();
-        let mut gathered = Vec::new();
-        while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(unusable)?.into_data() else { continue };
-            gathered.extend_from_slice(&data);
-            for line in take_lines(&mut gathered)? {
-                match line {
-                    Line::End(end) => return Ok(end),
-                    Line::Error(error) => return Err(ClientError::Refused(error)),
-                    other => on_line(other),
-                }
+        let answer = self.http.send(method, path, body).await?;
+        let end = answer.lines(|line| match line {
+            Line::End(end) => Ok(Some(end)),
+            Line::Error(error) => Err(HttpError::Refused(error)),
+            other => {
+                on_line(other);
+                Ok(None)
             }
-        }
-        Err(unusable("it broke off before its end"))
+        });
+        Ok(end.await?)
     }
 
     /// The store as a whole.
@@ -332,45 +285,8 @@ impl Client {
     /// Events after a number; waits for one if there is none.
     pub async fn events(&self, after: u64, wait: Duration) -> Result<EventsPage> {
         let path = format!("/v1/events?after={after}&wait_ms={}", wait.as_millis());
-        self.ask_within(wait + self.answer_time_max, Method::GET, &path, Vec::new()).await
+        Ok(self.http.ask(wait + self.http.answer_time_max(), Method::GET, &path, Vec::new()).await?)
     }
-}
-
-async fn read_answer<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T> {
-    serde_json::from_slice(&read_body(response).await?).map_err(unusable)
-}
-
-async fn read_text(response: Response<Incoming>) -> Result<String> {
-    String::from_utf8(read_body(response).await?.to_vec()).map_err(unusable)
-}
-
-/// The body of a success.
-async fn read_body(response: Response<Incoming>) -> Result<Bytes> {
-    let status = response.status();
-    let body =
-        Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(unusable)?.to_bytes();
-    if status.is_success() {
-        return Ok(body);
-    }
-    match serde_json::from_slice::<ErrorAnswer>(&body) {
-        Ok(answer) => Err(ClientError::Refused(answer.error)),
-        Err(_) => Err(unusable(format!("status {status}, and not a word that this version knows"))),
-    }
-}
-
-/// Takes the whole lines out of what was received.
-fn take_lines<T: DeserializeOwned>(gathered: &mut Vec<u8>) -> Result<Vec<T>> {
-    let Some(end) = gathered.iter().rposition(|&byte| byte == b'\n') else {
-        return if gathered.len() > LINE_BYTES_MAX {
-            Err(unusable("a line without an end"))
-        } else {
-            Ok(Vec::new())
-        };
-    };
-    let rest = gathered.split_off(end + 1);
-    let whole = std::mem::replace(gathered, rest);
-    let lines = whole[..end].split(|&byte| byte == b'\n');
-    lines.map(|line| serde_json::from_slice(line).map_err(unusable)).collect()
 }
 
 pub(super) fn paged(path: &str, volume: Option<&str>, after: Option<&str>) -> String {
@@ -386,12 +302,4 @@ pub(super) fn further(before: Option<&str>, next: Option<String>) -> Result<Opti
         return Err(unusable("its list does not end"));
     }
     Ok(next)
-}
-
-/// What is not plainly a name's character as `%XX`: names come from people.
-pub(super) fn escape(name: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
-    name.bytes()
-        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
-        .collect()
 }

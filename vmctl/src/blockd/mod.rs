@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::cutover::ids::MoveId;
 use crate::error::{Error, Kind};
-use crate::http::{HttpClient, HttpError, escape};
+use crate::http::{self, HttpClient, HttpError, escape};
 
 /// How long an ordinary answer may take: longer than any commit on a busy disk.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ pub struct Blockd {
 
 fn told<T>(answer: std::result::Result<T, HttpError>) -> Result<T> {
     answer.map_err(|error| {
-        let error = error.of("blockd");
+        let error = http::error_of(error, "blockd");
         match error.kind {
             Kind::Unreachable => {
                 error.with_next("systemctl status blockd    (or name its socket: blockd_socket)")
@@ -45,7 +45,7 @@ fn told<T>(answer: std::result::Result<T, HttpError>) -> Result<T> {
 impl Blockd {
     /// The daemon that listens there; nothing is opened yet.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { http: HttpClient::new(socket, ANSWER_TIME_MAX) }
+        Self { http: http::client(socket, ANSWER_TIME_MAX) }
     }
 
     /// Its socket.

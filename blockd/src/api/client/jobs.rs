@@ -1,10 +1,9 @@
 //! What the client asks about jobs and retention.
 
-use http_body_util::BodyExt;
 use hyper::Method;
 use serde::Serialize;
 
-use super::{Client, Result, escape, read_answer, read_text, take_lines, unusable};
+use super::{Client, Result, escape, unusable};
 use crate::api::jobs::{ChangeJob, JobDetails, JobList, RunLine, Sync};
 use crate::api::prune::{Prune, Pruned};
 use crate::api::types::Done;
@@ -63,23 +62,15 @@ impl Client {
         mut on_line: impl FnMut(RunLine),
     ) -> Result<u64> {
         let body = serde_json::to_vec(body).map_err(unusable)?;
-        let (response, _guard) = self.send(Method::POST, path, body).await?;
-        if !response.status().is_success() {
-            return read_answer::<u64>(response).await;
-        }
-        let mut body = response.into_body();
-        let mut gathered = Vec::new();
-        while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(unusable)?.into_data() else { continue };
-            gathered.extend_from_slice(&data);
-            for line in take_lines(&mut gathered)? {
-                match line {
-                    RunLine::End { failed } => return Ok(failed),
-                    other => on_line(other),
-                }
+        let answer = self.http.send(Method::POST, path, body).await?;
+        let failed = answer.lines(|line| match line {
+            RunLine::End { failed } => Ok(Some(failed)),
+            other => {
+                on_line(other);
+                Ok(None)
             }
-        }
-        Err(unusable("it broke off before its end"))
+        });
+        Ok(failed.await?)
     }
 
     /// Judges a volume's snapshots, and unless it is a plan deletes those that may go.
@@ -90,11 +81,6 @@ impl Client {
 
     /// What Prometheus reads.
     pub async fn metrics(&self) -> Result<String> {
-        let asking = async {
-            let (response, _guard) = self.send(Method::GET, "/v1/metrics", Vec::new()).await?;
-            read_text(response).await
-        };
-        let late = |_| super::ClientError::Late(self.answer_time_max);
-        tokio::time::timeout(self.answer_time_max, asking).await.map_err(late)?
+        Ok(self.http.get_text("/v1/metrics").await?)
     }
 }

@@ -11,7 +11,7 @@ use crate::agent::view::{
     StatusView, StopVm, VmList, VmView,
 };
 use crate::cutover::ids::MoveId;
-use crate::http::{HttpClient, Result};
+use crate::http::{self, HttpClient, Result};
 use crate::moves::record::MoveRecord;
 use crate::vm::name::VmName;
 
@@ -27,7 +27,7 @@ pub struct AgentClient {
 impl AgentClient {
     /// The agent that listens there; nothing is opened yet.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { http: HttpClient::new(socket, ANSWER_TIME_MAX) }
+        Self { http: http::client(socket, ANSWER_TIME_MAX) }
     }
 
     /// The agent as a whole.
