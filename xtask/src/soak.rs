@@ -1,4 +1,5 @@
-//! The replication rig against the daemon: prepared here, done by the program `soak` of the `fixtures` crate.
+//! The replication rig and the kill matrix against the daemons: prepared here, done by the programs `soak` and `cutover` of the
+//! `fixtures` crate.
 
 use std::process::Command;
 
@@ -15,8 +16,17 @@ use crate::workspace::Workspace;
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Bring snapshots to another daemon through cuts, kills, slow links and full disks, and compare what arrives
-    #[arg(long)]
+    #[arg(long, conflicts_with = "cutover")]
     sync: bool,
+    /// Move a real guest between two hosts again and again, and hit agents, blockds, QEMUs and the link while it moves
+    #[arg(long, conflicts_with_all = ["latency", "increments", "hours"])]
+    cutover: bool,
+    /// With --cutover: `all` 168, `gate`, or those whose names have all these words (between commas)
+    #[arg(long, value_name = "CELLS", requires = "cutover")]
+    cells: Option<String>,
+    /// With --cutover: how often each
+    #[arg(long, value_name = "N", requires = "cutover")]
+    repeat: Option<u32>,
     /// Measure instead what a guest notices of it: its p99 without a job, with a live target, with a dead one
     #[arg(long, requires = "sync")]
     latency: bool,
@@ -33,16 +43,35 @@ pub(crate) struct Options {
 
 /// Builds everything in release and runs the rig.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
-    if !options.sync {
-        bail!("nothing to do: give --sync");
+    if !options.sync && !options.cutover {
+        bail!("nothing to do: give --sync or --cutover");
     }
     let progress = Progress::start();
-    prepare(workspace, Purpose::Build, &progress)?;
-    progress.say("building blockd and the rigs (release)");
-    let build = ["build", "--quiet", "--release", "-p", "blockd", "-p", "fixtures", "--bins"];
+    // Guests need what the tests need, too.
+    prepare(workspace, if options.cutover { Purpose::Test } else { Purpose::Build }, &progress)?;
+    progress.say("building the daemons and the rigs (release)");
+    let build = ["build", "--quiet", "--release", "-p", "blockd", "-p", "vmctl", "-p", "fixtures", "--bins"];
     process::run_visibly(&mut workspace.cargo(&build))?;
     progress.say("soak");
-    Ok(process::run_visibly(&mut command(workspace, options))?)
+    let mut rig = if options.cutover { cutover(workspace, options) } else { command(workspace, options) };
+    Ok(process::run_visibly(&mut rig)?)
+}
+
+fn cutover(workspace: &Workspace, options: &Options) -> Command {
+    let release = workspace.target.join("release");
+    let mut cutover = Command::new(release.join("cutover"));
+    cutover.arg("--bin").arg(&release).arg("--cells").arg(options.cells.as_deref().unwrap_or("all"));
+    cutover.arg("--jsonl").arg(workspace.target.join("cutover.jsonl"));
+    let numbers = [
+        ("--repeat", options.repeat.map(|count| count.to_string())),
+        ("--seed", options.seed.map(|seed| seed.to_string())),
+    ];
+    for (name, number) in numbers {
+        if let Some(number) = number {
+            cutover.args([name, &number]);
+        }
+    }
+    cutover
 }
 
 fn command(workspace: &Workspace, options: &Options) -> Command {

@@ -5,6 +5,7 @@ use super::{Context, Trying, output};
 use crate::agent::view::VmView;
 use crate::exit_code;
 use crate::failure::Failure;
+use crate::moves::record::{MoveRecord, Side};
 use crate::vm::definition::{Backend, Definition};
 
 use serde::Serialize;
@@ -42,20 +43,27 @@ pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<(), Failu
         ("blockd", agent.blockd),
         ("vms", format!("{}, {} running", agent.vms, agent.running)),
     ])?;
-    if vms.is_empty() { Ok(()) } else { table(&vms) }
+    let moves = context.client.moves(None).await.trying(trying)?;
+    if vms.is_empty() { Ok(()) } else { table(&vms, &moves) }
+}
+
+/// Where a VM without a QEMU has gone, if its last move took it away.
+fn gone(vm: &VmView, moves: &[MoveRecord]) -> Option<String> {
+    let last = moves.iter().rev().find(|record| record.vm == vm.name && record.has_moved())?;
+    (vm.process.is_none() && last.side == Side::Source).then(|| format!("moved to {}", last.host))
 }
 
 /// VMs under each other.
-pub(super) fn table(vms: &[VmView]) -> Result<(), Failure> {
-    let rows = vms.iter().map(row).collect();
+pub(super) fn table(vms: &[VmView], moves: &[MoveRecord]) -> Result<(), Failure> {
+    let rows = vms.iter().map(|vm| row(vm, gone(vm, moves))).collect();
     output::table(&["NAME", "STATE", "MEMORY", "VCPUS", "VOLUMES", "PID", "WHY"], &[2, 3, 5], rows)
 }
 
-fn row(vm: &VmView) -> Vec<String> {
+fn row(vm: &VmView, gone: Option<String>) -> Vec<String> {
     let none = || "–".to_owned();
     let definition = vm.definition.as_ref();
     let volumes = definition.map(|definition| definition.volumes().collect::<Vec<_>>().join(","));
-    let reason = vm.held_by.as_ref().map(|by| format!("held by {by}")).or_else(|| vm.reason.clone());
+    let reason = vm.held_by.as_ref().map(|by| format!("held by {by}")).or(gone).or_else(|| vm.reason.clone());
     vec![
         vm.name.to_string(),
         vm.state.name().to_owned(),

@@ -218,7 +218,8 @@ async fn list(context: &Context) -> Result<(), Failure> {
     if !context.for_people() {
         return output::list(context.format, "vms", &vms);
     }
-    status::table(&vms)
+    let moves = context.client.moves(None).await.trying(|| "cannot list moves".to_owned())?;
+    status::table(&vms, &moves)
 }
 
 async fn show(context: &Context, name: &VmName) -> Result<(), Failure> {

@@ -32,6 +32,8 @@ use crate::vm::places::Places;
 const POKE: Duration = Duration::from_millis(500);
 /// How long an ended move goes on answering.
 const LINGER: Duration = Duration::from_secs(15);
+/// Between two cold starts.
+const START_PAUSE: Duration = Duration::from_secs(1);
 /// Announcements of the guest's addresses after it runs: how many, the first pause, what each adds, the longest.
 const ANNOUNCE: (u32, u32, u32, u32) = (5, 50, 100, 550);
 
@@ -49,6 +51,8 @@ struct Parts {
     answers: mpsc::Sender<(BlockdKind, Answer)>,
     looks: mpsc::Sender<Look>,
     orders: Option<mpsc::Sender<Order>>,
+    /// When a QEMU was started last.
+    started: Option<Clock>,
 }
 
 impl DestinationMove {
@@ -85,7 +89,7 @@ impl DestinationMove {
         links.send_replace(Some(link.accepted()));
         let volumes = self.record.definition.volumes().map(str::to_owned).collect();
         let disk = Disk::new(self.hub.host.blockd.clone(), self.record.id, &self.record.host, volumes);
-        let mut parts = Parts { disk, link, answers, looks, orders: None };
+        let mut parts = Parts { disk, link, answers, looks, orders: None, started: None };
         let (mut machine, actions) = match (new, self.record.setup.clone()) {
             (Some((setup, stream)), _) => {
                 if let Err(error) = parts.link.accepted().send(stream).await {
@@ -124,6 +128,8 @@ impl DestinationMove {
             }
             if linger.is_none() && self.record.has_ended() {
                 linger = Some(Clock::now() + LINGER);
+                // Another move may have to watch this QEMU.
+                parts.orders = None;
             }
         }
     }
@@ -242,15 +248,20 @@ impl DestinationMove {
         }
     }
 
+    /// What is asked for again too soon is not done: the machine asks once more, and a QEMU that ends at once, or does not
+    /// start, keeps nobody busy.
     async fn start(&mut self, parts: &mut Parts, beginning: Beginning) {
-        match self.try_start(beginning).await {
-            Ok(()) => self.look(parts).await,
-            Err(error) => {
-                tracing::warn!(id = %self.record.id, %error, "QEMU does not start for a move");
-                self.record.note(format!("QEMU does not start: {error}"));
-                self.look(parts).await;
-            }
+        if parts.started.is_some_and(|at| at.elapsed() < START_PAUSE) && beginning == Beginning::Boot {
+            return;
         }
+        let started = self.try_start(beginning).await;
+        parts.started = Some(Clock::now());
+        if let Err(error) = started {
+            tracing::warn!(id = %self.record.id, %error, "QEMU does not start for a move");
+            self.record.note(format!("QEMU does not start: {error}"));
+            self.shown.send_replace(self.record.clone());
+        }
+        self.look(parts).await;
     }
 
     async fn try_start(&mut self, beginning: Beginning) -> Result<(), Error> {
@@ -289,6 +300,12 @@ impl DestinationMove {
             // First the ledger: what was made is known to whoever undoes it.
             self.record.made_vm = true;
             self.save()?;
+        }
+        if let Ok(vm) = self.vm()
+            && vm.view().held_by == Some(self.holder())
+        {
+            // It was taken in for the QEMU that has ended meanwhile.
+            return Ok(vm);
         }
         let vm = self.hub.registry.take_in(self.record.definition.clone()).await?;
         vm.hold(self.holder()).await?;

@@ -10,15 +10,18 @@ use tokio::sync::{mpsc, watch};
 use super::destination::DestinationMove;
 use super::files::MoveFiles;
 use super::judge::{Check, Judgement, Offer, Question, digest, free_memory, refusal};
+use super::link::say;
 use super::memory::deliver;
 use super::record::{MoveRecord, Options, Side};
 use super::source::{SourceMove, Wish};
 use super::stream;
+use super::trial::Trial;
 use crate::agent::events::now_ms;
 use crate::agent::registry::{Host, Registry};
 use crate::agent::view::{MovePlan, VmState};
 use crate::cutover::event::Reason;
-use crate::cutover::ids::MoveId;
+use crate::cutover::ids::{MoveId, Name, Text};
+use crate::cutover::message::Message;
 use crate::cutover::record::{Plan, Setup, Stage};
 use crate::error::{Error, Kind};
 use crate::vm::name::VmName;
@@ -55,6 +58,7 @@ pub(super) struct Inner {
     pub(super) registry: Registry,
     pub(super) host: Arc<Host>,
     pub(super) files: MoveFiles,
+    pub(super) trial: Trial,
     active: Mutex<BTreeMap<MoveId, Active>>,
     offers: Mutex<BTreeMap<MoveId, Offered>>,
 }
@@ -77,8 +81,9 @@ impl Moves {
         let host = Arc::clone(registry.host());
         let files = MoveFiles::open(&host.config.data)?;
         let records = files.read_all()?;
+        let trial = Trial::from_environment()?;
         let (active, offers) = (Mutex::default(), Mutex::default());
-        let moves = Self(Arc::new(Inner { registry, host, files, active, offers }));
+        let moves = Self(Arc::new(Inner { registry, host, files, trial, active, offers }));
         for record in records.into_iter().filter(|record| !record.has_ended()) {
             moves.go_on(record);
         }
@@ -477,22 +482,34 @@ impl Moves {
             return tracing::warn!(%id, from, "another host than the move's asks about it");
         }
         if let Some(plan) = super::reception::answer_ended(self, from, id, record, &mut stream).await {
-            self.begin_destination(from, id, plan, stream);
+            self.begin_destination(from, id, plan, stream).await;
         }
     }
 
-    /// `Prepare` of a move that was offered.
-    fn begin_destination(&self, from: &str, id: MoveId, plan: Plan, stream: UnixStream) {
-        let offered = lock(&self.0.offers).remove(&id).filter(|offered| offered.from == from);
-        let Some(Offered { offer, .. }) = offered else {
-            return tracing::warn!(%id, from, "a move that was not offered");
-        };
-        let volumes: Vec<&str> = offer.definition.volumes().collect();
-        let planned: Vec<&str> = plan.volumes.iter().map(super::super::cutover::ids::Name::as_str).collect();
-        let same = digest(&offer.definition).is_ok_and(|digest| digest == plan.digest);
-        if !same || planned != volumes || plan.vm.as_str() != offer.definition.name.as_str() {
-            return tracing::warn!(%id, from, "a move of something else than was offered");
+    /// `Prepare` of a move that was offered. Any other one is refused: an agent that was started anew has forgotten what it was
+    /// offered, and a source that hears nothing would ask for ever.
+    async fn begin_destination(&self, from: &str, id: MoveId, plan: Plan, mut stream: UnixStream) {
+        let vm = lock(&self.0.offers).get(&id).map(|offered| offered.offer.definition.name.clone());
+        if let Some(other) = vm.and_then(|vm| self.active_of(&vm)) {
+            // It is said again, and the other one ends.
+            return tracing::info!(%id, %other, "a move waits for the end of another one of the same VM");
         }
+        let offered = lock(&self.0.offers).remove(&id).filter(|offered| offered.from == from);
+        let offer = match offered.map(|offered| offered.offer) {
+            Some(offer) if is_offered(&offer, &plan) => offer,
+            other => {
+                let reason = match other {
+                    None => "the agent there was started anew meanwhile, and knows nothing of this move",
+                    Some(_) => "it was offered something else",
+                };
+                tracing::warn!(%id, from, reason, "a move is refused");
+                let refused = Message::Refused { reason: Text::new(reason) };
+                if let Err(error) = say(&mut stream, id, refused).await {
+                    tracing::debug!(%error, from, "a refusal was not heard");
+                }
+                return;
+            }
+        };
         let record = MoveRecord::new(id, Side::Destination, from, offer.definition, offer.options, now_ms());
         self.run_destination(record, Some((Setup::new(id, plan), stream)));
     }
@@ -510,6 +527,15 @@ impl Moves {
         let config = &self.0.host.config;
         deliver(stream, &Places::new(&config.run, &config.data, &vm).migration()).await;
     }
+}
+
+/// Whether a plan is of what was offered.
+fn is_offered(offer: &Offer, plan: &Plan) -> bool {
+    let volumes: Vec<&str> = offer.definition.volumes().collect();
+    let planned: Vec<&str> = plan.volumes.iter().map(Name::as_str).collect();
+    digest(&offer.definition).is_ok_and(|digest| digest == plan.digest)
+        && planned == volumes
+        && plan.vm.as_str() == offer.definition.name.as_str()
 }
 
 fn random() -> Result<[u8; 16], Error> {

@@ -105,10 +105,12 @@ impl Keeper {
     /// Until nobody listens any more.
     async fn run(mut self) {
         let mut next = None;
+        // One that is closed at once is not dialled again at once: nobody is to be kept busy with that.
+        let mut pause = if self.target.eager { Duration::ZERO } else { PATIENCE };
         loop {
             let stream = match next.take() {
                 Some(stream) => stream,
-                None => match self.find().await {
+                None => match self.find(pause).await {
                     Some(stream) => stream,
                     None => return,
                 },
@@ -117,6 +119,7 @@ impl Keeper {
                 return;
             }
             next = self.serve(stream).await;
+            pause = if self.target.eager { DIAL_PAUSE } else { PATIENCE };
             if self.told.send(LinkEvent::Down).await.is_err() {
                 return;
             }
@@ -124,8 +127,7 @@ impl Keeper {
     }
 
     /// A stream, whoever opens it; `None`: the move is over.
-    async fn find(&mut self) -> Option<UnixStream> {
-        let mut pause = if self.target.eager { Duration::ZERO } else { PATIENCE };
+    async fn find(&mut self, mut pause: Duration) -> Option<UnixStream> {
         loop {
             let target = &self.target;
             let dialling = async {

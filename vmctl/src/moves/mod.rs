@@ -29,6 +29,7 @@ mod judge;
 mod reception;
 mod rounds;
 mod source;
+mod trial;
 
 pub use hub::{Moves, reason_text};
 pub use judge::Check;

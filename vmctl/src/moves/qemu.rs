@@ -15,6 +15,8 @@ use crate::qmp::types::{MigrationStatus, RunState};
 
 /// Between two attempts to reach a monitor.
 const LEND_PAUSE: Duration = Duration::from_millis(200);
+/// After a deed that was refused.
+const DEED_PAUSE: Duration = Duration::from_millis(200);
 
 /// What a QEMU says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,6 +176,8 @@ impl Watcher {
                     Some(Order::Do(deed)) => {
                         if let Err(error) = carry_out(&lent.client, deed).await {
                             tracing::warn!(?deed, %error, "QEMU does not do it");
+                            // It would be told again as soon as it was seen that it has not.
+                            sleep(DEED_PAUSE).await;
                         }
                         if !self.look(&lent.client).await {
                             return false;

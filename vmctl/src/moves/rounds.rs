@@ -16,9 +16,10 @@ use tokio::time::sleep;
 use super::disk::Disk;
 use super::forecast::{DOWNTIME_LIMIT_MS, Known, forecast};
 use super::record::{Forecast, Options, Phase, Round};
+use super::trial::Trial;
 use crate::error::{Error, Kind};
-use crate::qmp::Client;
 use crate::qmp::types::{MigrationInfo, MigrationParameters, MigrationStatus};
+use crate::qmp::{Client, shown};
 
 /// A difference of so few bytes is brought in no time.
 const SMALL_BYTES: u64 = 2 << 20;
@@ -60,6 +61,8 @@ pub(super) struct Rounds {
     pub(super) told: mpsc::Sender<Told>,
     /// Brought before.
     pub(super) rounds: Vec<Round>,
+    /// Where it waits, for trials.
+    pub(super) trial: Trial,
 }
 
 impl Rounds {
@@ -79,8 +82,10 @@ impl Rounds {
 
     async fn go(&mut self) -> Result<(), Error> {
         self.tell(Told::Phase(Phase::Rounds)).await;
+        self.trial.hold(Phase::Rounds).await;
         self.before_memory().await?;
         self.tell(Told::Phase(Phase::Gate)).await;
+        self.trial.hold(Phase::Gate).await;
         self.wait_at_gate().await?;
         self.set_up().await?;
         let (heard, hearing) = oneshot::channel();
@@ -120,7 +125,9 @@ impl Rounds {
             if told.silence_ms <= bound as f64 {
                 return Ok(());
             }
-            if began.elapsed() >= GATE_TIME_MAX {
+            // Less than that it never is: to wait for it would be of no use.
+            let least_ms = told.memory_ms + told.fixed_ms;
+            if began.elapsed() >= GATE_TIME_MAX || least_ms > bound as f64 {
                 let message = format!(
                     "the guest would be silent for {:.0} ms, {bound} ms are allowed: the last differences took {:.0} ms",
                     told.silence_ms, told.disk_ms
@@ -156,6 +163,15 @@ impl Rounds {
             sleep(LOOK).await;
             let info = self.client.query_migrate().await?;
             let going = matches!(info.status, Some(MigrationStatus::Setup | MigrationStatus::Active));
+            // Nobody else would notice: the guest runs on as if nothing were.
+            if matches!(
+                info.status,
+                Some(MigrationStatus::Failed | MigrationStatus::Cancelled | MigrationStatus::None)
+            ) {
+                let why =
+                    info.error.as_deref().map_or_else(String::new, |error| format!(": {}", shown(error)));
+                return Err(Error::new(Kind::Io, format!("the memory does not get over{why}")));
+            }
             let told = forecast(&Known { rounds: &self.rounds, memory: Some(&info) });
             let rest_ms = told.rest_ms;
             self.tell(Told::Memory(Box::new(info))).await;

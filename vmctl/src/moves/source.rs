@@ -68,7 +68,8 @@ struct Parts {
     machine: Source,
     disk: Disk,
     link: Link,
-    orders: mpsc::Sender<Order>,
+    /// To who watches QEMU; nobody does once it has ended: another move may have to.
+    orders: Option<mpsc::Sender<Order>>,
     answers: mpsc::Sender<(BlockdKind, Answer)>,
     rounds: Option<AbortHandle>,
     told: mpsc::Sender<Told>,
@@ -133,6 +134,7 @@ impl SourceMove {
     async fn begin(&mut self) -> Result<(), Error> {
         self.vm.hold(self.holder()).await?;
         self.phase(Phase::Check);
+        self.hub.trial.hold(Phase::Check).await;
         let view = self.vm.view();
         if view.state != VmState::Running {
             let message = format!("{} is {}: only a running VM is moved", self.record.vm, view.state.name());
@@ -151,6 +153,7 @@ impl SourceMove {
             return Err(Error::one_line(Kind::Refused, format!("volume {} is not this host's", volume.name)));
         }
         self.phase(Phase::Prepare);
+        self.hub.trial.hold(Phase::Prepare).await;
         let offer = Offer {
             id: Some(self.record.id),
             definition: self.record.definition.clone(),
@@ -161,6 +164,7 @@ impl SourceMove {
         };
         self.offer(offer).await?;
         self.phase(Phase::Bulk);
+        self.hub.trial.hold(Phase::Bulk).await;
         let disk = self.disk();
         let (_, round) = disk.round().await?;
         self.record.numbers.rounds.push(round);
@@ -221,7 +225,7 @@ impl SourceMove {
             machine,
             disk: self.disk(),
             link,
-            orders: watch_qemu(self.vm.clone(), seen),
+            orders: Some(watch_qemu(self.vm.clone(), seen)),
             answers,
             rounds: None,
             told,
@@ -265,6 +269,7 @@ impl SourceMove {
             }
             if linger.is_none() && self.record.has_ended() {
                 linger = Some(Clock::now() + LINGER);
+                parts.orders = None;
                 self.let_go().await;
             }
         }
@@ -321,8 +326,16 @@ impl SourceMove {
                 SourceAction::Send(message) => parts.link.send(message),
                 SourceAction::Blockd(op) => {
                     let (disk, answers) = (parts.disk.clone(), parts.answers.clone());
+                    let hub = Arc::clone(&self.hub);
                     tokio::spawn(async move {
-                        let (kind, answer) = (op.kind(), disk.answer(op).await);
+                        let kind = op.kind();
+                        if kind == BlockdKind::Freeze {
+                            hub.trial.hold(Phase::Switch).await;
+                        }
+                        let answer = disk.answer(op).await;
+                        if (kind, &answer) == (BlockdKind::Release, &Answer::Done) {
+                            hub.trial.hold(Phase::Release).await;
+                        }
                         if answers.send((kind, answer)).await.is_err() {
                             tracing::debug!("an answer of blockd comes too late");
                         }
@@ -352,7 +365,9 @@ impl SourceMove {
             SourceQemuOp::Resume => Order::Do(Deed::Cont),
             SourceQemuOp::Quit => {
                 let (vm, holder) = (self.vm.clone(), self.holder());
+                let hub = Arc::clone(&self.hub);
                 drop(tokio::spawn(async move {
+                    hub.trial.hold(Phase::Cleanup).await;
                     if let Err(error) = vm.stop(Duration::ZERO, true, Some(holder)).await {
                         tracing::warn!(%error, "the QEMU of a guest that has gone is not ended yet");
                     }
@@ -361,7 +376,9 @@ impl SourceMove {
             }
         };
         // One that does not answer holds up nobody: the machine asks again.
-        if let Err(error) = parts.orders.try_send(order) {
+        if let Some(orders) = &parts.orders
+            && let Err(error) = orders.try_send(order)
+        {
             tracing::debug!(%error, "QEMU has too much to do");
         }
     }
@@ -405,6 +422,7 @@ impl SourceMove {
             uri: format!("unix:{}", socket.display()),
             told: parts.told.clone(),
             rounds: self.record.numbers.rounds.clone(),
+            trial: self.hub.trial.clone(),
         })
     }
 
@@ -424,6 +442,7 @@ impl SourceMove {
                 parts.switch_until = None;
                 self.record.phase = Phase::Release;
             }
+            Mark::PeerRunning => self.record.phase = Phase::Cleanup,
             Mark::Aborted => parts.switch_until = None,
             _ => {}
         }

@@ -4,4 +4,7 @@
 
 mod place;
 
+mod ends;
 mod happy;
+mod matrix;
+mod undone;

@@ -1,10 +1,15 @@
-//! A rig for one test.
+//! A rig for one test, and what tests do with it.
 
 use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::Duration;
 
-use fixtures::cutover::{Parts, Programs, Rig};
+use fixtures::cutover::{Host, Parts, Programs, Rig, Settings, Story, VOLUME_BYTES, read_console};
 use fixtures::guest::{Kernel, default_cache, probe_accel};
+use fixtures::process::{ProcessError, wait_until};
 use tempfile::TempDir;
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The programs lie beside each other: `cargo xtask test` builds blockd first.
 fn programs() -> Programs {
@@ -22,9 +27,73 @@ fn programs() -> Programs {
 
 /// Two hosts, and the guest defined at A.
 pub(crate) fn rig() -> (Rig, TempDir) {
+    rig_with(&Settings::default(), "")
+}
+
+/// The same; with what B is to be like, and more of the guest's command line.
+pub(crate) fn rig_with(b: &Settings, append: &str) -> (Rig, TempDir) {
     let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let kernel = Kernel::fetch(&default_cache()).unwrap();
     let accel = probe_accel(&kernel, &default_cache()).unwrap();
     let parts = Parts { programs: &programs(), kernel: &kernel, accel, dir: dir.path() };
-    (Rig::start(&parts).unwrap(), dir)
+    (Rig::start_with(&parts, b, append).unwrap(), dir)
+}
+
+/// The last number that was told there.
+pub(crate) fn last(host: &Host) -> u64 {
+    read_console(&host.console()).last()
+}
+
+/// Waits until the guest has gone on here.
+pub(crate) fn goes_on(host: &Host, after: u64) {
+    let on =
+        wait_until("the guest", PATIENCE, || Ok::<_, ProcessError>((last(host) >= after + 3).then_some(())));
+    assert!(on.is_ok(), "{on:?} at {}, after {after}\n{}", host.name, host.last_words());
+}
+
+/// What a command of vmctl has said, on both of its streams.
+pub(crate) fn said(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    text(&output.stdout) + &text(&output.stderr)
+}
+
+/// `vmctl migrate`, to its end.
+pub(crate) fn try_migrate(from: &Host, to: &str, more: &[&str]) -> Output {
+    from.vmctl_command(&["migrate", "web1", "--to", to]).args(more).output().unwrap()
+}
+
+/// A move that must succeed.
+pub(crate) fn migrate(from: &Host, to: &Host) {
+    let output = try_migrate(from, to.name, &[]);
+    let said = said(&output);
+    assert!(output.status.success(), "{said}\n{}\n{}", from.last_words(), to.last_words());
+}
+
+/// A move that must not; what was said. The guest goes on.
+pub(crate) fn refused(from: &Host, to: &str, more: &[&str]) -> String {
+    let output = try_migrate(from, to, more);
+    let said = said(&output);
+    assert!(!output.status.success(), "{said}");
+    goes_on(from, last(from));
+    said
+}
+
+/// Waits until the agent there is held in a phase, after so many bytes of its log.
+pub(crate) fn wait_for_hold(host: &Host, heard: usize) {
+    let held = wait_until("the phase", PATIENCE, || {
+        let log = std::fs::read(host.log("agent")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log[heard.min(log.len())..]).into_owned();
+        Ok::<_, ProcessError>(log.contains("held for a trial").then_some(()))
+    });
+    assert!(held.is_ok(), "{}", host.last_words());
+}
+
+/// Nothing that the guest was answered is lost, wherever it was when it wrote it. It is ended for that.
+pub(crate) fn judge(rig: &Rig, runs_at: &Host, moves: usize) {
+    runs_at.vmctl(&["vm", "stop", "web1", "--force", "--timeout", "0"]).unwrap();
+    let mut story: Story = read_console(&rig.a.console()).then(read_console(&rig.b.console()));
+    story.written.sort_unstable();
+    story.check(moves).unwrap();
+    assert!(story.memory_good > 0);
+    story.check_disk(&runs_at.disk(VOLUME_BYTES).unwrap(), story.last()).unwrap();
 }
