@@ -10,3 +10,4 @@ mod rig;
 mod commands;
 mod guests;
 mod moving;
+mod strangers;
