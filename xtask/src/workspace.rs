@@ -48,9 +48,10 @@ impl Workspace {
         Ok(self.target.join("release/nbd-server"))
     }
 
-    /// Builds `blockd` and `blockctl` as users get them and returns where they are.
+    /// Builds `blockd`, `blockctl` and `vmctl` as users get them and returns where they are.
     pub(crate) fn build_blockd(&self) -> Result<PathBuf> {
-        process::run_visibly(&mut self.cargo(&["build", "--quiet", "--release", "-p", "blockd", "--bins"]))?;
+        let build = ["build", "--quiet", "--release", "-p", "blockd", "-p", "vmctl", "--bins"];
+        process::run_visibly(&mut self.cargo(&build))?;
         Ok(self.target.join("release"))
     }
 

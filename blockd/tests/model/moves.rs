@@ -329,6 +329,30 @@ fn a_move_that_was_given_up_before_it_began_never_begins() {
     assert_eq!(stage(&mut world, BACK), Some(Stage::Frozen));
 }
 
+/// The machine that waits at the destination connects again, and finds what it had.
+#[test]
+fn what_was_expected_still_is_after_a_restart() {
+    for seed in [500, 501] {
+        let (mut world, _) = begin(seed);
+        done(&mut world, freeze(ID));
+        snapshot(&mut world, "v", "last");
+        done(&mut world, release(ID, "last"));
+        done(&mut world, Move::Expect { id: BACK, peer: PEER, volumes: vec!["v".to_owned()] });
+        if seed == 500 {
+            world.power_cut();
+        } else {
+            world.kill();
+        }
+        let door = world.find_door("v:2").expect("the next epoch's door");
+        world.connect(door);
+        assert_eq!((read(&mut world, door), write(&mut world, door, 0, BLOCK, 9)), (Ok(1), Err(Errno::Perm)));
+        let uid = identity(&mut world).snapshots.last().unwrap().uid;
+        let volumes = vec![Handed { volume: "v".into(), epoch: 2, handover: Handover { uid, root: ROOT } }];
+        done(&mut world, Move::Own { id: BACK, volumes });
+        assert_eq!(write(&mut world, door, 0, BLOCK, 9), Ok(()));
+    }
+}
+
 /// All volumes of a machine, or none.
 #[test]
 fn volumes_of_a_move_change_hands_together() {

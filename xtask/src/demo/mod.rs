@@ -6,6 +6,7 @@ mod daemon;
 mod disk;
 mod guests;
 mod job;
+mod moving;
 mod pair;
 mod relay;
 mod report;
@@ -31,6 +32,8 @@ use story::Story;
 
 const IMAGE: &str = "root.img";
 const LOG: &str = "blockd.log";
+/// Data and logs of the last act's hosts.
+const MOVING: &str = "moving";
 /// Kernel and the answer about KVM, for the next run.
 const CACHE: &str = "cache";
 
@@ -49,16 +52,21 @@ pub(crate) fn run(workspace: &Workspace, keep: bool) -> Result<()> {
     demo.clean_up(keep || (result.is_err() && !interrupted))?;
     let report =
         result.with_context(|| format!("demo failed; store and logs are in {}", demo.dir.display()))?;
+    let (report, moves) = report;
     println!("\nWhat blockd did in this run\n\n{report}");
+    println!("What vmctl did\n\n{moves}");
     println!("  {:<22}{}", "logs", demo.dir.display());
     Ok(())
 }
 
 impl Demo {
-    fn run(&self, workspace: &Workspace) -> Result<Report> {
+    fn run(&self, workspace: &Workspace) -> Result<(Report, moving::Moves)> {
         let (host, machines) = self.prepare(workspace)?;
         let story = Story { host: &host, machines: &machines, progress: &self.progress };
-        story.tell(&self.dir.join(IMAGE))
+        let report = story.tell(&self.dir.join(IMAGE))?;
+        let machine = (&machines.kernel, machines.accel);
+        let moves = moving::act(&host.programs, machine, &self.dir.join(MOVING), &self.progress)?;
+        Ok((report, moves))
     }
 
     /// Everything that has to be there before the daemon starts.
