@@ -19,7 +19,7 @@ use super::record::{Forecast, Options, Phase, Round};
 use super::trial::Trial;
 use crate::error::{Error, Kind};
 use crate::qmp::types::{MigrationInfo, MigrationParameters, MigrationStatus};
-use crate::qmp::{Client, shown};
+use crate::qmp::Client;
 
 /// A difference of so few bytes is brought in no time.
 const SMALL_BYTES: u64 = 2 << 20;
@@ -163,18 +163,13 @@ impl Rounds {
             sleep(LOOK).await;
             let info = self.client.query_migrate().await?;
             let going = matches!(info.status, Some(MigrationStatus::Setup | MigrationStatus::Active));
-            // Nobody else would notice: the guest runs on as if nothing were.
-            if matches!(
-                info.status,
-                Some(MigrationStatus::Failed | MigrationStatus::Cancelled | MigrationStatus::None)
-            ) {
-                let why =
-                    info.error.as_deref().map_or_else(String::new, |error| format!(": {}", shown(error)));
-                return Err(Error::new(Kind::Io, format!("the memory does not get over{why}")));
-            }
             let told = forecast(&Known { rounds: &self.rounds, memory: Some(&info) });
             let rest_ms = told.rest_ms;
+            let failure = failure_of(&info);
             self.tell(Told::Memory(Box::new(info))).await;
+            if let Some(error) = failure {
+                return Err(error);
+            }
             if !going {
                 return Ok(());
             }
@@ -182,6 +177,34 @@ impl Rounds {
             if rest_ms > ROUND_WORTH_MS {
                 self.round().await?;
             }
+        }
+    }
+}
+
+/// A migration that has ended while the guest runs on: nothing more comes of it, and nobody else tells of it.
+fn failure_of(info: &MigrationInfo) -> Option<Error> {
+    let ended = matches!(
+        info.status,
+        None | Some(MigrationStatus::None | MigrationStatus::Failed | MigrationStatus::Cancelled)
+    );
+    let why = info.error.as_deref().unwrap_or("its connection to the other host ended").escape_debug();
+    ended.then(|| Error::new(Kind::Io, format!("QEMU cannot send the memory: {why}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_migration_that_failed_while_the_guest_runs_is_told() {
+        let failure = |status: &str| {
+            let info = serde_json::from_value::<MigrationInfo>(json!({ "status": status })).unwrap();
+            failure_of(&info)
+        };
+        assert!(failure("failed").is_some());
+        assert!(failure("cancelled").is_some());
+        for status in ["setup", "active", "pre-switchover", "device", "completed"] {
+            assert!(failure(status).is_none(), "{status}");
         }
     }
 }
