@@ -32,6 +32,9 @@ pub struct Bounds {
     /// Bytes a second that memory may take, as in 200MiB. Default: as fast as it goes.
     #[arg(long, value_name = "SIZE")]
     pub bandwidth: Option<Size>,
+    /// Send memory while the guest runs even without KVM: QEMU may then lose what the guest writes meanwhile.
+    #[arg(long)]
+    pub live: bool,
     /// Slow the guest down if it dirties its memory faster than it can be sent.
     #[arg(long)]
     pub auto_converge: bool,
@@ -42,6 +45,7 @@ impl Bounds {
         Options {
             silence_ms: self.silence,
             bandwidth: self.bandwidth.map(|size| size.0),
+            live: self.live,
             auto_converge: self.auto_converge,
         }
     }

@@ -18,7 +18,12 @@ pub(super) struct Known<'a> {
     pub(super) rounds: &'a [Round],
     /// QEMU's own numbers.
     pub(super) memory: Option<&'a MigrationInfo>,
+    /// Bytes of memory that are sent while the guest stands still.
+    pub(super) stopped: u64,
 }
+
+/// What a link carries of which nothing is known yet, in bytes a millisecond.
+const LINK_UNKNOWN: f64 = 200.0 * 1024.0;
 
 /// The forecast.
 pub(super) fn forecast(known: &Known<'_>) -> Forecast {
@@ -26,7 +31,8 @@ pub(super) fn forecast(known: &Known<'_>) -> Forecast {
     let memory_bytes = known.memory.and_then(|info| info.ram).map_or(0, |ram| ram.remaining);
     let link = link_bytes_per_ms(known);
     let rest_ms = if link > 0.0 { memory_bytes as f64 / link } else { 0.0 };
-    let memory_ms = DEVICES_MS + rest_ms.min(DOWNTIME_LIMIT_MS as f64);
+    let whole_ms = known.stopped as f64 / link.max(LINK_UNKNOWN);
+    let memory_ms = DEVICES_MS + whole_ms + rest_ms.min(DOWNTIME_LIMIT_MS as f64);
     let pressure = if link > 0.0 { dirty_bytes_per_ms(known) / link } else { 0.0 };
     Forecast {
         // Disk and memory go at the same time.
@@ -80,7 +86,7 @@ mod tests {
     fn the_longer_of_disk_and_memory_is_the_silence() {
         let round = |ms, bytes_changed| Round { bytes_changed, bytes_sent: bytes_changed, ms };
         let rounds = [round(1000.0, 1 << 30), round(40.0, 1 << 20), round(20.0, 4096), round(30.0, 8192)];
-        let told = forecast(&Known { rounds: &rounds, memory: None });
+        let told = forecast(&Known { rounds: &rounds, memory: None, stopped: 0 });
         assert_eq!((told.disk_ms, told.disk_bytes), (30.0, 8192));
         assert_eq!(told.silence_ms, 30.0 + FIXED_MS);
         assert!(told.pressure < 0.01, "{}", told.pressure);

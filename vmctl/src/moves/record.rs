@@ -70,6 +70,8 @@ pub struct Options {
     pub silence_ms: Option<u64>,
     /// Bytes a second that memory may take.
     pub bandwidth: Option<u64>,
+    /// Memory is sent while the guest runs even where its processors are translated (TCG).
+    pub live: bool,
     /// The guest is slowed down when it dirties its memory faster than it can be sent.
     pub auto_converge: bool,
 }

@@ -18,8 +18,8 @@ use super::forecast::{DOWNTIME_LIMIT_MS, Known, forecast};
 use super::record::{Forecast, Options, Phase, Round};
 use super::trial::Trial;
 use crate::error::{Error, Kind};
-use crate::qmp::types::{MigrationInfo, MigrationParameters, MigrationStatus};
 use crate::qmp::Client;
+use crate::qmp::types::{MigrationInfo, MigrationParameters, MigrationStatus};
 
 /// A difference of so few bytes is brought in no time.
 const SMALL_BYTES: u64 = 2 << 20;
@@ -47,6 +47,8 @@ pub(super) enum Told {
     Forecast(Forecast),
     /// The guest may be stopped from now on, once this was heard.
     Begin(oneshot::Sender<()>),
+    /// The guest stands still from now on: see [`Rounds::stops_first`].
+    Stopped,
     /// It cannot be done.
     Failed(Error),
 }
@@ -63,6 +65,12 @@ pub(super) struct Rounds {
     pub(super) rounds: Vec<Round>,
     /// Where it waits, for trials.
     pub(super) trial: Trial,
+    /// The guest is stopped before its memory is sent, because its processors are translated: QEMU then looks whether a page
+    /// may be written and writes it in two steps, and may have sent the page between them. What was written is lost
+    /// (under load memory was seen that was not what the guest had put there).
+    pub(super) stops_first: bool,
+    /// Bytes of the guest's memory.
+    pub(super) memory_bytes: u64,
 }
 
 impl Rounds {
@@ -91,6 +99,10 @@ impl Rounds {
         let (heard, hearing) = oneshot::channel();
         self.tell(Told::Begin(heard)).await;
         hearing.await.map_err(|_| Error::one_line(Kind::Stopping, "the move is over"))?;
+        if self.stops_first {
+            self.client.stop().await?;
+            self.tell(Told::Stopped).await;
+        }
         self.client.migrate(&self.uri).await?;
         self.beside_memory().await
     }
@@ -115,11 +127,17 @@ impl Rounds {
         Ok(())
     }
 
+    /// What a switch would cost now.
+    fn foresee(&self) -> Forecast {
+        let stopped = if self.stops_first { self.memory_bytes } else { 0 };
+        forecast(&Known { rounds: &self.rounds, memory: None, stopped })
+    }
+
     /// Above the bound the guest is not stopped: it is waited for a better moment, or given up.
     async fn wait_at_gate(&mut self) -> Result<(), Error> {
         let began = std::time::Instant::now();
         loop {
-            let told = forecast(&Known { rounds: &self.rounds, memory: None });
+            let told = self.foresee();
             self.tell(Told::Forecast(told)).await;
             let Some(bound) = self.options.silence_ms else { return Ok(()) };
             if told.silence_ms <= bound as f64 {
@@ -144,7 +162,7 @@ impl Rounds {
             vec![("events", true), ("return-path", true), ("pause-before-switchover", true)];
         capabilities.push(("auto-converge", self.options.auto_converge));
         self.client.migrate_set_capabilities(&capabilities).await?;
-        let disk_ms = forecast(&Known { rounds: &self.rounds, memory: None }).disk_ms;
+        let disk_ms = self.foresee().disk_ms;
         let left = self
             .options
             .silence_ms
@@ -163,7 +181,7 @@ impl Rounds {
             sleep(LOOK).await;
             let info = self.client.query_migrate().await?;
             let going = matches!(info.status, Some(MigrationStatus::Setup | MigrationStatus::Active));
-            let told = forecast(&Known { rounds: &self.rounds, memory: Some(&info) });
+            let told = forecast(&Known { rounds: &self.rounds, memory: Some(&info), stopped: 0 });
             let rest_ms = told.rest_ms;
             let failure = failure_of(&info);
             self.tell(Told::Memory(Box::new(info))).await;
@@ -172,6 +190,10 @@ impl Rounds {
             }
             if !going {
                 return Ok(());
+            }
+            // A guest that stands still: what was foreseen before holds, and its disks do not change.
+            if self.stops_first {
+                continue;
             }
             self.tell(Told::Forecast(told)).await;
             if rest_ms > ROUND_WORTH_MS {

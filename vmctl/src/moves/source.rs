@@ -31,6 +31,7 @@ use crate::cutover::ids::Text;
 use crate::cutover::record::Setup;
 use crate::cutover::source::Source;
 use crate::error::{Error, Kind};
+use crate::vm::accel::Accel;
 use crate::vm::places::Places;
 
 /// How often is asked again for what was not answered.
@@ -297,6 +298,11 @@ impl SourceMove {
                     tracing::debug!("the rounds are over");
                 }
             }
+            Told::Stopped => {
+                let ms = self.began.elapsed().as_secs_f64() * 1e3;
+                self.record.numbers.instants.push(Instant { mark: Mark::GuestStopped, ms });
+                self.publish();
+            }
             Told::Failed(error) => {
                 self.record.notes.extend(error.next.iter().map(|next| format!("next: {next}")));
                 return Some(SourceEvent::Abort(Text::new(&error.message)));
@@ -423,6 +429,8 @@ impl SourceMove {
             told: parts.told.clone(),
             rounds: self.record.numbers.rounds.clone(),
             trial: self.hub.trial.clone(),
+            stops_first: self.stops_first(),
+            memory_bytes: self.record.definition.memory.0,
         })
     }
 
@@ -443,10 +451,30 @@ impl SourceMove {
                 self.record.phase = Phase::Release;
             }
             Mark::PeerRunning => self.record.phase = Phase::Cleanup,
+            Mark::Completed => self.count_memory(parts),
             Mark::Aborted => parts.switch_until = None,
             _ => {}
         }
         self.publish();
+    }
+
+    /// Where processors are translated memory cannot be sent safely while they run, unless somebody takes that upon himself.
+    fn stops_first(&self) -> bool {
+        let translated = self.vm.view().process.is_some_and(|process| process.accel == Accel::Tcg);
+        translated && !self.record.options.live
+    }
+
+    /// What QEMU has sent, while it is there to be asked; nobody waits for it.
+    fn count_memory(&self, parts: &Parts) {
+        let (vm, told) = (self.vm.clone(), parts.told.clone());
+        tokio::spawn(async move {
+            let Ok(lent) = vm.lend().await else { return };
+            if let Ok(info) = lent.client.query_migrate().await
+                && told.send(Told::Memory(Box::new(info))).await.is_err()
+            {
+                tracing::debug!("the move is over");
+            }
+        });
     }
 
     async fn finished(&mut self, parts: &mut Parts, outcome: &SourceOutcome) {
