@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 use crate::catalog::format::{ReceivingRecord, Role, RootRecord};
 use crate::units::{ClusterIndex, LayerId, SnapshotUid};
 
+pub mod mirror;
 pub mod moves;
 pub mod replication;
 
+use mirror::{Mirror, Mirrored, Mirroring};
 use moves::{Move, MovedVolume};
 use replication::{Replication, VolumeIdentity};
 
@@ -152,6 +154,8 @@ pub enum Control {
     Replication(Replication),
     /// See [`Move`].
     Move(Move),
+    /// See [`mirror`].
+    Mirror(Mirror),
 }
 
 /// An answer.
@@ -175,6 +179,10 @@ pub enum Answer {
     Receiving(Box<ReceivingRecord>),
     /// To `Show` and `List` of moves.
     Moved(Vec<MovedVolume>),
+    /// To `Begin` of mirrors.
+    Mirroring(Mirroring),
+    /// To `Take`.
+    Mirrored(Mirrored),
 }
 
 /// A snapshot whose layers stay as they are until it is unpinned.

@@ -33,6 +33,7 @@ use crate::peer::{
 };
 use crate::service::{Engine, NbdAddresses, Service};
 use crate::sync::carry::LinkCarrier;
+use crate::sync::mirroring::Mirroring;
 use crate::sync::replicator::Replicator;
 
 /// The name that a systemd socket unit gives the API's socket (`FileDescriptorName=api`).
@@ -103,7 +104,10 @@ pub async fn serve<B: Backend>(
     });
     let service = service.with_jobs(jobs.clone(), &config.name);
     let service = match repairer {
-        Some(repairer) => service.with_repairer(Arc::new(repairer)),
+        Some(replicator) => {
+            let mirrors = Arc::new(Mirroring(Arc::clone(&replicator)));
+            service.with_repairer(Arc::new(replicator)).with_mirrors(mirrors)
+        }
         None => service,
     };
     let group = config.socket_group.as_deref();

@@ -13,6 +13,7 @@ use crate::events::Events;
 use crate::jobs::desk::Jobs;
 use crate::peer::LazyPeers;
 use crate::snapshot::ClosedReader;
+use crate::sync::mirroring::Mirrors;
 
 /// What the store can be asked for. Implemented by the store; the API's tests have one in memory.
 ///
@@ -231,13 +232,24 @@ pub struct Service {
     pub peers: Option<LazyPeers>,
     /// What repairs snapshots with their help.
     pub repairer: Option<Arc<dyn Repairer>>,
+    /// What mirrors volumes to them.
+    pub mirrors: Option<Arc<dyn Mirrors>>,
 }
 
 impl Service {
     /// A handle to an engine.
     pub fn new(engine: Arc<dyn Engine>, events: Events, nbd: NbdAddresses) -> Self {
         let host = Arc::from("");
-        Self { engine, events, nbd: Arc::new(nbd), jobs: None, host, peers: None, repairer: None }
+        Self {
+            engine,
+            events,
+            nbd: Arc::new(nbd),
+            jobs: None,
+            host,
+            peers: None,
+            repairer: None,
+            mirrors: None,
+        }
     }
 
     /// The same, with jobs, on a host of that name.
@@ -250,6 +262,12 @@ impl Service {
     #[must_use]
     pub fn with_peers(self, peers: LazyPeers) -> Self {
         Self { peers: Some(peers), ..self }
+    }
+
+    /// The same, with somebody who mirrors volumes.
+    #[must_use]
+    pub fn with_mirrors(self, mirrors: Arc<dyn Mirrors>) -> Self {
+        Self { mirrors: Some(mirrors), ..self }
     }
 
     /// The same, with somebody who repairs snapshots.

@@ -9,6 +9,8 @@
 mod bytes;
 #[path = "sync_fuzz/frames.rs"]
 mod frames;
+#[path = "sync_fuzz/mirror.rs"]
+mod mirror;
 #[path = "sync_fuzz/source.rs"]
 mod source;
 #[path = "sync_fuzz/target.rs"]

@@ -11,6 +11,7 @@ pub mod hosts;
 pub mod jobs;
 mod long;
 mod metrics;
+pub mod mirrors;
 pub mod moves;
 pub mod prune;
 pub mod replicas;

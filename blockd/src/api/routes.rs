@@ -15,7 +15,7 @@ use super::types::{
     CreateSnapshots, CreateVolume, Done, EventsQuery, Kind, NewName, PAGE_ITEMS_MAX, PageQuery,
     PinnedSnapshot, Reason, ResizeVolume, Snapshots, Status, Volumes,
 };
-use super::{exports, hosts, jobs, long, metrics, moves, prune, replicas, scrub, tunnel};
+use super::{exports, hosts, jobs, long, metrics, mirrors, moves, prune, replicas, scrub, tunnel};
 use crate::control::{Answer, Control, ControlError, ErrorKind, SnapshotInfo, SnapshotName, VolumeInfo};
 use crate::events::{EventsPage, now_ms};
 use crate::service::Service;
@@ -96,8 +96,11 @@ fn table() -> Vec<Route> {
 }
 
 fn moves_table() -> Vec<Route> {
-    let (get, post) = (Method::GET, Method::POST);
+    let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
     vec![
+        route(get.clone(), "/v1/mirrors", mirrors::list),
+        route(post.clone(), "/v1/mirrors", mirrors::begin),
+        route(delete, "/v1/mirrors/{name}", mirrors::end),
         route(get.clone(), "/v1/moves", moves::list),
         route(get, "/v1/moves/{id}", moves::show),
         route(post.clone(), "/v1/moves/{id}/freeze", moves::freeze),

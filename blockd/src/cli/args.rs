@@ -72,6 +72,9 @@ pub enum Command {
     /// What NBD clients can open.
     #[command(subcommand)]
     Export(ExportCommand),
+    /// Volumes whose writes go to another host, too, while they are moved there.
+    #[command(subcommand)]
+    Mirror(MirrorCommand),
     /// What is replicated by itself, how old each copy is, and what is kept.
     #[command(subcommand)]
     Job(JobCommand),
@@ -327,6 +330,21 @@ pub struct CloneArgs {
     /// The new volume's name.
     #[arg(value_parser = volume_name)]
     pub to: String,
+}
+
+/// Mirrored volumes.
+#[derive(Subcommand, Debug)]
+pub enum MirrorCommand {
+    /// All of them, and those that have ended, and why.
+    #[command(visible_alias = "ls", after_help = "Example:\n  blockctl mirror list")]
+    List,
+    /// Answer clients without the other host. A move that needs the mirror makes it anew, or is given up.
+    #[command(after_help = "Example:\n  blockctl mirror end web")]
+    End {
+        /// The volume's name.
+        #[arg(value_parser = volume_name)]
+        volume: String,
+    },
 }
 
 /// Exports.

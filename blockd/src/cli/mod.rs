@@ -14,6 +14,7 @@ mod time;
 mod export;
 pub mod host;
 pub mod keep;
+mod mirror;
 pub mod replica;
 mod scrub;
 mod snapshot;
@@ -74,6 +75,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Snapshot(command) => snapshot::run(&context, command).await,
         Command::Clone(clone) => snapshot::clone(&context, clone).await,
         Command::Export(command) => export::run(&context, command).await,
+        Command::Mirror(command) => mirror::run(&context, command).await,
         Command::Archive(command) => archive::run(&context, command).await,
         Command::Host(command) => host::run(&context, command).await,
         Command::Replica(command) => replica::run(&context, command).await,

@@ -67,6 +67,21 @@ impl Patch {
     }
 }
 
+/// The snapshot that what was mirrored has become.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Which.
+    pub uid: SnapshotUid,
+    /// When it was taken.
+    pub point: Point,
+    /// What it is called where it was taken.
+    pub name: String,
+    /// Bytes: those of the attempt.
+    pub size: u64,
+    /// Milliseconds since 1970, UTC, when it was taken.
+    pub created_ms: u64,
+}
+
 /// A command of replication.
 #[derive(Clone, Debug)]
 pub enum Replication {
@@ -91,6 +106,17 @@ pub enum Replication {
     /// Begins an attempt, or goes on with one for the same snapshot over the same base. Answer: `Receiving`, when it is
     /// durable.
     Receive(Incoming),
+    /// As `Receive`, of what changes at the source and is no snapshot yet: the uid names the attempt.
+    ReceiveMirrored(Incoming),
+    /// What was mirrored so far is that snapshot, and complete. Answer: `Done`, when that and all that was applied is durable.
+    Mark {
+        /// Of which volume.
+        lineage: Lineage,
+        /// Of the attempt.
+        token: ReceiveToken,
+        /// Which.
+        mark: Mark,
+    },
     /// Answer: `Done`, when all is written and read back as such; not when it is durable.
     Apply {
         /// Of which volume.

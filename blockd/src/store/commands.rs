@@ -28,6 +28,8 @@ use crate::units::{
 pub(super) struct Cut {
     token: Token,
     volumes: Vec<(VolumeId, SnapshotName)>,
+    /// Mirrors have what it holds, and nothing else.
+    mirrored: bool,
 }
 
 impl Cut {
@@ -113,7 +115,7 @@ impl Store {
             Control::ResizeVolume { name, size } => self.resize_volume(token, &name, size)?,
             Control::RenameVolume { from, to } => self.rename_volume(token, &from, &to)?,
             Control::DeleteVolume { name } => self.delete_volume(token, &name)?,
-            Control::CreateSnapshots { names } => self.request_cut(token, names, io)?,
+            Control::CreateSnapshots { names } => self.request_cut(token, names, false, io)?,
             Control::DeleteSnapshot { name } => self.delete_snapshot(token, &name)?,
             Control::Rollback { name } => self.rollback(token, &name)?,
             Control::Clone { from, to } => self.clone_snapshot(token, &from, &to)?,
@@ -126,6 +128,7 @@ impl Store {
             Control::KeepHashes { pin, hashes, roots } => self.keep_hashes(token, pin, hashes, roots)?,
             Control::Replication(command) => return self.replication(token, command, io),
             Control::Move(command) => self.move_volumes(token, command, io)?,
+            Control::Mirror(command) => return self.mirror(token, command, io),
             Control::Unpin { pin } => {
                 self.unpin(pin);
                 return Ok(Some(Answer::Done));
@@ -144,7 +147,7 @@ impl Store {
     }
 
     /// What follows another host changes with it only.
-    fn check_primary(&self, volume: VolumeId, name: &str) -> Outcome<()> {
+    pub(super) fn check_primary(&self, volume: VolumeId, name: &str) -> Outcome<()> {
         if self.catalog.is_replica(volume) {
             return refuse(
                 ErrorKind::Refused,
@@ -299,7 +302,13 @@ impl Store {
         Ok(())
     }
 
-    fn request_cut(&mut self, token: Token, names: Vec<SnapshotName>, io: &mut Io<'_>) -> Outcome<()> {
+    pub(super) fn request_cut(
+        &mut self,
+        token: Token,
+        names: Vec<SnapshotName>,
+        mirrored: bool,
+        io: &mut Io<'_>,
+    ) -> Outcome<()> {
         if names.is_empty() {
             return refuse(ErrorKind::BadValue, "no snapshot is named".to_owned());
         }
@@ -311,7 +320,7 @@ impl Store {
             }
             volumes.push((volume, name));
         }
-        self.begin_cut(token, volumes, io);
+        self.begin_cut(token, volumes, mirrored, io);
         Ok(())
     }
 
@@ -320,13 +329,14 @@ impl Store {
         &mut self,
         token: Token,
         volumes: Vec<(VolumeId, SnapshotName)>,
+        mirrored: bool,
         io: &mut Io<'_>,
     ) {
         for (volume, _) in &volumes {
             let export = self.volume_export(*volume);
             self.disk_mut(export).holds += 1;
         }
-        self.cuts.push(Cut { token, volumes });
+        self.cuts.push(Cut { token, volumes, mirrored });
         self.perform_cuts(io);
     }
 
@@ -348,12 +358,19 @@ impl Store {
         while at < self.cuts.len() {
             let exports: Vec<ExportIndex> =
                 self.cuts[at].volumes.iter().map(|(volume, _)| self.volume_export(*volume)).collect();
-            if exports.iter().any(|&export| self.disk(export).is_changing()) {
+            let mirrored = self.cuts[at].mirrored;
+            let reflected: Vec<_> = exports.iter().map(|&export| self.is_reflected(export)).collect();
+            let behind = mirrored && reflected.contains(&Some(false));
+            if behind || exports.iter().any(|&export| self.disk(export).is_changing()) {
                 at += 1;
                 continue;
             }
             let cut = self.cuts.remove(at);
-            self.perform_cut(&cut);
+            if mirrored && reflected.contains(&None) {
+                self.answer(cut.token, refuse(ErrorKind::Stale, "the mirror has ended".to_owned()));
+            } else {
+                self.perform_cut(&cut, io);
+            }
             for export in exports {
                 self.disk_mut(export).holds -= 1;
                 self.admit(export, io);
@@ -361,7 +378,7 @@ impl Store {
         }
     }
 
-    fn perform_cut(&mut self, cut: &Cut) {
+    fn perform_cut(&mut self, cut: &Cut, io: &mut Io<'_>) {
         if let Some(Err(error)) =
             cut.volumes.iter().map(|(volume, _)| self.check_durable(Some(*volume))).find(Result::is_err)
         {
@@ -374,6 +391,11 @@ impl Store {
         }
         bundle.changes.push(self.store_change());
         self.commit_bundle(bundle);
+        if cut.mirrored {
+            for (volume, name) in &cut.volumes {
+                self.mirrored_cut(self.volume_export(*volume), name, io);
+            }
+        }
     }
 
     /// The head layer of a volume is closed under a snapshot's name, and a new one opened over it.

@@ -20,6 +20,7 @@
 //! | `pack` | sparse records of closed layers are packed in the background |
 //! | `copy` | blocks are copied for the two |
 //! | `replica` | volumes that follow another host's |
+//! | `mirror` | what clients change of a volume is at another host before they are answered |
 //! | `moves` | volumes go from one host to another: who may write |
 //! | `doors` | exports of one epoch of a volume |
 //! | `identity` | what volumes and snapshots are called on every host |
@@ -32,6 +33,7 @@ mod commit;
 mod copy;
 mod doors;
 mod identity;
+mod mirror;
 mod moves;
 mod pack;
 pub mod pool;
@@ -42,7 +44,7 @@ mod served;
 pub mod superblock;
 mod transfer;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use nbd_server::connection::Nanos;
@@ -54,6 +56,7 @@ use crate::catalog::format::StoreRecord;
 use crate::catalog::load::Loaded;
 use crate::catalog::meta::{MetaAnswer, MetaDone, MetaOp, MetaPort};
 use crate::checkpoint::{Saved, SavedMap};
+use crate::control::mirror::MirrorId;
 use crate::control::{Answer, Control, ControlError, Counters, Health};
 use crate::map::FlatMap;
 use crate::units::{LayerId, VolumeId};
@@ -68,6 +71,7 @@ use reclaim::Reclaim;
 use served::{MapState, Served};
 use transfer::Job;
 
+pub use mirror::{MIRROR_BACKLOG_MAX, MIRROR_BATCH_CLUSTERS, MIRROR_BATCHES_MAX, MIRROR_STALL_MAX};
 pub use moves::FROZEN_HOLD;
 pub use recent::RecentLog;
 pub use replica::PATCHES_MAX;
@@ -110,6 +114,10 @@ pub struct Store {
     /// Early writes that are under way.
     writes_soon: u32,
     doors: doors::Doors,
+    mirrors: BTreeMap<MirrorId, ExportIndex>,
+    last_mirror: MirrorId,
+    /// Number of the last batch of any mirror.
+    last_batch: u64,
     cuts: Vec<commands::Cut>,
     /// Commands that wait for the store's own work; as many as the host lets wait.
     deferred: Vec<(Token, Control)>,
@@ -147,6 +155,9 @@ impl Store {
             applying: Slab::new(),
             writes_soon: 0,
             doors: doors::Doors::default(),
+            mirrors: BTreeMap::new(),
+            last_mirror: MirrorId(0),
+            last_batch: 0,
             cuts: Vec::new(),
             deferred: Vec::new(),
             meta,
@@ -350,15 +361,17 @@ impl Store {
             self.reclaim.unblock();
         }
         let refuse_at = self.refuse_held_too_long(now, io);
+        let break_at = self.break_stalled_mirrors(now, io);
         self.continue_reclaim(io);
         self.continue_pack(io);
         self.pump(io);
-        [self.pack.next_at(), refuse_at].into_iter().flatten().chain([self.next_commit_at]).min()
+        [self.pack.next_at(), refuse_at, break_at].into_iter().flatten().chain([self.next_commit_at]).min()
     }
 
     /// No new background work; what is not committed is.
     pub fn begin_stop(&mut self, io: &mut Io<'_>) {
         self.stopping = true;
+        self.end_all_mirrors(io);
         self.commits.wanted |= self.has_uncommitted() || self.has_unsynced();
         self.pump(io);
     }

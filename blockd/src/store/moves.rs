@@ -231,6 +231,7 @@ impl Store {
         self.version += 1;
         self.close_doors(volume);
         self.refuse_held(volume, io);
+        self.end_mirror(export, io);
         self.disk_mut(export).frozen_until = None;
     }
 

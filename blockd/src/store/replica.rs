@@ -21,8 +21,10 @@ use smallvec::SmallVec;
 use super::commands::{Outcome, check_name, check_size, refuse};
 use super::commit::Bundle;
 use super::{Store, Token};
-use crate::catalog::format::{Change, LINKS_VERSION, LinkRecord, OriginRecord, Point, ReceivingRecord, Role};
-use crate::control::replication::{Incoming, Patch, ReceiveToken, Replication};
+use crate::catalog::format::{
+    Change, LINKS_VERSION, LinkRecord, OriginRecord, Point, ReceivingRecord, Role, Stage,
+};
+use crate::control::replication::{Incoming, Mark, Patch, ReceiveToken, Replication};
 use crate::control::{Answer, ControlError, ErrorKind, SnapshotName};
 use crate::units::{HostId, LayerId, Lineage, SnapshotId, VolumeId};
 
@@ -70,6 +72,10 @@ impl Store {
             Replication::Find { lineage } => return Ok(Some(self.find_identity(lineage))),
             Replication::Locate { uids, peer } => return Ok(Some(Answer::Located(self.locate(&uids, peer)))),
             Replication::Receive(incoming) => self.receive(token, incoming)?,
+            Replication::ReceiveMirrored(incoming) => self.receive_mirrored(token, incoming)?,
+            Replication::Mark { lineage, token: attempt, mark } => {
+                self.mark(token, lineage, attempt, mark)?
+            }
             Replication::Apply { lineage, token: attempt, patches } => {
                 self.apply(token, lineage, attempt, patches, io)?;
             }
@@ -93,9 +99,9 @@ impl Store {
     /// The volume whose head a command is about to replace: what is still being written to it must have ended.
     pub(super) fn replaces_head_of(&self, command: &Replication) -> Option<VolumeId> {
         match command {
-            Replication::Receive(Incoming { lineage, .. }) | Replication::Abandon { lineage, .. } => {
-                self.catalog.find_lineage(*lineage)
-            }
+            Replication::Receive(Incoming { lineage, .. })
+            | Replication::ReceiveMirrored(Incoming { lineage, .. })
+            | Replication::Abandon { lineage, .. } => self.catalog.find_lineage(*lineage),
             Replication::Promote { volume } => self.catalog.find_volume(volume).ok(),
             _ => None,
         }
@@ -130,6 +136,54 @@ impl Store {
             Some(volume) => self.receive_next(token, volume, incoming, base),
             None => self.receive_first(token, incoming, base),
         }
+    }
+
+    /// Writes of another host are mirrored to a volume that is expected from it, over the snapshot that is shown: nobody who is
+    /// not about to give the volume away may write here as he likes.
+    fn receive_mirrored(&mut self, token: Token, incoming: Incoming) -> Outcome<()> {
+        let volume = self.catalog.find_lineage(incoming.lineage);
+        let record = volume.and_then(|volume| self.catalog.moves.get(&volume));
+        if record.is_none_or(|record| record.stage != Stage::Expected || record.peer != incoming.peer) {
+            return refuse(ErrorKind::Refused, "this volume is not expected from you".to_owned());
+        }
+        let published = volume.and_then(|volume| self.catalog.links.get(&volume)?.published);
+        let shown = published.map(|id| self.catalog.uid(id));
+        if shown.is_none() || shown != incoming.base {
+            return refuse(ErrorKind::NotFound, "the base of a mirror is what is shown here".to_owned());
+        }
+        self.receive(token, incoming)
+    }
+
+    /// What was mirrored is a snapshot.
+    fn mark(&mut self, token: Token, lineage: Lineage, attempt: ReceiveToken, mark: Mark) -> Outcome<()> {
+        let (volume, receiving) = self.attempt(lineage, attempt)?;
+        check_name(&mark.name)?;
+        let (same_epoch, size) = (mark.point.epoch == receiving.point.epoch, receiving.size);
+        if receiving.staged.is_some() || !same_epoch || mark.size != size {
+            return refuse(ErrorKind::BadValue, "that is not what was mirrored".to_owned());
+        }
+        let incoming = Incoming {
+            lineage,
+            peer: self.catalog.links[&volume].peer,
+            volume: self.catalog.volumes[&volume].name.clone(),
+            uid: mark.uid,
+            point: mark.point,
+            name: mark.name,
+            size,
+            created_ms: mark.created_ms,
+            base: None,
+            token: attempt,
+        };
+        self.check_may_receive(volume, &incoming)?;
+        self.check_durable(Some(volume))?;
+        let name = self.free_snapshot_name(volume, &incoming);
+        let link = self.catalog.links.get_mut(&volume).expect("an attempt has a link");
+        let receiving = link.receiving.as_mut().expect("an attempt");
+        (receiving.uid, receiving.point, receiving.name) = (incoming.uid, incoming.point, name);
+        (receiving.created_ms, receiving.cursor) = (incoming.created_ms, crate::units::cluster_count(size));
+        let changes = self.link_changes(volume);
+        self.commit_changes(token, vec![volume], changes);
+        Ok(())
     }
 
     fn check_epoch_step(&self, incoming: &Incoming) -> Outcome<()> {
@@ -468,7 +522,7 @@ impl Store {
                 refuse(ErrorKind::Busy, "it is being staged".to_owned())
             }
             None => {
-                self.begin_cut(token, vec![(volume, snapshot)], io);
+                self.begin_cut(token, vec![(volume, snapshot)], false, io);
                 Ok(None)
             }
         }
@@ -583,6 +637,7 @@ impl Store {
         let link = link.unwrap_or_else(|| self.catalog.first_link(volume, peer));
         let link = LinkRecord { role: Role::Replica, peer, diverged: true, ..link };
         self.catalog.links.insert(volume, link);
+        self.forget_mirror(export);
         self.disk_mut(export).hidden = true;
         self.version += 1;
         self.close_doors(volume);

@@ -7,6 +7,7 @@ use nbd_server::disk::ExportIndex;
 use nbd_server::export::{ExportInfo, Io};
 
 use super::Store;
+use super::mirror::Reflection;
 use crate::catalog::format::{Change, MapRecord};
 use crate::control::Health;
 use crate::map::{Entry, FlatMap, HeadPart};
@@ -85,6 +86,8 @@ pub struct Served {
     pub(super) holds: u32,
     /// It is being moved to another host: clients' changes wait until then, and are refused after.
     pub(super) frozen_until: Option<Nanos>,
+    /// Another host has what clients are answered.
+    pub(super) mirror: Option<Box<Reflection>>,
     /// Clusters whose record in the top layer differs from the committed one; with repetitions.
     pub(super) dirty: Vec<ClusterIndex>,
     /// So many of them, from the first on, are in the recent log as they are.
@@ -120,6 +123,7 @@ impl Served {
             merges: 0,
             holds: 0,
             frozen_until: None,
+            mirror: None,
             dirty: Vec::new(),
             told: 0,
             growing: HashMap::new(),
@@ -360,6 +364,7 @@ impl Store {
 
     /// Nothing of it is under way any more.
     pub(super) fn unserve(&mut self, export: ExportIndex) {
+        self.forget_mirror(export);
         self.served[export.0 as usize] = None;
         self.version += 1;
     }

@@ -43,13 +43,15 @@ pub(super) struct Job {
     parent: Option<usize>,
     /// The `Apply` that this one is a part of.
     applying: Option<usize>,
+    /// The batch of a mirror that this one is a part of.
+    mirroring: Option<u64>,
     /// Bytes of the export.
     pub(super) range: Range<u64>,
     pub(super) task: Task,
     /// Disk operations, or parts, that have not ended.
     pub(super) pending: u32,
     error: Option<Errno>,
-    era: Option<u64>,
+    pub(super) era: Option<u64>,
     active: bool,
     exclusive: bool,
 }
@@ -138,6 +140,7 @@ impl Job {
             client,
             parent: None,
             applying: None,
+            mirroring: None,
             range,
             task,
             pending: 0,
@@ -146,6 +149,12 @@ impl Job {
             active: false,
             exclusive: false,
         }
+    }
+
+    /// Whole blocks are read for a mirror.
+    pub(super) fn mirrored(export: ExportIndex, range: Range<u64>, buf: Buf, batch: u64) -> Self {
+        let task = Task::Read { buf: Some(buf), holes: true, pieces: Pieces::new() };
+        Self { mirroring: Some(batch), ..Self::new(export, None, range, task) }
     }
 
     /// Bytes inside blocks are changed, and nothing else may change those blocks meanwhile.
@@ -162,12 +171,12 @@ impl Job {
 }
 
 /// The smallest range of whole blocks around a range.
-fn whole_blocks(range: &Range<u64>) -> Range<u64> {
+pub(super) fn whole_blocks(range: &Range<u64>) -> Range<u64> {
     range.start / BLOCK_BYTES * BLOCK_BYTES..range.end.next_multiple_of(BLOCK_BYTES)
 }
 
 /// A range by clusters: which, and which of its blocks. The range consists of whole blocks.
-fn clusters(range: &Range<u64>) -> impl Iterator<Item = (ClusterIndex, Mask)> + use<> {
+pub(super) fn clusters(range: &Range<u64>) -> impl Iterator<Item = (ClusterIndex, Mask)> + use<> {
     let Range { start, end } = *range;
     let last = if start < end { (end - 1) / CLUSTER_BYTES + 1 } else { 0 };
     (start / CLUSTER_BYTES..last).map(move |index| {
@@ -743,10 +752,18 @@ impl Store {
         self.begin_write(key, io);
     }
 
-    /// A change is on the medium, and in the map: answer, or make it durable first.
+    /// A change is on the medium, and in the map: have it mirrored, if that is wanted, before it is answered.
     fn end_change(&mut self, key: usize, fua: bool, io: &mut Io<'_>) {
         let export = self.jobs[key].export;
         self.commits.wanted |= self.disk(export).dirty.len() >= DIRTY_RECORDS_MAX;
+        if !self.park(key, fua, io) {
+            self.end_mirrored_change(key, fua, io);
+        }
+    }
+
+    /// A change is wherever it has to be: answer, or make it durable first.
+    pub(super) fn end_mirrored_change(&mut self, key: usize, fua: bool, io: &mut Io<'_>) {
+        let export = self.jobs[key].export;
         let job = &mut self.jobs[key];
         match job.client.filter(|_| fua) {
             Some(id) => {
@@ -766,9 +783,13 @@ impl Store {
         }
         self.counters.errors += u64::from(outcome.is_err());
         let error = outcome.as_ref().err().copied();
-        if let Some(id) = job.client {
-            io.reply(id, outcome);
-        }
+        let read = match job.client {
+            Some(id) => {
+                io.reply(id, outcome);
+                None
+            }
+            None => job.mirroring.map(|batch| (batch, outcome)),
+        };
         let disk = self.disk_mut(job.export);
         disk.jobs -= 1;
         disk.merges -= u32::from(job.is_merge());
@@ -781,6 +802,9 @@ impl Store {
         }
         if let Some(applying) = job.applying {
             self.applied(applying, error, io);
+        }
+        if let Some((batch, outcome)) = read {
+            self.mirror_read(job.export, batch, job.range.start, outcome);
         }
         if waiting {
             self.admit(job.export, io);

@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{interval, timeout};
 
 use super::link::{FrameReader, LinkError, write_frames};
+use super::mirroring::{MirrorStage, Seen};
 use super::offer::{Offer, offer};
 use super::pace::Pace;
 use super::reader_thread::{ReaderThread, Told};
@@ -14,6 +15,7 @@ use super::reading::ReadStats;
 use super::replicator::{GOODBYE_MAX, Replicator, TICK};
 use super::source::{Do, Flow, Source};
 use super::wire::{Code, Frame, KeepWish, Message, Refusal};
+use crate::control::mirror::Mirror;
 use crate::control::replication::VolumeIdentity;
 use crate::control::{Control, ControlError, ErrorKind, SnapshotName};
 use crate::jobs::carrier::{
@@ -126,6 +128,9 @@ fn refused(refusal: &Refusal) -> RunError {
 
 impl Replicator {
     async fn run(self: Arc<Self>, order: &RunOrder, watch: &Arc<RunWatch>) -> Outcome {
+        if let Some(mirrors) = self.mirrors_of(order)? {
+            return self.bring_mirrored(mirrors, order, watch).await;
+        }
         let link = self.connect(&order.to, watch).await?;
         let Some(unfinished) = self.unfinished(order).await? else {
             let snapshot = self.cut(order, watch).await?;
@@ -140,6 +145,51 @@ impl Replicator {
         let snapshot = self.cut(order, watch).await?;
         let second = self.bring(link, &snapshot, order, watch).await?;
         Ok(both(&first, second))
+    }
+
+    /// The mirrors of the run's volumes to its target, if they are mirrored there.
+    fn mirrors_of(&self, order: &RunOrder) -> Result<Option<Vec<Seen>>, RunError> {
+        let all = self.mirrors();
+        let to_there = |volume: &String| all.get(volume).filter(|seen| seen.info().to == order.to).cloned();
+        let mirrors: Vec<Seen> = order.volumes.iter().filter_map(to_there).collect();
+        let stages: Vec<MirrorStage> = mirrors.iter().map(|seen| seen.info().stage).collect();
+        if stages.iter().all(|stage| *stage == MirrorStage::Ended) {
+            return Ok(None);
+        }
+        if mirrors.len() == order.volumes.len() && stages.iter().all(|stage| *stage == MirrorStage::InSync) {
+            return Ok(Some(mirrors));
+        }
+        // Another session would take the replica's head from it.
+        Err(RunError::new(RunErrorKind::Busy, "a mirror to that host is not in sync"))
+    }
+
+    /// The target has what the snapshot holds: it is told that it is one, and compares the root.
+    async fn bring_mirrored(&self, mirrors: Vec<Seen>, order: &RunOrder, watch: &Arc<RunWatch>) -> Outcome {
+        let before: u64 = mirrors.iter().map(|seen| seen.info().sent_bytes).sum();
+        watch.about_to_cut();
+        let point_ms = crate::events::now_ms();
+        let names = names(order, &order.snapshot);
+        self.call(Control::Mirror(Mirror::Cut { names })).await?;
+        self.hold(order, &order.snapshot).await?;
+        watch.phase(Phase::Verifying);
+        let (mut roots, mut sent) = (Vec::new(), 0);
+        for mut seen in mirrors {
+            let brought = tokio::select! {
+                brought = seen.brought(&order.snapshot) => brought,
+                () = watch.cancelled() => return Err(RunError::new(RunErrorKind::Cancelled, "it was told to end")),
+            };
+            let info = brought.map_err(|reason| RunError::new(RunErrorKind::Unreachable, reason))?;
+            roots.extend(info.root);
+            sent += info.sent_bytes;
+        }
+        self.acknowledge(&order.snapshot, order).await?;
+        Ok(RunReport {
+            point_ms,
+            snapshot: order.snapshot.clone(),
+            root: Some(roots.join(" ")).filter(|roots| !roots.is_empty()),
+            bytes_sent: sent.saturating_sub(before),
+            ..RunReport::default()
+        })
     }
 
     async fn connect(&self, to: &str, watch: &RunWatch) -> Result<PeerLink, RunError> {

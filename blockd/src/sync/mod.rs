@@ -19,6 +19,8 @@ pub mod writing;
 
 pub mod carry;
 mod link;
+pub mod mirror;
+pub mod mirroring;
 mod pace;
 #[cfg(test)]
 mod page;

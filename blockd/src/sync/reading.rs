@@ -171,6 +171,7 @@ impl Reading {
             let last = match self.mode {
                 Mode::Changes => self.add_changes()?,
                 Mode::Compare => self.add_selected()?,
+                Mode::Mirror => unreachable!("a mirror reads what changes, not a snapshot"),
             };
             let Some(last) = last else { break };
             cursor = u64::from(last.0) + 1;

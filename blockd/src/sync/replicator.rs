@@ -1,9 +1,10 @@
 //! Replication at work: what a daemon has for its sessions, as source and as target.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use super::mirroring::Seen;
 use super::pace::Pace;
 use super::session::{Link, Millis};
 use super::together::SharedReads;
@@ -52,6 +53,8 @@ pub struct Replicator {
     paces: Mutex<HashMap<HostId, Arc<Pace>>>,
     /// What runs that began together share, as long as one of them is under way.
     together: Mutex<HashMap<u64, Weak<SharedReads>>>,
+    /// By volume; those that have ended until they are begun again.
+    mirrors: Mutex<BTreeMap<String, Seen>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -102,6 +105,7 @@ impl Replicator {
             faults: Mutex::default(),
             paces: Mutex::default(),
             together: Mutex::default(),
+            mirrors: Mutex::default(),
         })
     }
 
@@ -121,6 +125,11 @@ impl Replicator {
         let peers = self.peers.get().await?.clone();
         let new = || Arc::new(Pace::new(Arc::new(move || peers.rate_of(host))));
         Ok(Arc::clone(lock(&self.paces).entry(host).or_insert_with(new)))
+    }
+
+    /// Mirrors, by volume.
+    pub(super) fn mirrors(&self) -> MutexGuard<'_, BTreeMap<String, Seen>> {
+        lock(&self.mirrors)
     }
 
     /// What runs that began together read.

@@ -201,14 +201,14 @@ impl Hand {
                     place.prepare(offered, &begin, token).map(Did::Ready)
                 });
             }
-            Do::Apply { volume, bounds, batch } => {
+            Do::Apply { volume, bounds, cursor, batch } => {
                 let token = self.token(volume);
                 self.blocking(volume, move |place, offered| {
                     let patches = place.patches(offered, &bounds, &batch)?;
                     let lineage = offered.lineage;
                     let apply = Replication::Apply { lineage, token, patches };
                     let applied = (place.submit)(Control::Replication(apply));
-                    applied.map(|_| Did::Applied(bounds.to)).map_err(|error| refusal(&error))
+                    applied.map(|_| Did::Applied(cursor)).map_err(|error| refusal(&error))
                 });
             }
             Do::Confirm { volume, cursor } => {
@@ -230,6 +230,10 @@ impl Hand {
                     let mut go_on = |_, _| !over.load(Ordering::Relaxed);
                     place.verify(offered, token, root, &mut go_on).map(|()| Did::Verified)
                 });
+            }
+            Do::Mark { volume, snapshot } => {
+                let token = self.token(volume);
+                self.blocking(volume, move |place, _| place.mark(snapshot, token).map(|()| Did::Marked));
             }
             Do::Keep(wish) => self.wish = wish,
             Do::Fetch(fetch) => {

@@ -6,6 +6,7 @@
 //!                │                      │ the next volume        ▼
 //!                │                      └────── Verifying ◄── Gathering
 //!                └── Publishing ◄─ Offered, all verified
+//!  Preparing ─► Mirroring ─► Marking ─► Marked ─► Verifying     of a mirror
 //!  Waiting ─► Fetching ◄─► Asked     in a session that only asks
 //! ```
 //!
@@ -49,8 +50,10 @@ pub enum Do {
     Apply {
         /// The volume's place.
         volume: usize,
-        /// What it may touch; clusters before `bounds.to` are complete with it.
+        /// What it may touch.
         bounds: Bounds,
+        /// Clusters before it are complete with it; of a mirror: its number.
+        cursor: u64,
         /// See [`super::batch`].
         batch: Vec<u8>,
     },
@@ -77,6 +80,13 @@ pub enum Do {
     },
     /// What the source would like to be kept. No answer.
     Keep(KeepWish),
+    /// What was mirrored is that snapshot: cut it, unseen. Answer: `Marked`.
+    Mark {
+        /// The volume's place.
+        volume: usize,
+        /// Which.
+        snapshot: OfferedVolume,
+    },
     /// Show all volumes of the offer. Answer: `Published`.
     Publish,
     /// What is there of these clusters? Answer: `Fetched`.
@@ -98,6 +108,8 @@ pub enum Did {
     Confirmed(u64),
     /// Which differ.
     Compared(Wanted),
+    /// The snapshot is cut.
+    Marked,
     /// The root is right.
     Verified,
     /// They are shown.
@@ -119,6 +131,11 @@ enum State {
     Preparing,
     Receiving,
     Comparing,
+    /// A mirror takes what changes, until it is marked.
+    Mirroring,
+    Marking,
+    /// Nothing but the root may come.
+    Marked,
     /// The end has come, some batches are still being written.
     Gathering([u8; 32]),
     Verifying,
@@ -249,6 +266,10 @@ impl Target {
                 self.state = State::Comparing;
                 self.send(Message::Wanted(wanted));
             }
+            Did::Marked => {
+                self.state = State::Marked;
+                self.send(Message::Marked);
+            }
             Did::Verified => {
                 self.send(Message::Verified);
                 self.current += 1;
@@ -280,12 +301,15 @@ impl Target {
             self.state,
             State::Looking
                 | State::Preparing
+                | State::Marking
                 | State::Verifying
                 | State::Publishing
                 | State::Gathering(_)
                 | State::Fetching
         );
-        let waits = !at_work && self.applying.is_empty();
+        // A mirror of what does not change has nothing to say: signs of life are enough.
+        let mirrors = matches!(self.state, State::Mirroring);
+        let waits = !at_work && !mirrors && self.applying.is_empty();
         match self.pulse.tick(now, waits.then_some(TARGET_STALL_MAX)) {
             Ok(true) => self.send(Message::Ping),
             Ok(false) => {}
@@ -364,11 +388,15 @@ impl Target {
                 self.state = State::Publishing;
                 self.out.push(Do::Publish);
             }
-            (State::Receiving | State::Comparing, Message::Data { from, cursor, batch }) => {
+            (State::Mirroring, Message::Mark(snapshot)) => self.mark(snapshot)?,
+            (
+                State::Receiving | State::Comparing | State::Mirroring,
+                Message::Data { from, cursor, batch },
+            ) => {
                 self.data(from, cursor, batch)?;
             }
             (State::Comparing, Message::Values(values)) => self.values(values)?,
-            (State::Receiving | State::Comparing, Message::End { cursor, root }) => {
+            (State::Receiving | State::Comparing | State::Marked, Message::End { cursor, root }) => {
                 if cursor != self.arrived {
                     let text = format!("the end after cluster {cursor}, expected {}", self.arrived);
                     return Err(Refusal::new(Code::BadManifest, text));
@@ -420,7 +448,11 @@ impl Target {
         (self.arrived, self.compared) = (ready.cursor, ready.cursor);
         (self.applied, self.confirming) = (ready.cursor, ready.cursor);
         self.applying.clear();
-        self.state = if self.mode == Mode::Compare { State::Comparing } else { State::Receiving };
+        self.state = match self.mode {
+            Mode::Changes => State::Receiving,
+            Mode::Compare => State::Comparing,
+            Mode::Mirror => State::Mirroring,
+        };
         self.send(Message::Ready(ready));
     }
 
@@ -429,6 +461,7 @@ impl Target {
         let last = match self.mode {
             Mode::Changes => cluster_count(volume.size),
             Mode::Compare => self.compared,
+            Mode::Mirror => from.saturating_add(1),
         };
         // A frame that is missing must not be taken for clusters that have not changed: they would be confirmed.
         if from != self.arrived || cursor <= from || cursor > last {
@@ -436,10 +469,14 @@ impl Target {
             return Err(Refusal::new(Code::BadManifest, text));
         }
         let candidates = volume.candidates.len();
-        let bounds = Bounds { from: self.arrived, to: cursor, size: volume.size, candidates };
+        let mut bounds = Bounds { from: self.arrived, to: cursor, size: volume.size, candidates };
+        if self.mode == Mode::Mirror {
+            // Any cluster, as often as it changes.
+            (bounds.from, bounds.to) = (0, cluster_count(volume.size));
+        }
         self.arrived = cursor;
         self.applying.insert(cursor, false);
-        self.out.push(Do::Apply { volume: self.current, bounds, batch });
+        self.out.push(Do::Apply { volume: self.current, bounds, cursor, batch });
         Ok(())
     }
 
@@ -451,6 +488,14 @@ impl Target {
             self.applied = *first.key();
             first.remove();
         }
+        if self.mode == Mode::Mirror {
+            // Written is enough: what counts is made durable when it is marked.
+            if self.applied > self.confirming {
+                self.confirming = self.applied;
+                self.send(Message::Confirmed(self.applied));
+            }
+            return;
+        }
         self.confirm();
         self.verify_if_gathered();
     }
@@ -461,6 +506,19 @@ impl Target {
             (self.confirm_under_way, self.confirming) = (true, self.applied);
             self.out.push(Do::Confirm { volume: self.current, cursor: self.applied });
         }
+    }
+
+    /// The source says that only when all is written; one that does not has said what is wrong.
+    fn mark(&mut self, snapshot: OfferedVolume) -> Result<(), Refusal> {
+        check_offered(&snapshot)?;
+        let volume = &self.volumes[self.current];
+        let same = snapshot.lineage == volume.lineage && snapshot.size == volume.size;
+        if !same || !self.applying.is_empty() {
+            return Err(Refusal::new(Code::BadManifest, "that is not what was mirrored"));
+        }
+        self.state = State::Marking;
+        self.out.push(Do::Mark { volume: self.current, snapshot });
+        Ok(())
     }
 
     fn values(&mut self, values: Values) -> Result<(), Refusal> {
@@ -512,6 +570,9 @@ fn check_fetch(fetch: &Fetch) -> Result<(), Refusal> {
 fn check_begin(begin: &Begin, volume: &OfferedVolume) -> Result<(), Refusal> {
     if begin.mode == Mode::Compare && begin.base.is_none() {
         return Err(Refusal::new(Code::BadManifest, "nothing to compare with"));
+    }
+    if begin.mode == Mode::Mirror && (begin.base.is_none() || begin.resume.is_some()) {
+        return Err(Refusal::new(Code::BadManifest, "a mirror begins anew, over a base"));
     }
     let clusters = cluster_count(volume.size);
     match begin.resume {

@@ -134,6 +134,8 @@ pub enum Mode {
     Changes,
     /// It does not: values of clusters are compared.
     Compare,
+    /// What is sent changes at the source, and is no snapshot before it is marked as one.
+    Mirror,
 }
 
 /// The source begins with a volume.
@@ -347,12 +349,12 @@ pub enum Message {
     Data {
         /// The cursor of the frame before, or where the attempt went on: what is left out in between would never come.
         from: u64,
-        /// Grows with every frame.
+        /// Grows with every frame; of a mirror it counts them.
         cursor: u64,
         /// A batch.
         batch: Vec<u8>,
     },
-    /// T: clusters before it are durable.
+    /// T: clusters before it are durable. Of a mirror: frames of data before it are written.
     Confirmed(u64),
     /// S, while comparing.
     Values(Values),
@@ -365,6 +367,10 @@ pub enum Message {
         /// Of the snapshot.
         root: [u8; 32],
     },
+    /// S, of a mirror: all data so far, and no more, is that snapshot.
+    Mark(OfferedVolume),
+    /// T: the snapshot is cut, unseen.
+    Marked,
     /// T: all has come, and its root is that.
     Verified,
     /// S, at most once for each offer, before it publishes.
@@ -408,6 +414,8 @@ mod kind {
     pub(super) const KEEP: u16 = 17;
     pub(super) const FETCH: u16 = 18;
     pub(super) const FETCHED: u16 = 19;
+    pub(super) const MARK: u16 = 20;
+    pub(super) const MARKED: u16 = 21;
 }
 
 /// What a header says.
@@ -529,6 +537,8 @@ impl Message {
             Self::Values(_) => "Values",
             Self::Wanted(_) => "Wanted",
             Self::End { .. } => "End",
+            Self::Mark(_) => "Mark",
+            Self::Marked => "Marked",
             Self::Verified => "Verified",
             Self::Keep(_) => "Keep",
             Self::Publish => "Publish",
@@ -584,6 +594,11 @@ impl Message {
                 bytes.extend(root);
                 kind::END
             }
+            Self::Mark(volume) => {
+                volume.encode(bytes);
+                kind::MARK
+            }
+            Self::Marked => kind::MARKED,
             Self::Verified => kind::VERIFIED,
             Self::Keep(wish) => {
                 wish.counts.iter().for_each(|count| bytes.extend(count.to_be_bytes()));
@@ -668,7 +683,11 @@ impl HaveVolume {
 
 impl Begin {
     fn encode(&self, bytes: &mut Vec<u8>) -> u16 {
-        bytes.push(u8::from(self.mode == Mode::Compare));
+        bytes.push(match self.mode {
+            Mode::Changes => 0,
+            Mode::Compare => 1,
+            Mode::Mirror => 2,
+        });
         put_option(bytes, self.base.is_some());
         if let Some((uid, root)) = &self.base {
             bytes.extend(uid.0);
@@ -745,6 +764,8 @@ fn message(kind: u16, payload: Vec<u8>) -> Result<Message, WireError> {
             Message::Wanted(Wanted { first, differs: reader.bits(count)? })
         }
         kind::END => Message::End { cursor: reader.u64()?, root: reader.take()? },
+        kind::MARK => Message::Mark(reader.offered()?),
+        kind::MARKED => Message::Marked,
         kind::VERIFIED => Message::Verified,
         kind::KEEP => Message::Keep(reader.keep()?),
         kind::PUBLISH => Message::Publish,

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::batch::{self, Batch, Bounds, CopyRun};
 use super::wire::{
-    Begin, Code, HaveVolume, NewestSnapshot, OfferedVolume, Ready, Received, Refusal, Values, Wanted,
+    Begin, Code, HaveVolume, Mode, NewestSnapshot, OfferedVolume, Ready, Received, Refusal, Values, Wanted,
 };
-use crate::control::replication::{Incoming, Patch, ReceiveToken, Replication, VolumeIdentity};
+use crate::control::replication::{Incoming, Mark, Patch, ReceiveToken, Replication, VolumeIdentity};
 use crate::control::{Answer, Control, ControlError, ErrorKind, Pinned, SnapshotName};
 use crate::decompress::Decompress;
 use crate::hash::{Value, cluster_value};
@@ -171,7 +171,11 @@ impl Place<'_> {
             base: begin.base.map(|(uid, _)| uid),
             token,
         };
-        match self.ask(Replication::Receive(incoming))? {
+        let receive = match begin.mode {
+            Mode::Mirror => Replication::ReceiveMirrored(incoming),
+            Mode::Changes | Mode::Compare => Replication::Receive(incoming),
+        };
+        match self.ask(receive)? {
             Answer::Receiving(record) => {
                 let complete = record.staged.is_some();
                 let cursor = if complete { cluster_count(record.size) } else { record.cursor };
@@ -179,6 +183,22 @@ impl Place<'_> {
             }
             other => answered(other),
         }
+    }
+
+    /// What was mirrored is that snapshot, cut and unseen.
+    ///
+    /// # Errors
+    /// `StaleSnapshot`, `BadManifest`; what the store says.
+    pub fn mark(&self, snapshot: OfferedVolume, token: ReceiveToken) -> Outcome<()> {
+        let OfferedVolume { lineage, uid, point, name, size, created_ms, .. } = snapshot;
+        let mark = Mark { uid, point, name, size, created_ms };
+        self.ask(Replication::Mark { lineage, token, mark })?;
+        self.stage(lineage, token)
+    }
+
+    fn stage(&self, lineage: crate::units::Lineage, token: ReceiveToken) -> Outcome<()> {
+        let stage = || (self.submit)(Control::Replication(Replication::Stage { lineage, token }));
+        self.patiently(|| stage().map(drop))
     }
 
     /// R5: the id alone is not enough.
@@ -323,9 +343,7 @@ impl Place<'_> {
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Outcome<()> {
         let lineage = volume.lineage;
-        self.patiently(|| {
-            (self.submit)(Control::Replication(Replication::Stage { lineage, token })).map(drop)
-        })?;
+        self.stage(lineage, token)?;
         let found = self.patiently(|| {
             let pin = Control::Replication(Replication::PinStaged { lineage, token });
             let pinned = match (self.submit)(pin)? {

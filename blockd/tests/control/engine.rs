@@ -158,7 +158,9 @@ impl State {
 
     fn apply(&mut self, command: Control) -> Result<Answer, ControlError> {
         match command {
-            Control::Move(_) => return error(ErrorKind::Refused, "this store moves nothing"),
+            Control::Move(_) | Control::Mirror(_) => {
+                return error(ErrorKind::Refused, "this store moves nothing");
+            }
             Control::CreateVolume { name, size } => return self.create(name, size, None),
             Control::ResizeVolume { name, size } => {
                 let volume = self.volume(&name)?;

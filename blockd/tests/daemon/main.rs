@@ -13,6 +13,7 @@ mod connected;
 mod exports;
 mod hashes;
 mod hosts;
+mod mirrors;
 mod moves;
 mod repair;
 mod replicas;

@@ -16,7 +16,7 @@ const MOVE: &str = "00112233445566778899aabbccddeeff";
 const BACK: &str = "ffeeddccbbaa99887766554433221100";
 
 /// A host that is found at the same port after a restart, and where its agent is.
-fn place(name: &str) -> Place {
+pub(crate) fn place(name: &str) -> Place {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut place = Place::new();
     let agent = place.agent_socket().display().to_string();
@@ -25,13 +25,13 @@ fn place(name: &str) -> Place {
     place
 }
 
-fn pair(a: &Place, b: &Place) {
+pub(crate) fn pair(a: &Place, b: &Place) {
     let token = b.ok("host pair --new");
     a.ok(&format!("host pair {}", token.trim()));
 }
 
 /// A request to the API: the status, and the body.
-fn request(place: &Place, method: &str, path: &str, body: &Value) -> (u16, Value) {
+pub(crate) fn request(place: &Place, method: &str, path: &str, body: &Value) -> (u16, Value) {
     let mut stream = UnixStream::connect(place.control_socket()).unwrap();
     let body = body.to_string();
     let head = format!(
@@ -47,12 +47,12 @@ fn request(place: &Place, method: &str, path: &str, body: &Value) -> (u16, Value
     (status, serde_json::from_str(body).unwrap_or_else(|_| json!(body)))
 }
 
-fn done(place: &Place, path: &str, body: &Value) {
+pub(crate) fn done(place: &Place, path: &str, body: &Value) {
     let (status, answer) = request(place, "POST", path, body);
     assert_eq!((status, &answer), (200, &json!({ "done": true })), "{path} {body}");
 }
 
-fn refused(place: &Place, path: &str, body: &Value) -> String {
+pub(crate) fn refused(place: &Place, path: &str, body: &Value) -> String {
     let (_, answer) = request(place, "POST", path, body);
     answer["error"]["kind"].as_str().unwrap_or_else(|| panic!("{path}: {answer}")).to_owned()
 }
@@ -64,7 +64,7 @@ fn stage(place: &Place, id: &str) -> String {
 }
 
 /// What the newest common snapshot is called, its uid and root.
-fn newest(place: &Place) -> (String, String) {
+pub(crate) fn newest(place: &Place) -> (String, String) {
     let listed = place.ok("snapshot list web -o jsonl");
     let last: Value = serde_json::from_str(listed.lines().last().unwrap()).unwrap();
     let name = format!("web@{}", last["name"].as_str().unwrap());

@@ -7,6 +7,7 @@ mod driver;
 #[path = "../common/killed.rs"]
 mod killed;
 mod merging;
+mod mirror;
 mod moves;
 mod packing;
 mod reference;

@@ -185,6 +185,7 @@ impl<'a> Exchange<'a> {
                     blockd::sync::wire::Mode::Changes if begin.base.is_some() => "over a base",
                     blockd::sync::wire::Mode::Changes => "over nothing",
                     blockd::sync::wire::Mode::Compare => "compared",
+                    blockd::sync::wire::Mode::Mirror => "mirrored",
                 });
             }
             Message::Data { batch, .. } => {

@@ -217,12 +217,12 @@ impl TargetSide {
                 self.base = begin.base.map(|(uid, _)| uid);
                 target::Did::Ready(ready)
             }
-            target::Do::Apply { volume, bounds, batch } => {
+            target::Do::Apply { volume, bounds, cursor, batch } => {
                 let offered = self.volumes[volume].clone();
                 let patches = self.place(host, |place| place.patches(&offered, &bounds, &batch))?;
                 let (lineage, token) = (offered.lineage, self.attempts[&volume]);
                 let command = Control::Replication(Replication::Apply { lineage, token, patches });
-                self.applying.push((host.command(command), bounds.to));
+                self.applying.push((host.command(command), cursor));
                 return Ok(None);
             }
             target::Do::Confirm { volume, cursor } => {
@@ -239,6 +239,11 @@ impl TargetSide {
                 let (offered, token) = (self.volumes[volume].clone(), self.attempts[&volume]);
                 self.place(host, |place| place.verify(&offered, token, root, &mut |_, _| true))?;
                 target::Did::Verified
+            }
+            target::Do::Mark { volume, snapshot } => {
+                let token = self.attempts[&volume];
+                self.place(host, |place| place.mark(snapshot, token))?;
+                target::Did::Marked
             }
             target::Do::Publish => {
                 let staged = self.attempts.iter().map(|(at, token)| (self.volumes[*at].lineage, *token));

@@ -64,11 +64,8 @@ pub(crate) fn have() -> impl Strategy<Value = HaveVolume> {
 fn begin() -> impl Strategy<Value = Begin> {
     let base = option::of((uid(), root()));
     let resume = option::weighted(0.2, (token(), number()));
-    (any::<bool>(), base, resume).prop_map(|(compare, base, resume)| Begin {
-        mode: if compare { Mode::Compare } else { Mode::Changes },
-        base,
-        resume,
-    })
+    let mode = proptest::sample::select(vec![Mode::Changes, Mode::Compare, Mode::Mirror]);
+    (mode, base, resume).prop_map(|(mode, base, resume)| Begin { mode, base, resume })
 }
 
 fn hello() -> impl Strategy<Value = Hello> {
@@ -96,12 +93,13 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
         1 => Just(Found::Here(vec![0; CLUSTER_BYTES as usize])),
         3 => proptest::sample::select(vec![Found::Missing, Found::Damaged, Found::Differs]),
     ];
-    let words = vec![Message::Verified, Message::Publish, Message::Published, Message::Ping];
+    let words = vec![Message::Verified, Message::Marked, Message::Publish, Message::Published, Message::Ping];
     prop_oneof![
         1 => hello().prop_map(Message::Hello),
         1 => (0..3_u16, root()).prop_map(|(version, proof)| Message::Bind { version, proof }),
         2 => vec(offered(), 0..3).prop_map(Message::Offer),
         3 => have().prop_map(Message::Have),
+        1 => offered().prop_map(Message::Mark),
         3 => begin().prop_map(Message::Begin),
         3 => ready.prop_map(|(token, cursor, complete)| Message::Ready(Ready { token, cursor, complete })),
         6 => ([number(), number()], vec(any::<u8>(), 0..20))

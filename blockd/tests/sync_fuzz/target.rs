@@ -59,6 +59,8 @@ struct World {
     /// What was verified or shown already, of the offer.
     right: BTreeSet<usize>,
     applied_to: u64,
+    /// What was mirrored is a snapshot.
+    marked: bool,
     over: bool,
     now: u64,
 }
@@ -80,6 +82,7 @@ impl World {
             compared: 0,
             right: BTreeSet::new(),
             applied_to: 0,
+            marked: false,
             over: false,
             now: 0,
         };
@@ -150,12 +153,25 @@ impl World {
         match &action {
             Do::Look(volumes) => (self.volumes, self.current) = (volumes.clone(), 0),
             Do::Compare { values, .. } => self.compared = values.first + values.values.len() as u64,
+            Do::Apply { volume, bounds, cursor, .. } if self.mode == Mode::Mirror => {
+                let clusters = cluster_count(self.volumes[*volume].size);
+                assert_eq!((bounds.from, bounds.to), (0, clusters), "any cluster of it");
+                assert_eq!((*volume, *cursor), (self.current, self.sent + 1), "in order");
+                self.sent = *cursor;
+            }
             Do::Apply { volume, bounds, .. } => {
                 assert_eq!((*volume, bounds.from), (self.current, self.sent), "in order, each once");
                 assert!(bounds.to > bounds.from && bounds.to <= cluster_count(self.volumes[*volume].size));
                 self.sent = bounds.to;
             }
+            Do::Prepare { begin, .. } => (self.mode, self.marked) = (begin.mode, false),
+            Do::Mark { volume, snapshot } => {
+                assert_eq!((self.mode, *volume), (Mode::Mirror, self.current));
+                assert_eq!(snapshot.lineage, self.volumes[*volume].lineage);
+                assert!(!std::mem::replace(&mut self.marked, true), "marked twice");
+            }
             Do::Confirm { cursor, .. } => {
+                assert!(self.mode != Mode::Mirror, "a mirror is made durable when it is marked");
                 assert_eq!(self.count(|action| matches!(action, Do::Confirm { .. })), 0);
                 let written =
                     |action: &Do| !matches!(action, Do::Apply { bounds, .. } if bounds.to <= *cursor);
@@ -163,7 +179,13 @@ impl World {
                 assert!(*cursor > self.applied_to && *cursor <= self.sent);
                 self.applied_to = *cursor;
             }
-            Do::Verify { volume, .. } => assert_eq!(*volume, self.current),
+            Do::Verify { volume, .. } => {
+                assert_eq!(*volume, self.current);
+                assert!(
+                    self.mode != Mode::Mirror || self.marked,
+                    "a mirror that was not marked is no snapshot"
+                );
+            }
             Do::Publish => assert_eq!(self.right.len(), self.volumes.len(), "not all are verified"),
             _ => {}
         }
@@ -199,9 +221,15 @@ impl World {
         };
         let clusters = cluster_count(volume.size);
         let message = if !self.ready {
-            self.mode = if choice.is_multiple_of(3) { Mode::Compare } else { Mode::Changes };
-            let base = (self.mode == Mode::Compare).then_some((volume.uid, [0; 32]));
-            Message::Begin(Begin { mode: self.mode, base, resume: None })
+            let mode = [Mode::Compare, Mode::Changes, Mode::Mirror][usize::from(choice % 3)];
+            let base = (mode != Mode::Changes).then_some((volume.uid, [0; 32]));
+            Message::Begin(Begin { mode, base, resume: None })
+        } else if self.mode == Mode::Mirror {
+            match choice % 8 {
+                0 if self.marked || choice == 0 => Message::End { cursor: self.sent, root: [0; 32] },
+                0 => Message::Mark(volume.clone()),
+                _ => Message::Data { from: self.sent, cursor: self.sent + 1, batch: vec![] },
+            }
         } else if self.mode == Mode::Compare && self.compared < clusters && choice.is_multiple_of(2) {
             let first = self.compared;
             let count = (clusters - first).min(1 + u64::from(choice / 64));
@@ -237,10 +265,12 @@ impl World {
             }
             Do::Prepare { volume, .. } => {
                 let clusters = cluster_count(self.volumes[volume].size);
-                let cursor = if how.is_multiple_of(4) { u64::from(how).min(clusters) } else { 0 };
+                let resumes = self.mode != Mode::Mirror && how.is_multiple_of(4);
+                let cursor = if resumes { u64::from(how).min(clusters) } else { 0 };
                 Did::Ready(Ready { token: [1; 16], cursor, complete: cursor == clusters })
             }
-            Do::Apply { bounds, .. } => Did::Applied(bounds.to),
+            Do::Apply { cursor, .. } => Did::Applied(cursor),
+            Do::Mark { .. } => Did::Marked,
             Do::Confirm { cursor, .. } => Did::Confirmed(cursor),
             Do::Compare { values, .. } => {
                 Did::Compared(Wanted { first: values.first, differs: vec![true; values.values.len()] })

@@ -132,10 +132,19 @@ impl<'a> Reader<'a> {
 
     pub(super) fn begin(&mut self) -> Decoded<Begin> {
         Ok(Begin {
-            mode: if self.flag()? { Mode::Compare } else { Mode::Changes },
+            mode: self.mode()?,
             base: self.option(|reader| Ok((reader.uid()?, reader.take()?)))?,
             resume: self.option(|reader| Ok((reader.take()?, reader.u64()?)))?,
         })
+    }
+
+    fn mode(&mut self) -> Decoded<Mode> {
+        match self.take::<1>()? {
+            [0] => Ok(Mode::Changes),
+            [1] => Ok(Mode::Compare),
+            [2] => Ok(Mode::Mirror),
+            _ => Err(WireError::Malformed("a mode that there is not")),
+        }
     }
 
     pub(super) fn keep(&mut self) -> Decoded<KeepWish> {

@@ -54,11 +54,8 @@ fn have() -> impl Strategy<Value = HaveVolume> {
 fn begin() -> impl Strategy<Value = Begin> {
     let base = proptest::option::of((uid(), any::<[u8; 32]>()));
     let resume = proptest::option::of((any::<[u8; 16]>(), any::<u64>()));
-    (any::<bool>(), base, resume).prop_map(|(compare, base, resume)| Begin {
-        mode: if compare { Mode::Compare } else { Mode::Changes },
-        base,
-        resume,
-    })
+    let mode = proptest::sample::select(vec![Mode::Changes, Mode::Compare, Mode::Mirror]);
+    (mode, base, resume).prop_map(|(mode, base, resume)| Begin { mode, base, resume })
 }
 
 fn message() -> impl Strategy<Value = Message> {
@@ -80,6 +77,7 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<u16>(), any::<[u8; 32]>()).prop_map(|(version, proof)| Message::Bind { version, proof }),
         vec(offered(), 0..3).prop_map(Message::Offer),
         have().prop_map(Message::Have),
+        offered().prop_map(Message::Mark),
         begin().prop_map(Message::Begin),
         (any::<[u8; 16]>(), any::<u64>(), any::<bool>())
             .prop_map(|(token, cursor, complete)| Message::Ready(Ready { token, cursor, complete })),
@@ -101,6 +99,7 @@ fn message() -> impl Strategy<Value = Message> {
         refuse.prop_map(|(code, text)| Message::Refuse(Refusal { code, text })),
         proptest::sample::select(vec![
             Message::Verified,
+            Message::Marked,
             Message::Publish,
             Message::Published,
             Message::Ping
