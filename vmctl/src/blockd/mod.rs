@@ -4,8 +4,9 @@
 mod types;
 
 pub use types::{
-    HashEnd, HashLine, HostInfo, HostsInfo, JobEnded, MoveInfo, MovedVolume, MovesInfo, OwnHost,
-    SnapshotInfo, SnapshotsPage, StatusInfo, StoreInfo, SyncEnd, SyncLine, VolumeInfo, VolumeRole,
+    HashEnd, HashLine, HostDistance, HostInfo, HostsInfo, JobEnded, MirrorInfo, MirrorStage, MirrorsInfo,
+    MoveInfo, MovedVolume, MovesInfo, OwnHost, SnapshotInfo, SnapshotsPage, StatusInfo, StoreInfo, SyncEnd,
+    SyncLine, VolumeInfo, VolumeRole,
 };
 
 use std::path::{Path, PathBuf};
@@ -162,6 +163,29 @@ impl Blockd {
     /// Either: one whose agent knows nothing of it.
     pub async fn abort_unknown(&self, id: MoveId) -> Result<()> {
         self.post(&format!("/v1/moves/{id}/abort"), &json!({})).await
+    }
+
+    /// From now on what is written to a volume is at another host, too, before it is answered.
+    pub async fn mirror(&self, volume: &str, to: &str) -> Result<()> {
+        self.post("/v1/mirrors", &json!({ "volume": volume, "to": to })).await
+    }
+
+    /// Mirrored volumes.
+    pub async fn mirrors(&self) -> Result<Vec<MirrorInfo>> {
+        Ok(self.get::<MirrorsInfo>("/v1/mirrors").await?.mirrors)
+    }
+
+    /// No mirror any more; one that there is not is no error.
+    pub async fn end_mirror(&self, volume: &str) -> Result<()> {
+        match told(self.http.delete::<IgnoredAny>(&format!("/v1/mirrors/{}", escape(volume))).await) {
+            Err(error) if error.kind == Kind::NotFound => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// How far another host is.
+    pub async fn distance(&self, host: &str) -> Result<HostDistance> {
+        told(self.http.post(&format!("/v1/hosts/{}/check", escape(host)), &json!({})).await)
     }
 
     /// This host, and those it is paired with.

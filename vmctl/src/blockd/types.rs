@@ -206,3 +206,44 @@ pub struct SyncEnd {
     /// Targets that were not reached.
     pub failed: u64,
 }
+
+/// Mirrored volumes.
+#[derive(Clone, Debug, Deserialize)]
+pub struct MirrorsInfo {
+    /// By volume; one that has ended until it is begun again.
+    pub mirrors: Vec<MirrorInfo>,
+}
+
+/// A mirrored volume.
+#[derive(Clone, Debug, Deserialize)]
+pub struct MirrorInfo {
+    /// The volume.
+    pub volume: String,
+    /// How far it is.
+    pub stage: MirrorStage,
+    /// Bytes on the wire.
+    pub sent_bytes: u64,
+    /// Why it has ended.
+    pub reason: Option<String>,
+}
+
+/// How far a mirror is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MirrorStage {
+    /// The other host is being asked.
+    Connecting,
+    /// What had changed before is on its way.
+    CatchingUp,
+    /// The other host has all that was answered.
+    InSync,
+    /// It is over.
+    Ended,
+}
+
+/// How far a host is.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct HostDistance {
+    /// Microseconds there and back.
+    pub round_trip_us: u64,
+}

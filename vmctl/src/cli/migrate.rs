@@ -1,4 +1,4 @@
-//! `vmctl migrate`, `abort`, `rollback`, `recover`, `report`.
+//! `vmctl migrate`, `abort`, `rollback`, `recover`.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::cutover::ids::MoveId;
 use crate::exit_code;
 use crate::failure::{self, Failure};
 use crate::moves::reason_text;
-use crate::moves::record::{MoveRecord, Options, Side};
+use crate::moves::record::{MoveRecord, Options, Side, Strategy};
 use crate::size::Size;
 use crate::vm::name::VmName;
 
@@ -29,6 +29,10 @@ pub struct Bounds {
     /// Longest silence of the guest, as in 100ms or 2s: above it the move does not switch over. Default: no bound.
     #[arg(long, value_name = "TIME", value_parser = milliseconds)]
     pub silence: Option<u64>,
+    /// How the disks are brought while the guest runs: rounds (differences, again and again), mirror (what the guest writes
+    /// is at the other host before the guest is answered), or auto (mirror where differences do not get small).
+    #[arg(long, value_enum, default_value_t, value_name = "HOW", hide_possible_values = true)]
+    pub strategy: Strategy,
     /// Bytes a second that memory may take, as in 200MiB. Default: as fast as it goes.
     #[arg(long, value_name = "SIZE")]
     pub bandwidth: Option<Size>,
@@ -44,6 +48,7 @@ impl Bounds {
     fn options(&self) -> Options {
         Options {
             silence_ms: self.silence,
+            strategy: self.strategy,
             bandwidth: self.bandwidth.map(|size| size.0),
             live: self.live,
             auto_converge: self.auto_converge,
@@ -192,7 +197,7 @@ pub(super) async fn follow(context: &Context, id: MoveId) -> Result<(), Failure>
 }
 
 /// For people: three digits that matter.
-fn bytes(count: u64) -> String {
+pub(super) fn bytes(count: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let (mut value, mut unit) = (count as f64, 0);
     while value >= 999.5 && unit + 1 < units.len() {
@@ -210,7 +215,8 @@ pub(super) fn progress(record: &MoveRecord) -> String {
     let disk: u64 = numbers.rounds.iter().map(|round| round.bytes_changed).sum();
     let mut line = format!("{}  {arrow} {}  {}", record.vm, record.host, record.phase.name());
     if rounds > 0 {
-        line += &format!("  disk {} in {rounds} rounds", bytes(disk));
+        let mirrored = if numbers.mirror.is_some() { ", mirrored" } else { "" };
+        line += &format!("  disk {} in {rounds} rounds{mirrored}", bytes(disk));
     }
     if numbers.memory_total > 0 {
         line += &format!("  memory {} of {}", bytes(numbers.memory_bytes), bytes(numbers.memory_total));
@@ -238,7 +244,8 @@ fn ended(context: &Context, record: &MoveRecord) -> Result<(), Failure> {
         ));
     }
     let numbers = &record.numbers;
-    let disk: u64 = numbers.rounds.iter().chain(&numbers.last_round).map(|round| round.bytes_sent).sum();
+    let rounds: u64 = numbers.rounds.iter().chain(&numbers.last_round).map(|round| round.bytes_sent).sum();
+    let disk = rounds + numbers.mirror.map_or(0, |mirror| mirror.bytes_sent);
     let silence = numbers.silence_ms.map_or_else(|| "unknown".to_owned(), |ms| format!("{ms:.0} ms"));
     let forecast =
         numbers.forecast.map_or_else(String::new, |told| format!(" (forecast {:.0})", told.silence_ms));
@@ -347,71 +354,6 @@ pub(super) async fn recover(context: &Context, args: RecoverArgs) -> Result<(), 
         sleep(LOOK * 4).await;
         waited += LOOK * 4;
     }
-}
-
-pub(super) async fn report(context: &Context, args: VmArgs) -> Result<(), Failure> {
-    let moves = context.client.moves(Some(&args.vm)).await.trying(|| "cannot list moves".to_owned())?;
-    let Some(record) = moves.last() else {
-        let what = format!("{} has not been moved", args.vm);
-        return Err(Failure::new(exit_code::NOT_FOUND, what, "this agent knows of no move", "vmctl vm list"));
-    };
-    if !context.for_people() {
-        return output::object(record);
-    }
-    output::pairs(&certificate(record))
-}
-
-/// What a move was, to be kept: who, which epochs, which content, how long.
-fn certificate(record: &MoveRecord) -> Vec<(&'static str, String)> {
-    let numbers = &record.numbers;
-    let ms = |ms: f64| format!("{ms:.1} ms");
-    let mut pairs = vec![("vm", record.vm.to_string()), ("move", record.id.to_string())];
-    let (from, to) = match record.side {
-        Side::Source => ("this host".to_owned(), record.host.clone()),
-        Side::Destination => (record.host.clone(), "this host".to_owned()),
-    };
-    pairs.push(("way", format!("{from} → {to}")));
-    pairs.push(("phase", record.phase.name().to_owned()));
-    let outcome = match (&record.source_end, &record.destination_end, &record.failure) {
-        (Some(SourceOutcome::Moved(_)), ..) => "moved: committed by the source".to_owned(),
-        (Some(SourceOutcome::Aborted { reason, guest }), ..) => {
-            format!("undone: {}; guest {guest:?}", reason_text(reason))
-        }
-        (None, Some(end), _) => format!("{end:?}"),
-        (None, None, Some(failure)) => format!("not begun: {failure}"),
-        (None, None, None) => "under way".to_owned(),
-    };
-    pairs.push(("outcome", outcome));
-    if let Some(SourceOutcome::Moved(commit)) = &record.source_end {
-        pairs.push(("epoch", format!("{} → {}", commit.epoch.0, commit.epoch.0 + 1)));
-        pairs.extend(
-            commit
-                .snapshots
-                .iter()
-                .map(|last| ("root", format!("{}  {} (equal on both)", last.volume, last.root))),
-        );
-    }
-    pairs.extend(numbers.silence_ms.map(|silence| ("silence", ms(silence))));
-    if let Some(told) = numbers.forecast {
-        let parts =
-            format!("disk {:.0}, memory {:.0}, fixed {:.0}", told.disk_ms, told.memory_ms, told.fixed_ms);
-        pairs.push(("forecast", format!("{} ({parts}); pressure {:.2}", ms(told.silence_ms), told.pressure)));
-    }
-    let rounds = numbers.rounds.iter().chain(&numbers.last_round);
-    pairs.extend(rounds.enumerate().map(|(number, round)| {
-        let (changed, sent) = (bytes(round.bytes_changed), bytes(round.bytes_sent));
-        ("round", format!("{number}: {changed} changed, {sent} sent, {}", ms(round.ms)))
-    }));
-    if numbers.memory_total > 0 {
-        let (sent, total) = (bytes(numbers.memory_bytes), bytes(numbers.memory_total));
-        pairs.push(("memory", format!("{sent} sent of {total}, {} passes", numbers.memory_passes)));
-    }
-    pairs.extend(numbers.total_ms.map(|total| ("whole", ms(total))));
-    pairs.extend(
-        numbers.instants.iter().map(|instant| ("at", format!("{:>10.1} ms  {:?}", instant.ms, instant.mark))),
-    );
-    pairs.extend(record.notes.iter().map(|note| ("note", note.clone())));
-    pairs
 }
 
 #[cfg(test)]

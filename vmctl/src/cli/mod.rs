@@ -10,6 +10,7 @@ mod agent;
 mod console;
 mod migrate;
 mod output;
+mod report;
 mod status;
 pub mod vm;
 
@@ -60,7 +61,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Abort(args) => migrate::abort(&context, args).await,
         Command::Rollback(args) => migrate::rollback(&context, args).await,
         Command::Recover(args) => migrate::recover(&context, args).await,
-        Command::Report(args) => migrate::report(&context, args).await,
+        Command::Report(args) => report::report(&context, args).await,
         Command::Status(args) => status::run(&context, args).await,
         Command::Completion { shell } => complete(shell),
     }

@@ -2,14 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::sleep;
 
 use super::record::Round;
-use crate::blockd::{Blockd, MoveInfo};
+use crate::blockd::{Blockd, MirrorStage, MoveInfo};
 use crate::cutover::event::{Answer, BlockdOp};
 use crate::cutover::ids::{Epoch, MoveId, Name, Root, SnapshotUid, Text};
 use crate::cutover::record::{FinalSnapshot, Plan, Record, Stage};
 use crate::error::{Error, Kind};
 
+/// Between two looks at a mirror.
+const MIRROR_LOOK: Duration = Duration::from_millis(50);
+/// A host that is further away is not mirrored to, unless that is asked for: each write of the guest would take so long.
+const NEAR: Duration = Duration::from_millis(20);
 /// Times that the last difference is brought again because a run under way was joined, whose cut came before.
 const SHIP_TRIES: u32 = 3;
 
@@ -46,7 +53,10 @@ impl Disk {
             },
             BlockdOp::Freeze => self.blockd.freeze(self.id, &self.host, &self.volumes).await,
             BlockdOp::Expect => self.blockd.expect(self.id, &self.host, &self.volumes).await,
-            BlockdOp::Abort => self.blockd.abort(self.id, &self.host, &self.volumes).await,
+            BlockdOp::Abort => {
+                self.end_mirrors().await;
+                self.blockd.abort(self.id, &self.host, &self.volumes).await
+            }
             BlockdOp::Release(snapshots) => self.release(snapshots).await,
             BlockdOp::Own { snapshots, .. } => self.own(snapshots).await,
         };
@@ -101,6 +111,42 @@ impl Disk {
         };
         let snapshot = report.get("snapshot").and_then(serde_json::Value::as_str).ok_or_else(missing)?;
         Ok((snapshot.to_owned(), round))
+    }
+
+    /// Has what the guest writes mirrored, and waits until the other host has all that was answered.
+    pub(super) async fn mirror(&self) -> Result<u64, Error> {
+        for volume in &self.volumes {
+            self.blockd.mirror(volume, &self.host).await?;
+        }
+        loop {
+            let all = self.blockd.mirrors().await?;
+            let own: Vec<_> = all.iter().filter(|mirror| self.volumes.contains(&mirror.volume)).collect();
+            if let Some(ended) = own.iter().find(|mirror| mirror.stage == MirrorStage::Ended) {
+                let why = ended.reason.as_deref().unwrap_or("it ended").escape_debug();
+                let message = format!("{} cannot be mirrored to {}: {why}", ended.volume, self.host);
+                return Err(Error::one_line(Kind::Io, message));
+            }
+            let in_sync = own.iter().filter(|mirror| mirror.stage == MirrorStage::InSync).count();
+            if in_sync == self.volumes.len() {
+                return Ok(own.iter().map(|mirror| mirror.sent_bytes).sum());
+            }
+            sleep(MIRROR_LOOK).await;
+        }
+    }
+
+    /// Nobody waits for the other host any more. A mirror that cannot be ended breaks by itself, when the other host is gone.
+    pub(super) async fn end_mirrors(&self) {
+        for volume in &self.volumes {
+            if let Err(error) = self.blockd.end_mirror(volume).await {
+                tracing::warn!(%error, volume, "a mirror is not ended");
+            }
+        }
+    }
+
+    /// Whether a write can be waited for until the other host has it.
+    pub(super) async fn is_near(&self) -> bool {
+        let distance = self.blockd.distance(&self.host).await;
+        distance.is_ok_and(|distance| Duration::from_micros(distance.round_trip_us) <= NEAR)
     }
 
     /// The last difference: what is frozen is brought, and its root was compared by blockd before it was shown there.

@@ -62,12 +62,27 @@ impl Phase {
     }
 }
 
+/// How the disks are brought while the guest runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// Differences, again and again; where they do not get small, as `Mirror`, if the other host is near.
+    #[default]
+    Auto,
+    /// Differences, again and again.
+    Rounds,
+    /// What the guest writes is at the other host before the guest is answered: it cannot write faster than the link.
+    Mirror,
+}
+
 /// What a move may do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// Longest silence, in milliseconds: above it the move does not switch over.
     pub silence_ms: Option<u64>,
+    /// How the disks are brought.
+    pub strategy: Strategy,
     /// Bytes a second that memory may take.
     pub bandwidth: Option<u64>,
     /// Memory is sent while the guest runs even where its processors are translated (TCG).
@@ -85,6 +100,17 @@ pub struct Round {
     pub bytes_sent: u64,
     /// Milliseconds.
     pub ms: f64,
+}
+
+/// Writes that went to both hosts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Mirrored {
+    /// When the other host had all that the guest was answered: milliseconds since the move began.
+    pub in_sync_ms: f64,
+    /// How long that took.
+    pub took_ms: f64,
+    /// Bytes that crossed the link until then.
+    pub bytes_sent: u64,
 }
 
 /// What is expected of a switch.
@@ -125,6 +151,8 @@ pub struct Numbers {
     pub rounds: Vec<Round>,
     /// The last one, while it was.
     pub last_round: Option<Round>,
+    /// What was mirrored, if anything was.
+    pub mirror: Option<Mirrored>,
     /// Bytes of memory that were sent.
     pub memory_bytes: u64,
     /// Bytes of the guest's memory.

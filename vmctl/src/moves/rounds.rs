@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 use super::disk::Disk;
 use super::forecast::{DOWNTIME_LIMIT_MS, Known, forecast};
-use super::record::{Forecast, Options, Phase, Round};
+use super::record::{Forecast, Options, Phase, Round, Strategy};
 use super::trial::Trial;
 use crate::error::{Error, Kind};
 use crate::qmp::Client;
@@ -23,6 +23,8 @@ use crate::qmp::types::{MigrationInfo, MigrationParameters, MigrationStatus};
 
 /// A difference of so few bytes is brought in no time.
 const SMALL_BYTES: u64 = 2 << 20;
+/// Rounds after a mirror has come into sync.
+const MIRRORED_ROUNDS: usize = 3;
 /// Rounds before the memory, at most.
 const BEFORE_MEMORY_MAX: usize = 12;
 /// Between two looks at the memory.
@@ -41,6 +43,10 @@ pub(super) enum Told {
     Phase(Phase),
     /// A difference was brought.
     Round(Round),
+    /// What the guest writes is mirrored; so many bytes have crossed the link, in so many milliseconds.
+    Mirrored(u64, f64),
+    /// What a person should know.
+    Note(String),
     /// How the memory stands.
     Memory(Box<MigrationInfo>),
     /// What the switch would cost.
@@ -72,6 +78,8 @@ pub(super) struct Rounds {
     pub(super) stops_first: bool,
     /// Bytes of the guest's memory.
     pub(super) memory_bytes: u64,
+    /// The guest's writes are mirrored.
+    pub(super) mirrored: bool,
 }
 
 impl Rounds {
@@ -125,6 +133,36 @@ impl Rounds {
             }
             before = bytes_changed;
         }
+        let small = self.rounds.last().is_some_and(|round| round.bytes_changed <= SMALL_BYTES);
+        match self.options.strategy {
+            Strategy::Mirror => self.mirror().await,
+            Strategy::Auto if !small => self.mirror_if_near().await,
+            Strategy::Auto | Strategy::Rounds => Ok(()),
+        }
+    }
+
+    /// What the guest writes is at the other host before it is answered. Then a round has only a root to compare.
+    async fn mirror(&mut self) -> Result<(), Error> {
+        let began = std::time::Instant::now();
+        let bytes = self.disk.mirror().await?;
+        self.mirrored = true;
+        self.tell(Told::Mirrored(bytes, began.elapsed().as_secs_f64() * 1e3)).await;
+        // So many make a forecast.
+        for _ in 0..MIRRORED_ROUNDS {
+            self.round().await?;
+        }
+        Ok(())
+    }
+
+    /// Without it the move goes on as it can.
+    async fn mirror_if_near(&mut self) -> Result<(), Error> {
+        if self.mirrored || !self.disk.is_near().await {
+            return Ok(());
+        }
+        if let Err(error) = self.mirror().await {
+            self.tell(Told::Note(error.message)).await;
+            self.disk.end_mirrors().await;
+        }
         Ok(())
     }
 
@@ -153,6 +191,9 @@ impl Rounds {
                 );
                 let next = "vmctl migrate … --silence LONGER    (or when the guest writes less)";
                 return Err(Error::one_line(Kind::Refused, message).with_next(next));
+            }
+            if self.options.strategy == Strategy::Auto && !self.mirrored {
+                self.mirror_if_near().await?;
             }
             self.round().await?;
         }

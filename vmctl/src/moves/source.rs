@@ -18,7 +18,7 @@ use super::judge::{Judgement, Offer, Question, refusal};
 use super::link::{Link, LinkEvent, Target};
 use super::memory::Relay;
 use super::qemu::{Deed, Look, Order, of_source, watch as watch_qemu};
-use super::record::{Forecast, Instant, MoveRecord, Numbers, Phase, ROUNDS_MAX, Round};
+use super::record::{Forecast, Instant, Mirrored, MoveRecord, Numbers, Phase, ROUNDS_MAX, Round};
 use super::rounds::{Rounds, Told};
 use super::stream;
 use crate::agent::VmHandle;
@@ -281,6 +281,12 @@ impl SourceMove {
         match told {
             Told::Phase(phase) => self.phase(phase),
             Told::Round(round) => self.add_round(round),
+            Told::Mirrored(bytes_sent, took_ms) => {
+                let in_sync_ms = self.began.elapsed().as_secs_f64() * 1e3;
+                self.record.numbers.mirror = Some(Mirrored { in_sync_ms, took_ms, bytes_sent });
+                self.publish();
+            }
+            Told::Note(text) => self.record.note(text),
             Told::Forecast(forecast) => self.foresee(forecast),
             Told::Memory(info) => {
                 let numbers = &mut self.record.numbers;
@@ -431,6 +437,7 @@ impl SourceMove {
             trial: self.hub.trial.clone(),
             stops_first: self.stops_first(),
             memory_bytes: self.record.definition.memory.0,
+            mirrored: false,
         })
     }
 

@@ -7,4 +7,5 @@ mod place;
 mod ends;
 mod happy;
 mod matrix;
+mod mirror;
 mod undone;
