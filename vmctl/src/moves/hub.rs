@@ -9,7 +9,9 @@ use tokio::sync::{mpsc, watch};
 
 use super::destination::DestinationMove;
 use super::files::MoveFiles;
-use super::judge::{Check, Judgement, Offer, Question, digest, free_memory, refusal};
+use super::judge::{
+    Check, Judgement, Offer, Question, check_machine, check_processor, digest, free_memory, refusal,
+};
 use super::link::say;
 use super::memory::deliver;
 use super::record::{MoveRecord, Options, Side};
@@ -379,21 +381,8 @@ impl Moves {
 
     async fn look_at_host(&self, offer: &Offer, qemu: &Qemu) -> Result<Vec<Check>, Error> {
         let definition = &offer.definition;
-        let machine = definition.machine.as_deref().unwrap_or_default();
-        let mut checks = Vec::new();
-        checks.push(if qemu.machines.iter().any(|known| known.name == machine) {
-            Check::good("machine", format!("{machine}, QEMU {}", qemu.version))
-        } else {
-            let found = format!("QEMU {} has no machine {machine}", qemu.version);
-            Check::bad("machine", found, "install a QEMU that has it, there")
-        });
         let accel = self.0.host.accel.accel(&self.0.host.config.qemu).await?;
-        checks.push(if accel == offer.accel || definition.cpu.is_some() {
-            Check::good("processor", accel.name())
-        } else {
-            let found = format!("{} here, {} at the source", accel.name(), offer.accel.name());
-            Check::bad("processor", found, "name a cpu model in the definition, and start the VM anew")
-        });
+        let mut checks = vec![check_machine(offer, qemu), check_processor(offer, qemu.version, accel)];
         let free = free_memory().unwrap_or(u64::MAX).saturating_sub(MEMORY_KEPT_BYTES);
         let needed = definition.memory.0;
         checks.push(if free >= needed {

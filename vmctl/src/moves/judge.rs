@@ -8,7 +8,9 @@ use crate::error::{Error, Kind};
 use crate::qmp::Version;
 use crate::vm::accel::Accel;
 use crate::vm::definition::Definition;
+use crate::vm::machine::newest_until;
 use crate::vm::name::VmName;
+use crate::vm::qemu::Qemu;
 
 /// What one agent asks another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,6 +90,42 @@ pub(super) struct Judgement {
     pub(super) qemu: Version,
 }
 
+/// A guest can only be loaded as the very machine that it was started as.
+pub(super) fn check_machine(offer: &Offer, here: &Qemu) -> Check {
+    let machine = offer.definition.machine.as_deref().unwrap_or_default();
+    if here.machines.iter().any(|known| known.name == machine) {
+        return Check::good("machine", format!("{machine}, QEMU {}", here.version));
+    }
+    let found = format!("QEMU {} there has no machine {machine}", here.version);
+    // What this QEMU has and is not later than the source's QEMU, that one has, too.
+    let both = newest_until(machine, offer.qemu, &here.machines);
+    let fix = both.map_or_else(
+        || format!("install a QEMU there that has {machine}"),
+        |both| format!("give it machine = \"{both}\", which both have (vmctl vm define --replace, and start it anew); or install a QEMU there that has {machine}"),
+    );
+    Check::bad("machine", found, fix)
+}
+
+/// A processor that changes under a guest: what it has found at its start, it goes on using.
+///
+/// `host` and `max` are all that a QEMU can offer, and every version can offer more: with them only the same version will do.
+pub(super) fn check_processor(offer: &Offer, here: Version, accel: Accel) -> Check {
+    let cpu = offer.definition.cpu.as_deref();
+    let is_named = cpu.is_some_and(|cpu| !["host", "max"].contains(&cpu.split(',').next().unwrap_or(cpu)));
+    let fix = "name a cpu model in the definition (cpu = \"…\"), and start the VM anew";
+    if !is_named && accel != offer.accel {
+        let found = format!("{} there, {} here", accel.name(), offer.accel.name());
+        return Check::bad("processor", found, fix);
+    }
+    let there = offer.qemu;
+    if !is_named && (there.major, there.minor) != (here.major, here.minor) {
+        let model = cpu.unwrap_or(accel.cpu_default());
+        let found = format!("{model:?} is not the same processor for QEMU {here} there and {there} here");
+        return Check::bad("processor", found, fix);
+    }
+    Check::good("processor", cpu.unwrap_or(accel.name()))
+}
+
 /// The first thing that forbids it.
 pub(super) fn refusal(vm: &VmName, host: &str, checks: &[Check]) -> Result<(), Error> {
     let Some(check) = checks.iter().find(|check| !check.ok) else { return Ok(()) };
@@ -107,4 +145,61 @@ pub(super) fn free_memory() -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::machine::MachineType;
+    use crate::vm::version::Abilities;
+
+    const fn version(major: u32, minor: u32) -> Version {
+        Version { major, minor, micro: 0 }
+    }
+
+    fn offer(text: &str, qemu: Version) -> Offer {
+        let definition =
+            Definition::parse(&format!("name = \"web1\"\nmemory = \"64MiB\"\n{text}"), "x".as_ref()).unwrap();
+        let options = Options::default();
+        Offer { id: None, definition, volumes: Vec::new(), qemu, accel: Accel::Tcg, options }
+    }
+
+    fn qemu(version: Version, machines: &[&str]) -> Qemu {
+        let one = |name: &&str| MachineType { name: (*name).to_owned(), alias_of: None };
+        let machines = machines.iter().map(one).collect();
+        Qemu { version, abilities: Abilities::of(version).unwrap(), machines }
+    }
+
+    #[test]
+    fn a_machine_that_is_not_there_is_refused_with_one_that_both_have() {
+        let old = qemu(version(7, 2), &["pc-q35-7.2", "pc-q35-6.2", "pc-i440fx-7.2"]);
+        let new = offer("machine = \"pc-q35-10.0\"", version(10, 0));
+        let check = check_machine(&new, &old);
+        assert!(!check.ok && check.found.contains("no machine pc-q35-10.0"), "{check:?}");
+        assert!(
+            check.fix.as_deref().is_some_and(|fix| fix.contains("\"pc-q35-7.2\", which both have")),
+            "{check:?}"
+        );
+        assert!(check_machine(&offer("machine = \"pc-q35-6.2\"", version(10, 0)), &old).ok);
+        // One that the later QEMU has dropped: what is later than the source's QEMU is of no use.
+        let newest = qemu(version(12, 0), &["pc-q35-12.0", "pc-q35-10.1", "pc-q35-8.0"]);
+        let check = check_machine(&offer("machine = \"pc-q35-2.4\"", version(8, 2)), &newest);
+        assert!(check.fix.as_deref().is_some_and(|fix| fix.contains("\"pc-q35-8.0\", which")), "{check:?}");
+        let check = check_machine(&offer("machine = \"pc-q35-2.4\"", version(7, 2)), &newest);
+        assert!(check.fix.as_deref().is_some_and(|fix| fix.starts_with("install")), "{check:?}");
+    }
+
+    #[test]
+    fn a_processor_without_a_name_wants_the_same_qemu() {
+        let check = |text: &str, from, to, accel| check_processor(&offer(text, from), to, accel);
+        let (old, new) = (version(7, 2), version(10, 0));
+        assert!(check("", old, Version { micro: 22, ..old }, Accel::Tcg).ok);
+        let refused = check("", old, new, Accel::Tcg);
+        assert!(!refused.ok && refused.found.contains("\"max\" is not the same"), "{refused:?}");
+        for named in ["host", "max", "max,-avx"] {
+            assert!(!check(&format!("cpu = {named:?}"), old, new, Accel::Tcg).ok, "{named}");
+        }
+        assert!(!check("", old, old, Accel::Kvm).ok);
+        assert!(check("cpu = \"Nehalem\"", old, new, Accel::Kvm).ok);
+    }
 }

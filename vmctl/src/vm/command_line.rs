@@ -194,7 +194,11 @@ fn netdev(index: usize, nic: &Nic, around: &Surroundings) -> String {
         Backend::User => format!("user,id=net{index}"),
         Backend::Tap { ifname } => format!("tap,id=net{index},ifname={ifname},script=no,downscript=no"),
         Backend::Stream { path } => {
-            let again = if around.abilities.stream_reconnect { ",reconnect=1" } else { "" };
+            let again = match (around.abilities.stream_reconnect_ms, around.abilities.stream_reconnect) {
+                (true, _) => ",reconnect-ms=1000",
+                (false, true) => ",reconnect=1",
+                (false, false) => "",
+            };
             format!("stream,id=net{index},server=off,addr.type=unix,addr.path={}{again}", path_value(path))
         }
         // A hub with nobody else: a card without any backend is warned about at each start.

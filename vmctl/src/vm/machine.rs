@@ -1,6 +1,8 @@
 //! Machine types. Only versioned ones are stored: an alias means another machine after QEMU's next update, and a guest that
 //! was started as one cannot be loaded as the other.
 
+use crate::qmp::Version;
+
 /// What is taken if the definition names none.
 const MACHINE_DEFAULT: &str = "q35";
 /// The families whose buses we know: see [`root_bus`].
@@ -48,6 +50,18 @@ pub fn resolve(wanted: Option<&str>, machines: &[MachineType]) -> Result<String,
     Err(format!(
         "{name:?} is not versioned: choose q35, pc, or one like pc-q35-7.2 (qemu-system-x86_64 -machine help)"
     ))
+}
+
+/// The newest machine of the same family that a QEMU of that version has, too: it has all until its own.
+pub fn newest_until(wanted: &str, version: Version, machines: &[MachineType]) -> Option<String> {
+    let family = FAMILIES.iter().find(|family| wanted.starts_with(*family))?;
+    let number = |machine: &MachineType| {
+        let (major, minor) = machine.name.strip_prefix(family)?.split_once('.')?;
+        Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
+    };
+    let known = machines.iter().filter_map(|machine| Some((number(machine)?, &machine.name)));
+    let until = known.filter(|(number, _)| *number <= (version.major, version.minor));
+    until.max().map(|(_, name)| name.clone())
 }
 
 /// Whether a name says exactly one machine: a family that we know, and a version.

@@ -16,6 +16,8 @@ pub struct Abilities {
     pub stream_netdev: bool,
     /// … which connects again by itself; `reconnect`, in seconds (8.0).
     pub stream_reconnect: bool,
+    /// … told in milliseconds, `reconnect-ms` (9.2); `reconnect` is deprecated since.
+    pub stream_reconnect_ms: bool,
     /// Disks are taken on arrival unless the capability `late-block-activate` is set; from 10.0 on never.
     pub needs_late_block_activate: bool,
     /// A failed incoming migration leaves QEMU there to be asked (`exit-on-error`, 9.1); before, only its log tells.
@@ -39,6 +41,7 @@ impl Abilities {
             nbd_open_timeout: version.is_at_least(7, 0),
             stream_netdev: version.is_at_least(7, 2),
             stream_reconnect: version.is_at_least(8, 0),
+            stream_reconnect_ms: version.is_at_least(9, 2),
             needs_late_block_activate: !version.is_at_least(10, 0),
             keeps_failed_incoming: version.is_at_least(9, 1),
             refuses_multifd_with_xbzrle: version.is_at_least(10, 0),

@@ -148,6 +148,10 @@ fn a_later_qemu_connects_its_network_again_and_has_the_same_devices() {
     let there = command_line(&definition, &new, Beginning::Boot);
     let differing: Vec<_> = here.iter().zip(&there).filter(|(a, b)| a != b).collect();
     assert_eq!(differing.len(), 1, "{differing:?}");
-    assert!(differing[0].1.ends_with("addr.path=/run/a,reconnect=1"));
+    // In seconds it is deprecated there.
+    assert!(differing[0].1.ends_with("addr.path=/run/a,reconnect-ms=1000"));
+    let between = around(Version { major: 9, minor: 1, micro: 0 });
+    let there = command_line(&definition, &between, Beginning::Boot);
+    assert!(there.iter().any(|word| word.ends_with("addr.path=/run/a,reconnect=1")));
     assert!(here.windows(2).any(|pair| pair == ["-serial", "none"]));
 }
