@@ -212,7 +212,71 @@ async fn carry_out(client: &Client, deed: Deed) -> Result<(), Error> {
         Deed::Continue => client.migrate_continue().await?,
         Deed::Cancel => client.migrate_cancel().await?,
         Deed::Yank => client.yank_migration().await?,
-        Deed::Cont => client.cont().await?,
+        Deed::Cont => {
+            // It may be told twice, where what QEMU had said before was still on its way: a guest that has run meanwhile and has
+            // panicked would run on. One that stands still cannot panic between the two.
+            if stands_still(client.query_status().await?.status) {
+                client.cont().await?;
+            }
+        }
     }
     Ok(())
+}
+
+/// Whether `cont` is what it waits for.
+fn stands_still(state: RunState) -> bool {
+    !matches!(state, RunState::Running | RunState::GuestPanicked | RunState::Shutdown)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::qmp::{Connection, Limits};
+
+    /// A monitor that says of its machine what it is told to; the commands that it got.
+    async fn told(status: &'static str, deed: Deed) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("qmp");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let monitor = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (reading, mut writing) = stream.into_split();
+            let version = r#"{"qemu": {"major": 7, "minor": 2, "micro": 0}}"#;
+            let greeting = format!(r#"{{"QMP": {{"version": {version}, "capabilities": []}}}}"#);
+            writing.write_all(format!("{greeting}\n").as_bytes()).await.unwrap();
+            let (mut lines, mut commands) = (BufReader::new(reading).lines(), Vec::new());
+            while let Some(line) = lines.next_line().await.unwrap() {
+                let asked: serde_json::Value = serde_json::from_str(&line).unwrap();
+                let command = asked["execute"].as_str().unwrap().to_owned();
+                let answer = match command.as_str() {
+                    "query-status" => serde_json::json!({ "status": status, "running": status == "running" }),
+                    _ => serde_json::json!({}),
+                };
+                let answer = serde_json::json!({ "return": answer, "id": asked["id"] });
+                writing.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+                commands.push(command);
+            }
+            commands
+        });
+        let limits = Limits { greeting: Duration::from_secs(5), command: Duration::from_secs(5) };
+        let Connection { client, events, .. } = Client::connect(&socket, limits).await.unwrap();
+        carry_out(&client, deed).await.unwrap();
+        drop((client, events));
+        monitor.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_has_panicked_or_ended_is_not_continued_by_what_comes_too_late() {
+        for status in ["running", "guest-panicked", "shutdown"] {
+            let commands = told(status, Deed::Cont).await;
+            assert!(!commands.contains(&"cont".to_owned()), "{status}: {commands:?}");
+        }
+        for status in ["paused", "io-error", "postmigrate", "inmigrate"] {
+            let commands = told(status, Deed::Cont).await;
+            assert!(commands.contains(&"cont".to_owned()), "{status}: {commands:?}");
+        }
+    }
 }
