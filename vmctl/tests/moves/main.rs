@@ -6,6 +6,8 @@ mod place;
 
 mod ends;
 mod happy;
+mod kvm;
 mod matrix;
 mod mirror;
 mod undone;
+mod versions;

@@ -5,7 +5,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use fixtures::cutover::{Host, Parts, Programs, Rig, Settings, Story, VOLUME_BYTES, read_console};
-use fixtures::guest::{Kernel, default_cache, probe_accel};
+use fixtures::guest::{Accel, Kernel, default_cache, probe_accel};
 use fixtures::process::{ProcessError, wait_until};
 use tempfile::TempDir;
 
@@ -32,9 +32,14 @@ pub(crate) fn rig() -> (Rig, TempDir) {
 
 /// The same; with what B is to be like, and more of the guest's command line.
 pub(crate) fn rig_with(b: &Settings, append: &str) -> (Rig, TempDir) {
+    let kernel = Kernel::fetch(&default_cache()).unwrap();
+    rig_of(probe_accel(&kernel, &default_cache()).unwrap(), b, append)
+}
+
+/// The same; what runs processors is given.
+pub(crate) fn rig_of(accel: Accel, b: &Settings, append: &str) -> (Rig, TempDir) {
     let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let kernel = Kernel::fetch(&default_cache()).unwrap();
-    let accel = probe_accel(&kernel, &default_cache()).unwrap();
     let parts = Parts { programs: &programs(), kernel: &kernel, accel, dir: dir.path() };
     (Rig::start_with(&parts, b, append).unwrap(), dir)
 }
@@ -42,6 +47,13 @@ pub(crate) fn rig_with(b: &Settings, append: &str) -> (Rig, TempDir) {
 /// The last number that was told there.
 pub(crate) fn last(host: &Host) -> u64 {
     read_console(&host.console()).last()
+}
+
+/// The guest's QEMU there, as the agent shows it.
+pub(crate) fn process(host: &Host) -> serde_json::Value {
+    let list = host.vmctl(&["vm", "list", "-o", "json"]).unwrap();
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    list["vms"][0]["process"].clone()
 }
 
 /// Waits until the guest has gone on here.
@@ -90,10 +102,15 @@ pub(crate) fn wait_for_hold(host: &Host, heard: usize) {
 
 /// Nothing that the guest was answered is lost, wherever it was when it wrote it. It is ended for that.
 pub(crate) fn judge(rig: &Rig, runs_at: &Host, moves: usize) {
+    judge_from(rig, runs_at, moves, 0);
+}
+
+/// The same; `first`: where on the disk its blocks begin.
+pub(crate) fn judge_from(rig: &Rig, runs_at: &Host, moves: usize, first: usize) {
     runs_at.vmctl(&["vm", "stop", "web1", "--force", "--timeout", "0"]).unwrap();
     let mut story: Story = read_console(&rig.a.console()).then(read_console(&rig.b.console()));
     story.written.sort_unstable();
     story.check(moves).unwrap();
     assert!(story.memory_good > 0);
-    story.check_disk(&runs_at.disk(VOLUME_BYTES).unwrap(), story.last()).unwrap();
+    story.check_disk(&runs_at.disk(VOLUME_BYTES).unwrap()[first..], story.last()).unwrap();
 }
