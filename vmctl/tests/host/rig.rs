@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use fixtures::guest::{GuestRoot, GuestSpec, Kernel, default_cache};
-use fixtures::process::{ChildGuard, ProcessError, wait_for_socket, wait_until};
+use fixtures::process::{ChildGuard, ProcessError, wait_for_file, wait_for_socket, wait_until};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -97,6 +97,8 @@ impl Rig {
     pub(crate) fn start_agent(&mut self) {
         let mut guard = self.spawn(&mut self.agent_command(), "agent.log");
         wait_for_socket(&self.path("agent"), &mut guard, PATIENCE).unwrap();
+        // Bound later than the first.
+        wait_for_file(&self.path("run/peer.sock"), PATIENCE).unwrap();
         self.agent = Some(guard);
     }
 
