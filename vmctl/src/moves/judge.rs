@@ -99,10 +99,13 @@ pub(super) fn check_machine(offer: &Offer, here: &Qemu) -> Check {
     let found = format!("QEMU {} there has no machine {machine}", here.version);
     // What this QEMU has and is not later than the source's QEMU, that one has, too.
     let both = newest_until(machine, offer.qemu, &here.machines);
-    let fix = both.map_or_else(
-        || format!("install a QEMU there that has {machine}"),
-        |both| format!("give it machine = \"{both}\", which both have (vmctl vm define --replace, and start it anew); or install a QEMU there that has {machine}"),
-    );
+    let fix = match both {
+        Some(both) => format!(
+            "give it machine = \"{both}\", which both have (vmctl vm define --replace, and start it anew); \
+             or install a QEMU there that has {machine}"
+        ),
+        None => format!("install a QEMU there that has {machine}"),
+    };
     Check::bad("machine", found, fix)
 }
 

@@ -71,10 +71,9 @@ pub(super) struct Rounds {
     pub(super) rounds: Vec<Round>,
     /// Where it waits, for trials.
     pub(super) trial: Trial,
-    /// The guest is stopped before its memory is sent, because its processors are translated: QEMU marks a page as dirty, then
-    /// lets its processor write there without asking; where the migration has taken the mark in between, that page is clean and
-    /// is written to all the same (QEMU's `notdirty_write`), and what is written is never sent. Under load memory was seen that
-    /// was not what the guest had put there.
+    /// The guest is stopped before its memory is sent, because its processors are translated: QEMU before 2024 takes the marks
+    /// of written pages and forgets to take its translator's permission to write there without asking; what is written then
+    /// is never sent (docs/migration.md, "Without KVM").
     pub(super) stops_first: bool,
     /// Bytes of the guest's memory.
     pub(super) memory_bytes: u64,
