@@ -16,6 +16,7 @@ use crate::image::{CacheDrop, Image};
 use crate::interrupt::Interrupt;
 use crate::jobs::Job;
 use crate::machine::Machine;
+use crate::migrate::{self, MigrateResults};
 use crate::options::{Options, format_size};
 use crate::plan::{Plan, can_run};
 use crate::process::{Launch, READY_WITHIN, Server, adopt_orphans};
@@ -56,9 +57,14 @@ pub fn compare(options: &Options, arguments: &[String], interrupt: &Interrupt) -
         Some(sync) if !interrupt.requested() => Some(sync::run(sync, interrupt)?),
         _ => None,
     };
+    let migrate = match &plan.migrate {
+        Some(migrate) if !interrupt.requested() => Some(migrate::run(migrate, interrupt)?),
+        _ => None,
+    };
     let machine = Machine::look(&plan, Some(&plan.dir))?;
     let summaries = summarize(&measured.runs);
-    let targets = all_targets(&plan, &summaries, store.as_ref(), sync.as_ref());
+    let mut targets = all_targets(&plan, &summaries, store.as_ref(), sync.as_ref());
+    targets.extend(migrate.iter().flat_map(MigrateResults::targets));
     Ok(Results {
         v: SCHEMA_VERSION,
         machine,
@@ -68,6 +74,7 @@ pub fn compare(options: &Options, arguments: &[String], interrupt: &Interrupt) -
         targets,
         store,
         sync,
+        migrate,
         summaries,
         runs: measured.runs,
         failures: measured.failures,

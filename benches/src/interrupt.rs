@@ -23,7 +23,8 @@ impl Interrupt {
     /// # Errors
     /// The handlers could not be installed.
     pub fn install() -> Result<Self, Trouble> {
-        let interrupt = Self::default();
+        // The same flag, so that what waits in the fixtures is interrupted, too.
+        let interrupt = Self { flag: fixtures::process::interrupt_flag() };
         let flag = Arc::clone(&interrupt.flag);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
         let runtime = runtime.or_trouble(what, NEXT)?;

@@ -8,7 +8,8 @@
 //!                  │   ├─ fio      the load                  ▲
 //!                  │   └─ cpu      what the server spent     │
 //!                  ├► store: scenarios with volumes and snapshots
-//!                  └► sync: replication, first copies and increments
+//!                  ├► sync: replication, first copies and increments
+//!                  └► migrate: a running guest moves, beside plain QEMU
 //! ```
 //!
 //! What lives here: which servers and jobs are compared, how one run is made and what is reported of it.
@@ -30,6 +31,7 @@ pub mod image;
 pub mod interrupt;
 pub mod process;
 
+pub mod migrate;
 pub mod store;
 pub mod sync;
 

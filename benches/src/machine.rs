@@ -99,7 +99,7 @@ fn file_system_in<'a>(mounts: &'a str, dir: &Path) -> Option<&'a str> {
 
 fn versions(plan: &Plan) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
-    if plan.sync.is_none() {
+    if plan.sync.is_none() && plan.migrate.is_none() {
         found.insert("fio".to_owned(), version_of(Path::new("fio"), "--version"));
     }
     for server in &plan.servers {
@@ -118,6 +118,15 @@ fn versions(plan: &Plan) -> BTreeMap<String, String> {
         if let Some(b3sum) = find_b3sum() {
             found.insert("b3sum".to_owned(), version_of(Path::new(&b3sum), "--version"));
         }
+    }
+    if let Some(migrate) = &plan.migrate {
+        found.insert("blockd".to_owned(), version_of(&migrate.store.blockd, "--version"));
+        found.insert(
+            "vmctl".to_owned(),
+            version_of(&migrate.store.blockd.with_file_name("vmctl"), "--version"),
+        );
+        let qemu = "qemu-system-x86_64";
+        found.insert(qemu.to_owned(), version_of(Path::new(qemu), "--version"));
     }
     found
 }

@@ -6,6 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 
 use crate::jobs::{self, JOBS, Job};
+use crate::migrate::Case;
 use crate::servers::{Class, ServerId};
 use crate::store::Scenario;
 use crate::sync::Step;
@@ -17,7 +18,7 @@ const IMAGE_MIN: u64 = 16 << 20;
 
 /// Measures our NBD server, blockd's volumes and their peers side by side in one run, with fio's nbd engine.
 ///
-/// Without --sync, --store, --scenario, --servers, --class, --only and --all: everything but replication.
+/// Without --migrate, --sync, --store, --scenario, --servers, --class, --only and --all: everything but replication and moves.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "compare", version)]
 pub struct Options {
@@ -85,6 +86,22 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "sync")]
     pub size: Option<u64>,
 
+    /// Measure moves of a running guest only: silence, whole time and bytes, beside QEMU's own mirror and migration
+    #[arg(long, conflicts_with_all = ["sync", "store", "scenario", "servers", "class", "only", "all", "pinned"])]
+    pub migrate: bool,
+
+    /// Run these cases of moves only
+    #[arg(long, value_name = "CASE,...", value_delimiter = ',', requires = "migrate")]
+    pub case: Vec<Case>,
+
+    /// Size of the guest's disk, all of it written [default: 2G, with --quick 128M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "migrate")]
+    pub disk: Option<u64>,
+
+    /// How often each contestant moves its guest where forecasts are held against what was [default: 10, with --quick 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=999), requires = "migrate")]
+    pub moves: Option<u32>,
+
     /// Size of the volumes that the scenarios write, and of their peers [default: 2G, with --quick 512M]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub store_size: Option<u64>,
@@ -126,12 +143,13 @@ impl Options {
 
     /// Whether the servers are compared.
     pub fn wants_servers(&self) -> bool {
-        !self.store && !self.sync && self.scenario.is_empty()
+        !self.store && !self.sync && !self.migrate && self.scenario.is_empty()
     }
 
     /// The scenarios of the store that will be run: none when servers, classes or jobs were asked for.
     pub fn chosen_scenarios(&self) -> Vec<Scenario> {
         let servers_only = self.sync
+            || self.migrate
             || self.all
             || !(self.servers.is_empty() && self.class.is_empty() && self.only.is_empty());
         let all = <Scenario as ValueEnum>::value_variants().iter().copied();
@@ -158,6 +176,22 @@ impl Options {
     /// Size of the volumes of which replication writes little.
     pub fn sync_large_bytes(&self) -> u64 {
         self.large_size.unwrap_or(if self.quick { 2 << 30 } else { 64 << 30 })
+    }
+
+    /// The cases of moves that will be run: none unless asked for.
+    pub fn chosen_cases(&self) -> Vec<Case> {
+        let all = <Case as ValueEnum>::value_variants().iter().copied();
+        all.filter(|case| self.migrate && (self.case.is_empty() || self.case.contains(case))).collect()
+    }
+
+    /// Size of the disk of a guest that moves.
+    pub fn disk_bytes(&self) -> u64 {
+        self.disk.unwrap_or(if self.quick { 128 << 20 } else { 2 << 30 })
+    }
+
+    /// How often each contestant moves its guest.
+    pub fn move_count(&self) -> u32 {
+        self.moves.unwrap_or(if self.quick { 2 } else { 10 })
     }
 
     /// Seconds a schedule is watched.
@@ -279,6 +313,20 @@ mod tests {
         let options = parse(&["--sync", "--step", "schedule,first-copy"]).unwrap();
         assert_eq!(options.chosen_steps(), [Step::FirstCopy, Step::Schedule]);
         for wrong in [["--size", "1G"], ["--step", "schedule"], ["--sync", "--store"]] {
+            assert!(parse(&wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn moves_are_asked_for_by_name_and_stand_alone() {
+        let parse = |arguments: &[&str]| Options::try_parse_from([&["compare"], arguments].concat());
+        assert!(parse(&["--sync"]).unwrap().chosen_cases().is_empty());
+        let options = parse(&["--migrate", "--disk", "64M", "--moves", "12"]).unwrap();
+        assert_eq!(options.chosen_cases(), Case::value_variants());
+        assert_eq!((options.disk_bytes(), options.move_count()), (64 << 20, 12));
+        assert_eq!((options.wants_servers(), options.chosen_scenarios().len()), (false, 0));
+        assert_eq!(parse(&["--migrate", "--case", "pressure"]).unwrap().chosen_cases(), [Case::Pressure]);
+        for wrong in [["--disk", "1G"], ["--case", "switch"], ["--migrate", "--sync"]] {
             assert!(parse(&wrong).is_err(), "{wrong:?}");
         }
     }

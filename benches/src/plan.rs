@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::jobs::{JOBS, Job, JobSet};
 use crate::machine;
+use crate::migrate::MigratePlan;
 use crate::options::Options;
 use crate::servers::{Class, Program, ServerId};
 use crate::store::Scenario;
@@ -47,6 +48,8 @@ pub struct Plan {
     pub store: Option<StorePlan>,
     /// The steps of replication, if any of them will be run.
     pub sync: Option<SyncPlan>,
+    /// The cases of moves, if any of them will be run.
+    pub migrate: Option<MigratePlan>,
     /// What the reader of the results has to know.
     pub notices: Vec<String>,
 }
@@ -132,6 +135,29 @@ impl SyncPlan {
     }
 }
 
+impl MigratePlan {
+    fn new(options: &Options, dir: &Path) -> Option<Self> {
+        let cases = options.chosen_cases();
+        (!cases.is_empty()).then(|| Self {
+            cases,
+            store: StorePlan::bare(options, dir),
+            bytes: options.disk_bytes(),
+            moves: options.move_count(),
+            rounds: options.round_count(),
+            slow_bytes: if options.quick { 32 << 20 } else { 128 << 20 },
+        })
+    }
+
+    fn check_programs(&self) -> Result<(), Trouble> {
+        let beside = |name: &str| self.store.blockd.with_file_name(name);
+        let next = "cargo build --release -p blockd -p vmctl   (or --blockd PATH)";
+        [self.store.blockd.clone(), beside("blockctl"), beside("vmctl")]
+            .iter()
+            .try_for_each(|path| need_ours(path, next))?;
+        need_in_path("qemu-system-x86_64", "apt install qemu-system-x86")
+    }
+}
+
 impl Plan {
     /// Decides what will be run.
     ///
@@ -139,7 +165,7 @@ impl Plan {
     /// A program is missing that was asked for by name, or nothing is left to run.
     pub fn new(options: &Options) -> Result<Self, Trouble> {
         let mut plan = Self::bare(options);
-        if plan.sync.is_none() {
+        if plan.sync.is_none() && plan.migrate.is_none() {
             need_in_path("fio", "apt install fio")?;
         }
         if plan.pinned {
@@ -151,7 +177,9 @@ impl Plan {
         }
         plan.store.iter().try_for_each(StorePlan::check_programs)?;
         plan.sync.iter().try_for_each(SyncPlan::check_programs)?;
-        if plan.servers.is_empty() && plan.store.is_none() && plan.sync.is_none() {
+        plan.migrate.iter().try_for_each(MigratePlan::check_programs)?;
+        let nothing = plan.store.is_none() && plan.sync.is_none() && plan.migrate.is_none();
+        if plan.servers.is_empty() && nothing {
             let next = "name servers and classes that go together (--help)";
             return Err(Trouble::new("plan the comparison", "no server is left to run", next));
         }
@@ -169,6 +197,7 @@ impl Plan {
             image_bytes: options.image_size,
             store: StorePlan::new(options, &dir),
             sync: SyncPlan::new(options, &dir),
+            migrate: MigratePlan::new(options, &dir),
             dir,
             keep: options.keep,
             pinned: options.pinned,

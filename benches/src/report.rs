@@ -1,6 +1,7 @@
 //! How results are shown: aligned text for a terminal, and a page in Markdown.
 
 use crate::jobs::Job;
+use crate::migrate::{self, MigrateResults};
 use crate::results::{FailedRun, Results, Spread, Summary};
 use crate::servers::{Class, Role, ServerId, debian_config};
 use crate::store::StoreResults;
@@ -64,6 +65,7 @@ pub fn text(results: &Results) -> String {
     let mut parts: Vec<String> = jobs.iter().map(Table::text).chain(legend).collect();
     parts.extend(results.store.iter().flat_map(scenario_tables).map(|table| table.text()));
     parts.extend(results.sync.iter().flat_map(sync::report::tables).map(|table| table.text()));
+    parts.extend(results.migrate.iter().flat_map(migrate::report::tables).map(|table| table.text()));
     parts.push(targets_table(results).text());
     parts.extend(remarks(results));
     parts.extend(results.failures.iter().map(|failure| format!("failed: {}", failure_text(failure))));
@@ -164,7 +166,8 @@ pub(crate) fn few_digits(value: f64) -> String {
 fn remarks(results: &Results) -> Vec<String> {
     let store = results.store.iter().map(|store| remarks_of(&store.failures, &store.notices));
     let sync = results.sync.iter().map(|sync| remarks_of(&sync.failures, &sync.notices));
-    store.chain(sync).flatten().collect()
+    let moves = results.migrate.iter().map(|moves| remarks_of(&moves.failures, &moves.notices));
+    store.chain(sync).chain(moves).flatten().collect()
 }
 
 fn remarks_of(failures: &[FailedScenario], notices: &[String]) -> Vec<String> {
@@ -221,6 +224,9 @@ pub fn markdown(results: &Results) -> String {
     if let Some(sync) = &results.sync {
         section(&mut page, "Replication", &sync_body(sync));
     }
+    if let Some(moves) = &results.migrate {
+        section(&mut page, "Moves", &moves_body(moves));
+    }
     section(&mut page, "How it was measured", &method_body(results));
     section(&mut page, "Machine", &machine_body(results));
     if !results.servers.is_empty() {
@@ -236,6 +242,17 @@ fn sync_body(sync: &SyncResults) -> String {
     if !remarks.is_empty() {
         let remarks: Vec<String> = remarks.iter().map(|remark| format!("- {remark}")).collect();
         parts.push(format!("### Remarks on replication\n\n{}\n", remarks.join("\n")));
+    }
+    parts.join("\n")
+}
+
+fn moves_body(moves: &MigrateResults) -> String {
+    let mut parts = vec![migrate::report::LEGEND.to_owned()];
+    parts.extend(migrate::report::tables(moves).iter().map(Table::markdown));
+    let remarks = remarks_of(&moves.failures, &moves.notices);
+    if !remarks.is_empty() {
+        let remarks: Vec<String> = remarks.iter().map(|remark| format!("- {remark}")).collect();
+        parts.push(format!("### Remarks on moves\n\n{}\n", remarks.join("\n")));
     }
     parts.join("\n")
 }
@@ -300,7 +317,8 @@ fn method_body(results: &Results) -> String {
     let servers = (!results.servers.is_empty()).then(|| servers_method(results));
     let store = results.store.as_ref().map(store_method);
     let sync = results.sync.as_ref().map(sync_method);
-    [Some(command), servers, store, sync].into_iter().flatten().collect::<Vec<String>>().join("\n")
+    let moves = results.migrate.as_ref().map(migrate::report::method);
+    [Some(command), servers, store, sync, moves].into_iter().flatten().collect::<Vec<String>>().join("\n")
 }
 
 fn store_method(store: &StoreResults) -> String {
@@ -417,6 +435,7 @@ mod tests {
             notices: vec!["nbd-server left out".into()],
             store: Some(sample_store()),
             sync: None,
+            migrate: None,
             interrupted: false,
         }
     }

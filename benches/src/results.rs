@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::fio::Measurement;
 use crate::jobs::Job;
 use crate::machine::Machine;
+use crate::migrate::MigrateResults;
 use crate::servers::{Class, Role, ServerId};
 use crate::store::StoreResults;
 use crate::sync::SyncResults;
@@ -41,6 +42,8 @@ pub struct Results {
     pub store: Option<StoreResults>,
     /// What the steps of replication found, if they were run.
     pub sync: Option<SyncResults>,
+    /// What the cases of moves found, if they were run.
+    pub migrate: Option<MigrateResults>,
     /// What a reader has to know.
     pub notices: Vec<String>,
     /// Whether it was stopped before its end.
@@ -52,7 +55,8 @@ impl Results {
     pub fn has_failures(&self) -> bool {
         let of_store = self.store.as_ref().is_some_and(|store| !store.failures.is_empty());
         let of_sync = self.sync.as_ref().is_some_and(|sync| !sync.failures.is_empty());
-        of_store || of_sync || !self.failures.is_empty()
+        let of_moves = self.migrate.as_ref().is_some_and(|moves| !moves.failures.is_empty());
+        of_store || of_sync || of_moves || !self.failures.is_empty()
     }
 }
 

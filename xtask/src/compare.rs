@@ -12,6 +12,9 @@ use crate::workspace::Workspace;
 pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     let progress = Progress::start();
     prepare(workspace, Purpose::Compare, &progress)?;
+    if arguments.iter().any(|argument| argument == "--migrate") {
+        prepare(workspace, Purpose::Demo, &progress)?;
+    }
     progress.say("building nbd-server, blockd and the comparison (release)");
     workspace.build_server()?;
     workspace.build_blockd()?;

@@ -26,7 +26,7 @@ struct Volume {
 /// # Errors
 /// Something failed, or somebody asked to stop.
 pub fn run(bench: &mut Bench<'_>) -> Result<(), Trouble> {
-    let wire = Wire::new(bench)?;
+    let wire = Wire::new(bench.room, bench.recorder)?;
     let volumes = volumes(bench.plan.bytes, bench.plan.large_bytes);
     let pair = Pair::start(bench, &wire, bench.plan.bytes * 6)?;
     for volume in &volumes {

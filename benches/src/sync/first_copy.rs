@@ -37,7 +37,7 @@ pub(super) const VOLUME: &str = "v";
 /// # Errors
 /// Something failed, or somebody asked to stop.
 pub fn run(bench: &mut Bench<'_>) -> Result<(), Trouble> {
-    let wire = Wire::new(bench)?;
+    let wire = Wire::new(bench.room, bench.recorder)?;
     for round in 1..=bench.plan.runs {
         let raw = raw_speed(bench)?;
         let hash = hash_speed();

@@ -33,7 +33,7 @@ const NEXT: &str = "report it, with this text";
 /// # Errors
 /// Something failed, the hashes differ, or somebody asked to stop.
 pub fn run(bench: &mut Bench<'_>) -> Result<(), Trouble> {
-    let wire = Wire::new(bench)?;
+    let wire = Wire::new(bench.room, bench.recorder)?;
     let b3sum = find_b3sum();
     if b3sum.is_none() {
         bench.recorder.note(format!("no b3sum: {CRATE} is measured instead"));

@@ -30,7 +30,7 @@ type Peer = fn(&mut Bench<'_>, &Wire) -> Result<(), Trouble>;
 /// # Errors
 /// Ours failed, or somebody asked to stop; what fails of peers is on record.
 pub fn run(bench: &mut Bench<'_>) -> Result<(), Trouble> {
-    let wire = Wire::new(bench)?;
+    let wire = Wire::new(bench.room, bench.recorder)?;
     ours(bench, &wire)?;
     let peers: [(&str, Peer); 2] = [(files::SUBJECT, files::run), (btrfs::SUBJECT, btrfs::run)];
     for (subject, peer) in peers {

@@ -12,15 +12,16 @@ pub fn tables(results: &SyncResults) -> Vec<Table> {
     results
         .steps
         .iter()
-        .map(|step| table(results, step.name()))
+        .map(|step| table(&results.rows, step.name(), &KNOWN))
         .filter(|table| !table.rows.is_empty())
         .collect()
 }
 
-fn table(results: &SyncResults, step: &'static str) -> Table {
-    let rows: Vec<&Row> = results.rows.iter().filter(|row| row.scenario == step).collect();
+/// The table of a step: a column for each of the known measures that it has, in their order.
+pub(crate) fn table(rows: &[Row], step: &'static str, known: &[&'static str]) -> Table {
+    let rows: Vec<&Row> = rows.iter().filter(|row| row.scenario == step).collect();
     let mut measures: Vec<&str> = rows.iter().map(|row| row.measure.as_str()).collect();
-    let known = KNOWN.iter().copied().filter(|known| measures.contains(known));
+    let known = known.iter().copied().filter(|known| measures.contains(known));
     let columns: Vec<&'static str> = known.collect();
     measures.retain(|measure| !columns.contains(measure));
     debug_assert!(measures.is_empty(), "no column for {measures:?}");
@@ -49,7 +50,7 @@ fn table(results: &SyncResults, step: &'static str) -> Table {
 /// The median, and the ends of times and ratios, which is where noise shows.
 fn shown(row: &Row) -> String {
     let median = few_digits(row.spread.median);
-    let has_ends = row.values.len() > 1 && (row.measure == WALL || row.unit == "x");
+    let has_ends = row.values.len() > 1 && (row.measure == WALL || matches!(row.unit, "x" | "ms"));
     let ends = || format!(" ({}-{})", few_digits(row.spread.min), few_digits(row.spread.max));
     if has_ends { median + &ends() } else { median }
 }

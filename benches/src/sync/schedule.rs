@@ -38,7 +38,7 @@ const CATCH_UP: Duration = Duration::from_secs(5);
 /// # Errors
 /// Something failed, a job among it, or somebody asked to stop.
 pub fn run(bench: &mut Bench<'_>) -> Result<(), Trouble> {
-    let wire = Wire::new(bench)?;
+    let wire = Wire::new(bench.room, bench.recorder)?;
     let bytes = bench.plan.scheduled_bytes;
     let pair = Pair::start(bench, &wire, bytes * u64::from(JOBS) * 4)?;
     let mut volumes = Vec::new();

@@ -7,8 +7,9 @@
 
 use std::fs;
 
-use super::Bench;
 use crate::process::{Guarded, spawn};
+use crate::store::record::Recorder;
+use crate::store::room::Room;
 use crate::trouble::{OrTrouble, Trouble};
 
 const NEXT: &str = "run it as root";
@@ -25,13 +26,13 @@ impl Wire {
     ///
     /// # Errors
     /// Somebody asked to stop.
-    pub fn new(bench: &mut Bench<'_>) -> Result<Self, Trouble> {
-        match Self::private(bench) {
+    pub fn new(room: &Room<'_>, recorder: &mut Recorder) -> Result<Self, Trouble> {
+        match Self::private(room) {
             Ok(wire) => Ok(wire),
             Err(trouble) => {
-                bench.room.interrupt.check()?;
+                room.interrupt.check()?;
                 let why = format!("{}: {}", trouble.what, trouble.why);
-                bench.recorder.note(format!(
+                recorder.note(format!(
                     "no network of its own ({why}): bytes on the wire are those of the machine's whole loopback device"
                 ));
                 Ok(Self { holder: None })
@@ -39,11 +40,11 @@ impl Wire {
         }
     }
 
-    fn private(bench: &Bench<'_>) -> Result<Self, Trouble> {
+    fn private(room: &Room<'_>) -> Result<Self, Trouble> {
         // Its words show that `unshare` has done its part: only then does the process have the namespace.
         let line = ["unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity"];
         let line = line.map(str::to_owned);
-        let log = bench.room.new_short("log");
+        let log = room.new_short("log");
         let mut holder = Guarded::child(spawn(&line, &log, None)?);
         loop {
             let said = fs::read_to_string(&log).or_trouble(|| "read a log".into(), NEXT)?;
@@ -53,7 +54,7 @@ impl Wire {
             if let Some(how) = holder.ended().or_trouble(|| "make a network".into(), NEXT)? {
                 return Err(Trouble::new("make a network", format!("{how}: {}", said.trim()), NEXT));
             }
-            bench.room.pause(LOOK)?;
+            room.pause(LOOK)?;
         }
     }
 
