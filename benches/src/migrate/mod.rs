@@ -40,6 +40,8 @@ use crate::trouble::{OrTrouble, Trouble};
 
 /// The guest's silence.
 pub const SILENCE: &str = "silence ms";
+/// The longest pause between two of its words before it moved.
+pub const USUAL: &str = "longest pause before, ms";
 /// Medians of two contestants.
 pub const SILENCE_X: &str = "silence, medians";
 /// The same of the whole time.
@@ -142,6 +144,8 @@ struct Bench<'a> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Moved {
     silence_ms: f64,
+    /// The guest's longest pause before.
+    usual_ms: f64,
     wall_s: f64,
     /// Bytes of memory that were sent.
     memory: u64,
@@ -173,6 +177,7 @@ impl Bench<'_> {
     /// Takes a move; `wire`: bytes, where they were counted.
     fn put_move(&mut self, case: &'static str, subject: &str, round: u32, moved: &Moved, wire: Option<u64>) {
         self.put(case, subject, SILENCE, round, moved.silence_ms);
+        self.put(case, subject, USUAL, round, moved.usual_ms);
         self.put(case, subject, WALL, round, moved.wall_s);
         if let Some(wire) = wire {
             self.put(case, subject, WIRE, round, wire as f64 / MIB);
@@ -186,6 +191,15 @@ impl Bench<'_> {
         self.put(case, subject, FORECAST, round, told.forecast_ms);
         self.put(case, subject, OFF, round, (told.forecast_ms - moved.silence_ms).abs());
         self.put(case, subject, TOLD, round, told.silence_ms);
+    }
+
+    /// Notes a failure, so that the others are measured all the same; only an early stop ends the case.
+    fn go_on(&mut self, case: &'static str, subject: &str, done: Result<(), Trouble>) -> Result<(), Trouble> {
+        self.room.interrupt.check()?;
+        if let Err(trouble) = done {
+            self.recorder.fail(case, subject, &trouble);
+        }
+        Ok(())
     }
 
     /// How our median stands to each peer's.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use fixtures::cutover::{
-    Between, Ear, Host, Parts, Programs, Rig, Script, Settings, VM, WORDS, Wanted, silence,
+    Between, Ear, Host, Parts, Programs, Rig, Script, Settings, VM, WORDS, Wanted, longest_pause, silence,
 };
 use fixtures::process::{ChildGuard, ProcessError, last_lines};
 use serde_json::Value;
@@ -126,8 +126,10 @@ impl Ours {
         let before = self.ear.as_ref().map(Ear::heard).unwrap_or_default();
         let silence = silence(&before, &ear.heard()).context("the guest was not heard")?;
         let (told, memory) = told(&here.report()?).context("vmctl's report is not as expected")?;
-        let silence_ms = silence.as_secs_f64() * 1e3;
-        Ok(Some((ear, Moved { silence_ms, wall_s: wall.as_secs_f64(), memory, told: Some(told) })))
+        let usual = longest_pause(&before, began);
+        let [silence_ms, usual_ms] = [silence, usual].map(|time| time.as_secs_f64() * 1e3);
+        let wall_s = wall.as_secs_f64();
+        Ok(Some((ear, Moved { silence_ms, usual_ms, wall_s, memory, told: Some(told) })))
     }
 
     /// Ends the guest.

@@ -11,8 +11,8 @@ use super::{Bench, Moved, failed};
 use crate::sync::content::{self, Layout};
 use crate::trouble::{OrTrouble, Trouble};
 
-/// How long a copy may take where nothing holds it back.
-const COPY_MAX: Duration = Duration::from_secs(600);
+/// How long a move may take where nothing holds it back.
+const TIME_MAX: Duration = Duration::from_secs(600);
 const NEXT: &str = "choose another place with --dir, or a smaller --disk";
 
 /// Two places for the disk, and a guest now and then.
@@ -30,13 +30,13 @@ pub(super) struct How {
     pub(super) live: bool,
     pub(super) copy_mode: CopyMode,
     pub(super) pace: Option<Arc<Pace>>,
-    pub(super) copy_max: Duration,
+    pub(super) time_max: Duration,
 }
 
 impl How {
     /// While the guest runs, over a network that nothing holds back.
     pub(super) fn live(tuned: bool) -> Self {
-        Self { tuned, live: true, copy_mode: CopyMode::WriteBlocking, pace: None, copy_max: COPY_MAX }
+        Self { tuned, live: true, copy_mode: CopyMode::WriteBlocking, pace: None, time_max: TIME_MAX }
     }
 }
 
@@ -67,21 +67,22 @@ impl Peers {
         Ok(())
     }
 
-    /// Moves the guest to an image that has nothing yet. `None`: the copy did not come to its end in time.
+    /// Moves the guest to an image that has nothing yet. `None`: it did not come to its end in time.
     pub(super) fn migrate(&mut self, how: &How) -> Result<Option<Moved>, Trouble> {
         let to = &self.images[1 - self.at];
         let made = File::create(to).and_then(|file| file.set_len(self.bytes));
         made.or_trouble(|| format!("make {}", to.display()), NEXT)?;
-        let How { tuned, live, copy_mode, pace, copy_max } = how;
-        let (pace, copy_max) = (pace.clone(), *copy_max);
-        let how = PlainMove { tuned: *tuned, live: *live, copy_mode: *copy_mode, pace, copy_max };
+        let How { tuned, live, copy_mode, pace, time_max } = how;
+        let (pace, time_max) = (pace.clone(), *time_max);
+        let how = PlainMove { tuned: *tuned, live: *live, copy_mode: *copy_mode, pace, time_max };
         let guest =
             self.guest.as_mut().ok_or_else(|| Trouble::new("move a guest", "none runs", "report it"))?;
         let moved = guest.migrate(to, &how).map_err(|error| failed("move a guest by plain QEMU", &error))?;
-        let Some(PlainMoved { silence, whole, memory_bytes, .. }) = moved else { return Ok(None) };
+        let Some(PlainMoved { silence, usual, whole, memory_bytes, .. }) = moved else { return Ok(None) };
         self.at = 1 - self.at;
-        let (silence_ms, wall_s) = (silence.as_secs_f64() * 1e3, whole.as_secs_f64());
-        Ok(Some(Moved { silence_ms, wall_s, memory: memory_bytes, told: None }))
+        let [silence_ms, usual_ms] = [silence, usual].map(|time| time.as_secs_f64() * 1e3);
+        let wall_s = whole.as_secs_f64();
+        Ok(Some(Moved { silence_ms, usual_ms, wall_s, memory: memory_bytes, told: None }))
     }
 
     /// Bytes that the guest has written here.

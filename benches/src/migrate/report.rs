@@ -1,15 +1,17 @@
 //! The tables of moves: a line for each contestant, a column for each measure.
 
 use super::{
-    DISK_X, FINISHED, FORECAST, MigrateResults, OFF, SILENCE, SILENCE_X, TOLD, WALL_X, WITHIN, WROTE,
+    DISK_X, FINISHED, FORECAST, MigrateResults, OFF, SILENCE, SILENCE_X, TOLD, USUAL, WALL_X, WITHIN, WROTE,
 };
 use crate::report::Table;
 use crate::sync::report::table;
 use crate::sync::{WALL, WIRE, WIRE_X};
 
 /// All measures, in the order of columns.
-const KNOWN: [&str; 13] =
-    [WROTE, FINISHED, SILENCE, TOLD, FORECAST, OFF, WITHIN, WALL, WIRE, WIRE_X, DISK_X, SILENCE_X, WALL_X];
+const KNOWN: [&str; 14] = [
+    WROTE, FINISHED, SILENCE, USUAL, TOLD, FORECAST, OFF, WITHIN, WALL, WIRE, WIRE_X, DISK_X, SILENCE_X,
+    WALL_X,
+];
 
 /// One table a case.
 pub fn tables(results: &MigrateResults) -> Vec<Table> {
@@ -19,9 +21,10 @@ pub fn tables(results: &MigrateResults) -> Vec<Table> {
 
 /// What a reader of the tables has to know.
 pub const LEGEND: &str = "\
-Medians over the moves, in brackets the smallest and the largest. *Silence* is what a listener at the guest's serial port hears, from its \
-last word at the source to its first at the destination. *wire / changed*: all bytes between the hosts by those of the disk that \
-had changed and of the memory that QEMU sent. What each case does is told in benches/README.md.
+Medians over the moves, in brackets the smallest and the largest. *Silence* is what a listener at the guest's serial port hears, \
+from its last word at the source to its first at the destination; the *longest pause before* tells how exact that is. \
+*wire / changed*: all bytes between the hosts by those of the disk that had changed and of the memory that QEMU sent. What each \
+case does is told in benches/README.md.
 ";
 
 /// How moves were measured.

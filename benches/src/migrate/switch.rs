@@ -34,6 +34,7 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), Trouble> {
             move_peer(bench, &mut peers, &wire, (NAME, subject, round), &How::live(tuned))?;
         }
     }
+    // Moves of ours that failed have ended the case.
     bench.put(NAME, OURS, WITHIN, 1, f64::from(near) / f64::from(bench.plan.moves));
     bench.put_median_ratios(NAME);
     ours.end()
@@ -52,7 +53,7 @@ fn move_ours(bench: &mut Bench<'_>, ours: &mut Ours, wire: &Wire, round: u32) ->
     Ok(moved.told.is_some_and(|told| told.forecast_is_near(moved.silence_ms)))
 }
 
-/// One move of a peer: a guest that was just booted, and is ended afterwards.
+/// One move of a peer: a guest that was just booted, and is ended afterwards. That it fails is noted, and no end.
 pub(super) fn move_peer(
     bench: &mut Bench<'_>,
     peers: &mut Peers,
@@ -60,13 +61,18 @@ pub(super) fn move_peer(
     (case, subject, round): (&'static str, &str, u32),
     how: &How,
 ) -> Result<(), Trouble> {
-    peers.boot()?;
-    bench.calm()?;
-    bench.work()?;
-    let before = wire.bytes()?;
-    let moved = peers.migrate(how)?.ok_or_else(too_late)?;
-    bench.put_move(case, subject, round, &moved, Some(wire.bytes()? - before));
-    peers.halt()
+    let mut moved = || {
+        peers.boot()?;
+        bench.calm()?;
+        bench.work()?;
+        let before = wire.bytes()?;
+        let moved = peers.migrate(how)?.ok_or_else(too_late)?;
+        bench.put_move(case, subject, round, &moved, Some(wire.bytes()? - before));
+        Ok(())
+    };
+    let moved = moved();
+    let halted = peers.halt();
+    bench.go_on(case, subject, moved.and(halted))
 }
 
 /// A move that nothing holds back, and that does not end.
