@@ -47,7 +47,10 @@ pub fn compare(options: &Options, arguments: &[String], interrupt: &Interrupt) -
     for notice in &plan.notices {
         eprintln!("note: {notice}");
     }
-    adopt_orphans()?;
+    // A guest's QEMU is in the background and nobody's child: as our orphan it would stay a zombie.
+    if plan.migrate.is_none() {
+        adopt_orphans()?;
+    }
     let measured = measure_servers(&plan, interrupt)?;
     let store = match &plan.store {
         Some(store) if !interrupt.requested() => Some(store::run(store, interrupt)?),
