@@ -74,7 +74,7 @@ impl Store {
             Replication::Receive(incoming) => self.receive(token, incoming)?,
             Replication::ReceiveMirrored(incoming) => self.receive_mirrored(token, incoming)?,
             Replication::Mark { lineage, token: attempt, mark } => {
-                self.mark(token, lineage, attempt, mark)?
+                self.mark(token, lineage, attempt, mark)?;
             }
             Replication::Apply { lineage, token: attempt, patches } => {
                 self.apply(token, lineage, attempt, patches, io)?;

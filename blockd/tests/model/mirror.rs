@@ -128,7 +128,7 @@ impl Case {
             match self.answer_of(token) {
                 Ok(Answer::Mirroring(mirroring)) => break mirroring,
                 Err(error) if error.kind == ErrorKind::Busy => {
-                    crate::directed::some_steps(&mut self.world, 4)
+                    crate::directed::some_steps(&mut self.world, 4);
                 }
                 other => panic!("{other:?}"),
             }

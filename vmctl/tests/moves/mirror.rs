@@ -1,11 +1,9 @@
 //! Moves whose guest's writes are at both hosts before it is answered.
 
-use std::fs;
-
 use fixtures::process::{ProcessError, wait_until};
 use serde_json::Value;
 
-use crate::place::{PATIENCE, goes_on, judge, last, migrate, rig, said, try_migrate, wait_for_hold};
+use crate::place::{PATIENCE, goes_on, held, judge, last, migrate, rig, said, try_migrate};
 
 const MIRROR: [&str; 2] = ["--strategy", "mirror"];
 
@@ -40,11 +38,7 @@ fn a_mirrored_guest_moves_to_another_host_and_back() {
 fn a_mirror_that_breaks_leaves_the_guest_where_it_is() {
     let (mut rig, _dir) = rig();
     rig.boot().unwrap();
-    rig.a.settings.hold = Some("gate=60000".to_owned());
-    rig.a.restart_agent().unwrap();
-    let heard = fs::read(rig.a.log("agent")).unwrap().len();
-    rig.a.vmctl(&["migrate", "web1", "--to", "B", "--strategy", "mirror", "--no-wait"]).unwrap();
-    wait_for_hold(&rig.a, heard);
+    held(&mut rig, "gate=60000", &MIRROR);
     assert_eq!(stage(&rig.a), "in_sync");
     rig.swallow();
     let broken = wait_until("the mirror's end", PATIENCE, || {
@@ -69,12 +63,8 @@ fn a_mirror_that_breaks_leaves_the_guest_where_it_is() {
 fn a_move_that_is_given_up_leaves_no_mirror() {
     let (mut rig, _dir) = rig();
     rig.boot().unwrap();
-    rig.a.settings.hold = Some("gate=60000".to_owned());
     for crash in [false, true] {
-        rig.a.restart_agent().unwrap();
-        let heard = fs::read(rig.a.log("agent")).unwrap().len();
-        rig.a.vmctl(&["migrate", "web1", "--to", "B", "--strategy", "mirror", "--no-wait"]).unwrap();
-        wait_for_hold(&rig.a, heard);
+        held(&mut rig, "gate=60000", &MIRROR);
         assert_eq!(stage(&rig.a), "in_sync");
         if crash {
             rig.a.kill(fixtures::cutover::Daemon::Agent).unwrap();

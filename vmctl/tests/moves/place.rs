@@ -90,8 +90,17 @@ pub(crate) fn refused(from: &Host, to: &str, more: &[&str]) -> String {
     said
 }
 
+/// Begins a move from A whose agent holds it, as in `gate=2000`, and waits until it does.
+pub(crate) fn held(rig: &mut Rig, hold: &str, more: &[&str]) {
+    rig.a.settings.hold = Some(hold.to_owned());
+    rig.a.restart_agent().unwrap();
+    let heard = std::fs::read(rig.a.log("agent")).unwrap().len();
+    rig.a.vmctl(&[&["migrate", "web1", "--to", "B", "--no-wait"], more].concat()).unwrap();
+    wait_for_hold(&rig.a, heard);
+}
+
 /// Waits until the agent there is held in a phase, after so many bytes of its log.
-pub(crate) fn wait_for_hold(host: &Host, heard: usize) {
+fn wait_for_hold(host: &Host, heard: usize) {
     let held = wait_until("the phase", PATIENCE, || {
         let log = std::fs::read(host.log("agent")).unwrap_or_default();
         let log = String::from_utf8_lossy(&log[heard.min(log.len())..]).into_owned();

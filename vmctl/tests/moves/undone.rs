@@ -7,18 +7,14 @@ use std::path::{Path, PathBuf};
 use fixtures::cutover::{Daemon, Settings};
 use fixtures::process::find_program;
 
-use crate::place::{goes_on, judge, last, migrate, refused, rig, rig_with, said, try_migrate, wait_for_hold};
+use crate::place::{goes_on, held, judge, last, migrate, refused, rig, rig_with, said, try_migrate};
 
 #[test]
 fn a_move_is_given_up_in_every_phase_before_the_commit() {
     let (mut rig, _dir) = rig();
     rig.boot().unwrap();
     for phase in ["check", "prepare", "bulk", "rounds", "gate", "switch"] {
-        rig.a.settings.hold = Some(format!("{phase}=1500"));
-        rig.a.restart_agent().unwrap();
-        let heard = fs::read(rig.a.log("agent")).unwrap().len();
-        rig.a.vmctl(&["migrate", "web1", "--to", "B", "--no-wait"]).unwrap();
-        wait_for_hold(&rig.a, heard);
+        held(&mut rig, &format!("{phase}=1500"), &[]);
         let abort = rig.a.vmctl(&["abort", "web1"]);
         assert!(abort.is_ok(), "{phase}: {abort:?}\n{}", rig.a.last_words());
         assert!(!rig.a.report().unwrap()["ended_ms"].is_null(), "{phase}");
@@ -48,11 +44,7 @@ fn what_is_asked_for_wrongly_is_refused_and_the_guest_runs_on() {
     assert!(text.contains("next:"), "{text}");
     rig.b.start_agent().unwrap();
     // While it is being moved, it is not moved elsewhere.
-    rig.a.settings.hold = Some("rounds=2000".to_owned());
-    rig.a.restart_agent().unwrap();
-    let heard = fs::read(rig.a.log("agent")).unwrap().len();
-    rig.a.vmctl(&["migrate", "web1", "--to", "B", "--no-wait"]).unwrap();
-    wait_for_hold(&rig.a, heard);
+    held(&mut rig, "rounds=2000", &[]);
     let second = try_migrate(&rig.a, "B", &[]);
     assert_eq!(second.status.code(), Some(4), "{}", said(&second));
     goes_on(&rig.b, last(&rig.a));
