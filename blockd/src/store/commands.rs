@@ -590,7 +590,11 @@ impl Store {
         let published = self.disk(self.catalog.snapshot_exports[&id]).published;
         // Being packed, or merged when a sync failed and gave that up: some of the records are still to come.
         let unsettled = chain.iter().any(|layer| self.commits.is_unsettled(*layer));
-        if !published || unsettled || self.reclaim.touches(&chain) {
+        let moved = self.reclaim.touches(&chain);
+        if moved {
+            self.reclaim.yield_at(self.now);
+        }
+        if !published || unsettled || moved {
             return refuse(
                 ErrorKind::Busy,
                 format!("layers of {name} are being merged or packed: try again"),

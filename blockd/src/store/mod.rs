@@ -365,7 +365,11 @@ impl Store {
         self.continue_reclaim(io);
         self.continue_pack(io);
         self.pump(io);
-        [self.pack.next_at(), refuse_at, break_at].into_iter().flatten().chain([self.next_commit_at]).min()
+        [self.pack.next_at(), self.reclaim.next_at(now), refuse_at, break_at]
+            .into_iter()
+            .flatten()
+            .chain([self.next_commit_at])
+            .min()
     }
 
     /// No new background work; what is not committed is.

@@ -25,7 +25,9 @@
 //! after the commit and after the reads that were under way, like any other.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use nbd_server::connection::Nanos;
 use nbd_server::disk::ExportIndex;
 use nbd_server::export::{Io, Payload};
 use nbd_server::wire::Errno;
@@ -46,6 +48,10 @@ use crate::units::{ClusterIndex, LayerId, Mask, PoolCluster, VolumeId};
 const STEP_RECORDS: usize = 256;
 /// Records of the child looked at for them.
 const CHILD_RECORDS: usize = 4096;
+
+/// How long nothing is merged after somebody was refused a pin because of it: he tries again within that time. A large layer takes
+/// minutes, and whoever wants a root of it may have stopped a guest.
+const YIELD: Duration = Duration::from_millis(500);
 
 /// Free clusters that background work leaves to clients.
 pub(super) const SPARE_CLUSTERS: u64 = 8;
@@ -97,6 +103,8 @@ pub(super) struct Reclaim {
     /// A pin stands in the way of some layer, when that was last looked at.
     pinned: bool,
     commit_ended: bool,
+    /// Somebody was refused a pin: nothing is merged until then.
+    yields_until: Option<Nanos>,
     /// Records are being read, maybe those of a layer that was given up.
     scanning: bool,
     /// Moves that have not ended, also those of a layer that was given up.
@@ -112,6 +120,21 @@ impl Reclaim {
     /// Whether something is under way, of a layer that was given up even.
     pub(super) fn is_busy(&self) -> bool {
         self.active.is_some() || self.moves > 0 || self.scanning
+    }
+
+    /// Somebody wants a layer that is being moved: it is left at the end of the step, for a while.
+    pub(super) fn yield_at(&mut self, now: Nanos) {
+        self.yields_until = Some(now.after(YIELD));
+    }
+
+    /// When to go on with what was left for somebody else.
+    pub(super) fn next_at(&self, now: Nanos) -> Option<Nanos> {
+        self.yields_until.filter(|until| self.wanted && *until > now)
+    }
+
+    fn yields(&mut self, now: Nanos) -> bool {
+        self.yields_until = self.yields_until.filter(|until| now < *until);
+        self.yields_until.is_some()
     }
 
     /// There may be clusters now for what had none: it is looked for again.
@@ -282,7 +305,11 @@ impl Store {
     }
 
     fn begin_reclaim(&mut self) {
-        if !self.reclaim.wanted || self.reclaim.is_busy() || self.pack.is_busy() {
+        if !self.reclaim.wanted
+            || self.reclaim.is_busy()
+            || self.pack.is_busy()
+            || self.reclaim.yields(self.now)
+        {
             return;
         }
         // Whatever stands in the way of the others says so when it ends: this is not asked at every turn.
@@ -309,7 +336,7 @@ impl Store {
             Stage::Committing => {
                 active.stage = Stage::Scanning;
                 let (layer, from) = (active.layer, active.from);
-                if !self.stopping && self.still_movable() {
+                if !self.stopping && self.may_go_on() {
                     self.scan(layer, from, STEP_RECORDS);
                 } else {
                     self.pause_reclaim();
@@ -334,6 +361,11 @@ impl Store {
     /// A cut may have closed the child since: its records are not complete in the metadata store then.
     fn still_movable(&self) -> bool {
         self.reclaim.active.as_ref().is_some_and(|active| self.is_movable(active.layer, active.child))
+    }
+
+    /// Whether the next step may begin.
+    fn may_go_on(&mut self) -> bool {
+        !self.reclaim.yields(self.now) && self.still_movable()
     }
 
     /// The layer is left as it is, and found again later.
@@ -369,7 +401,7 @@ impl Store {
     /// Records of the layer, or of its child, have been read.
     pub(super) fn reclaim_records(&mut self, records: Vec<(ClusterIndex, MapRecord)>, io: &mut Io<'_>) {
         self.reclaim.scanning = false;
-        if !self.still_movable() {
+        if !self.may_go_on() {
             return self.pause_reclaim();
         }
         let Some(active) = &mut self.reclaim.active else { return };

@@ -1,9 +1,10 @@
 //! Layers that nobody names are merged: what must not go wrong meanwhile.
 
-use blockd::control::Control;
+use blockd::control::{Answer, Control};
 
 use crate::directed::{
-    BLOCK, CLUSTER, create, export, fill_pool, read_block, snapshot, snapshot_name, some_steps, status, write,
+    BLOCK, CLUSTER, command, create, export, fill_pool, read_block, snapshot, snapshot_name, some_steps,
+    status, write,
 };
 use crate::world::World;
 
@@ -14,6 +15,9 @@ const STEPS: usize = 40;
 const SEEDS: u64 = 12;
 const OLDER: u8 = 1;
 const NEWER: u8 = 2;
+
+/// Records of a layer that takes several steps to merge.
+const MANY: u64 = 900;
 
 /// A snapshot `s` shows blocks of two layers in the same clusters. The older layer is being merged into the newer one,
 /// and so many operations of that have ended.
@@ -50,4 +54,54 @@ fn layers_are_not_merged_while_a_map_is_loaded() {
             assert_eq!(found, (NEWER, OLDER), "seed {seed}, looked at after {steps} operations");
         }
     }
+}
+
+/// Pins `v@s`, if that is allowed.
+fn pin(world: &mut World) -> Option<u64> {
+    world.command(Control::Pin { name: snapshot_name("v", "s") });
+    match world.take_answers().pop() {
+        Some((_, Ok(Answer::Pinned(pinned)))) => Some(pinned.pin),
+        _ => None,
+    }
+}
+
+/// A layer of many records is merged, and so many operations on its snapshot is pinned. If that was refused, it is tried
+/// until it is allowed: how many layers were left to merge then.
+fn left_when_pinned(steps: usize) -> Option<u64> {
+    let mut world = World::with_files(1, [2000, 2000]);
+    let volume = create(&mut world, "v", MANY * CLUSTER);
+    for record in 0..MANY {
+        write(&mut world, volume, record * CLUSTER, BLOCK, OLDER).expect("a write succeeds");
+    }
+    snapshot(&mut world, "v", "merged");
+    write(&mut world, volume, 0, BLOCK, NEWER).expect("a write succeeds");
+    snapshot(&mut world, "v", "s");
+    world.command(Control::DeleteSnapshot { name: snapshot_name("v", "merged") });
+    some_steps(&mut world, steps);
+    if pin(&mut world).is_some() {
+        return None;
+    }
+    let granted = (0..4 * MANY).find_map(|_| {
+        some_steps(&mut world, 1);
+        pin(&mut world)
+    });
+    let pin = granted.expect("a pin that is tried again is granted");
+    let left = status(&mut world).layers_to_reclaim;
+    command(&mut world, Control::Unpin { pin });
+    world.tick(1000);
+    world.settle();
+    assert_eq!(status(&mut world).layers_to_reclaim, 0, "the merge was forgotten");
+    assert_eq!(
+        (read_block(&mut world, "v@s", 0), read_block(&mut world, "v@s", CLUSTER / BLOCK)),
+        (NEWER, OLDER)
+    );
+    Some(left)
+}
+
+/// A large layer took minutes to merge, and nobody could pin a snapshot over it before all of it was merged: a move's last
+/// round waited for that with its guest stopped.
+#[test]
+fn a_merge_lets_a_pin_in_between_two_steps() {
+    let left: Vec<u64> = (0..STEPS).filter_map(left_when_pinned).collect();
+    assert!(left.iter().filter(|&&left| left > 0).count() > 3, "pinned when the merge had ended: {left:?}");
 }
