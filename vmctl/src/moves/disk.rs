@@ -20,6 +20,13 @@ const NEAR: Duration = Duration::from_millis(20);
 /// Times that the last difference is brought again because a run under way was joined, whose cut came before.
 const SHIP_TRIES: u32 = 3;
 
+/// What a round has brought: one snapshot of each volume.
+pub(super) struct Brought {
+    snapshot: String,
+    /// What both hosts have found it to be, if that was told.
+    root: Option<String>,
+}
+
 /// The volumes of a move, at this host's blockd.
 #[derive(Clone)]
 pub(super) struct Disk {
@@ -98,7 +105,7 @@ impl Disk {
     }
 
     /// Brings what is different now.
-    pub(super) async fn round(&self) -> Result<(String, Round), Error> {
+    pub(super) async fn round(&self) -> Result<(Brought, Round), Error> {
         let began = std::time::Instant::now();
         let ended = self.blockd.sync(&self.volumes, &self.host, |_| {}).await?;
         let missing = || Error::one_line(Kind::Io, "blockd tells nothing of a run that has ended");
@@ -109,8 +116,11 @@ impl Disk {
             bytes_sent: number("bytes_sent"),
             ms: began.elapsed().as_secs_f64() * 1e3,
         };
-        let snapshot = report.get("snapshot").and_then(serde_json::Value::as_str).ok_or_else(missing)?;
-        Ok((snapshot.to_owned(), round))
+        let text = |key: &str| report.get(key).and_then(serde_json::Value::as_str);
+        let snapshot = text("snapshot").ok_or_else(missing)?.to_owned();
+        // Of several volumes it has the roots of all, in an order that is blockd's.
+        let root = text("root").filter(|_| self.volumes.len() == 1).map(str::to_owned);
+        Ok((Brought { snapshot, root }, round))
     }
 
     /// Has what the guest writes mirrored, and waits until the other host has all that was answered.
@@ -153,14 +163,16 @@ impl Disk {
     async fn ship(&self) -> Result<Vec<FinalSnapshot>, Error> {
         let known = self.newest().await?;
         for _ in 0..SHIP_TRIES {
-            let (snapshot, round) = self.round().await?;
-            let found = self.finals(&snapshot).await?;
+            let (brought, round) = self.round().await?;
+            let found = self.finals(&brought).await?;
             // A run that was joined has cut before the freeze.
             if found.iter().all(|(sequence, _)| *sequence > known) {
                 *self.last_round.lock().unwrap_or_else(PoisonError::into_inner) = Some(round);
                 let mut shipped = self.shipped.lock().unwrap_or_else(PoisonError::into_inner);
                 let finals: Vec<FinalSnapshot> = found.into_iter().map(|(_, last)| last).collect();
-                shipped.extend(finals.iter().map(|last| (last.uid, format!("{}@{snapshot}", last.volume))));
+                shipped.extend(
+                    finals.iter().map(|last| (last.uid, format!("{}@{}", last.volume, brought.snapshot))),
+                );
                 return Ok(finals);
             }
         }
@@ -176,12 +188,15 @@ impl Disk {
         Ok(newest)
     }
 
-    async fn finals(&self, snapshot: &str) -> Result<Vec<(u64, FinalSnapshot)>, Error> {
+    async fn finals(&self, brought: &Brought) -> Result<Vec<(u64, FinalSnapshot)>, Error> {
         let mut finals = Vec::new();
         for volume in &self.volumes {
-            let name = format!("{volume}@{snapshot}");
+            let name = format!("{volume}@{}", brought.snapshot);
             let info = self.blockd.snapshot(&name).await?;
-            let root = self.blockd.hash(&name).await?;
+            let root = match &brought.root {
+                Some(root) => root.clone(),
+                None => self.blockd.hash(&name).await?,
+            };
             let bad = |what: &str| Error::one_line(Kind::Io, format!("blockd's {what} of {name} is none"));
             let last = FinalSnapshot {
                 volume: Name::new(volume).map_err(|error| Error::one_line(Kind::BadName, error))?,
