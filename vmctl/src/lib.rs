@@ -14,6 +14,7 @@ pub mod error;
 pub use local_api::exit_code;
 pub mod failure;
 pub mod size;
+pub mod span;
 
 pub mod http;
 pub mod qmp;

@@ -95,16 +95,40 @@ impl Blockd {
         told(self.http.delete::<IgnoredAny>(&format!("/v1/snapshots/{}", escape(name))).await).map(drop)
     }
 
+    /// Takes back a reason not to delete a snapshot.
+    pub async fn release_hold(&self, name: &str, reason: &str) -> Result<()> {
+        let path = format!("/v1/snapshots/{}/release", escape(name));
+        self.post(&path, &json!({ "reason": reason })).await
+    }
+
+    /// Deletes a volume that has no snapshots and no clients.
+    pub async fn delete_volume(&self, name: &str) -> Result<()> {
+        told(self.http.delete::<IgnoredAny>(&format!("/v1/volumes/{}", escape(name))).await).map(drop)
+    }
+
     /// The newest snapshot of a volume, if it has any.
     pub async fn newest_snapshot(&self, volume: &str) -> Result<Option<SnapshotInfo>> {
-        let (mut newest, mut after) = (None, String::new());
+        let mut newest = None;
+        self.each_page(volume, |page| newest = page.into_iter().last().or(newest.take())).await?;
+        Ok(newest)
+    }
+
+    /// All of a volume, oldest first.
+    pub async fn snapshots(&self, volume: &str) -> Result<Vec<SnapshotInfo>> {
+        let mut all = Vec::new();
+        self.each_page(volume, |page| all.extend(page)).await?;
+        Ok(all)
+    }
+
+    async fn each_page(&self, volume: &str, mut take: impl FnMut(Vec<SnapshotInfo>)) -> Result<()> {
+        let mut after = String::new();
         loop {
             let page: SnapshotsPage =
                 self.get(&format!("/v1/snapshots?volume={}{after}", escape(volume))).await?;
-            newest = page.snapshots.last().cloned().or(newest);
+            take(page.snapshots);
             match page.next {
                 Some(next) => after = format!("&after={}", escape(&next)),
-                None => return Ok(newest),
+                None => return Ok(()),
             }
         }
     }

@@ -79,6 +79,12 @@ pub struct SnapshotInfo {
     pub sequence: u64,
     /// What it is on every host: 32 hexadecimal digits.
     pub uid: String,
+    /// Reasons not to delete it.
+    pub holds: Vec<String>,
+    /// Volumes that were cloned from it.
+    pub clones: Vec<String>,
+    /// Clients that read it.
+    pub clients: u64,
 }
 
 /// A page of `GET /v1/snapshots`.

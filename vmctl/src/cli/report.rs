@@ -70,7 +70,11 @@ fn certificate(record: &MoveRecord) -> Vec<(&'static str, String)> {
     }
     if numbers.memory_total > 0 {
         let (sent, total) = (bytes(numbers.memory_bytes), bytes(numbers.memory_total));
-        pairs.push(("memory", format!("{sent} sent of {total}, {} passes", numbers.memory_passes)));
+        let spread = match numbers.multifd_bytes {
+            0 => String::new(),
+            count => format!(", {} of it through multifd", bytes(count)),
+        };
+        pairs.push(("memory", format!("{sent} sent of {total}, {} passes{spread}", numbers.memory_passes)));
     }
     pairs.extend(numbers.total_ms.map(|total| ("whole", ms(total))));
     pairs.extend(

@@ -13,6 +13,7 @@ use super::hub::Inner;
 use super::link::{Link, LinkEvent, Target};
 use super::qemu::{Deed, Look, Order, of_destination, watch as watch_qemu};
 use super::record::{Instant, MoveRecord, Phase};
+use super::rounds::multifd_channels;
 use super::source::EVENTS_MAX;
 use crate::agent::VmHandle;
 use crate::agent::events::now_ms;
@@ -275,7 +276,8 @@ impl DestinationMove {
         for index in 0..self.record.definition.nics.len() {
             client.set_link(&crate::vm::nic_id(index), false).await?;
         }
-        let mut capabilities = vec![("events", true), ("return-path", true)];
+        let multifd = self.record.options.multifd;
+        let mut capabilities = vec![("events", true), ("return-path", true), ("multifd", multifd.is_some())];
         // Taking the disks on arrival would be too early; later versions never do.
         let known = client.query_migrate_capabilities().await?;
         capabilities.extend(
@@ -286,8 +288,9 @@ impl DestinationMove {
         );
         client.migrate_set_capabilities(&capabilities).await?;
         // The guest is announced once it runs, by us.
-        let quiet = MigrationParameters::from([("announce-rounds".to_owned(), json!(0))]);
-        client.migrate_set_parameters(quiet).await?;
+        let mut parameters = MigrationParameters::from([("announce-rounds".to_owned(), json!(0))]);
+        parameters.extend(multifd.map(multifd_channels));
+        client.migrate_set_parameters(parameters).await?;
         let config = &self.hub.host.config;
         let socket = Places::new(&config.run, &config.data, &self.record.vm).migration();
         client.migrate_incoming(&format!("unix:{}", socket.display())).await?;

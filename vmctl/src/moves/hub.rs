@@ -89,6 +89,8 @@ impl Moves {
         for record in records.into_iter().filter(|record| !record.has_ended()) {
             moves.go_on(record);
         }
+        let former = moves.clone();
+        tokio::spawn(async move { former.sweep_former().await });
         let orphans = moves.clone();
         tokio::spawn(async move {
             match orphans.give_up_orphans().await {
@@ -134,6 +136,7 @@ impl Moves {
     /// # Errors
     /// There is no such VM, or it is being moved.
     pub async fn migrate(&self, vm: &VmName, to: &str, options: Options) -> Result<MoveId, Error> {
+        options.check()?;
         let handle = self.0.registry.vm(vm)?;
         let view = handle.view();
         let definition =
@@ -267,6 +270,7 @@ impl Moves {
     /// # Errors
     /// The other host cannot be asked, or there is no such VM.
     pub async fn checks(&self, vm: &VmName, to: &str, options: Options) -> Result<Vec<Check>, Error> {
+        options.check()?;
         let view = self.0.registry.view(vm)?;
         let definition = view
             .definition
@@ -358,6 +362,7 @@ impl Moves {
 
     async fn judge(&self, from: &str, offer: Offer) -> Result<Judgement, Error> {
         offer.definition.check()?;
+        offer.options.check()?;
         let qemu = Qemu::ask(&self.0.host.config.qemu).await?;
         let mut checks = self.look_at_host(&offer, &qemu).await?;
         checks.extend(self.look_at_volumes(from, &offer).await?);

@@ -7,13 +7,15 @@ use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::stream::{Purpose, dial};
+use super::record::MULTIFD_MAX;
+use super::stream::{dial_memory, reply};
 use crate::cutover::ids::MoveId;
+use crate::error::{Error, Kind};
 
 /// Bytes on their way in each direction: large, so that the relay is not what limits a move.
 const BUFFER_BYTES: usize = 256 << 10;
 /// Connections of one migration: one, or as many as multifd has channels and one.
-const CONNECTIONS_MAX: usize = 17;
+const CONNECTIONS_MAX: usize = MULTIFD_MAX as usize + 1;
 
 /// The source's end: QEMU connects to a socket of ours. Dropped, it ends, and QEMU's migration fails.
 pub(super) struct Relay {
@@ -49,15 +51,13 @@ async fn accept(listener: UnixListener, blockd: PathBuf, host: String, id: MoveI
     loop {
         tokio::select! {
             accepted = listener.accept(), if streams.len() < CONNECTIONS_MAX => match accepted {
-                Ok((near, _)) => {
-                    let (blockd, host) = (blockd.clone(), host.clone());
-                    streams.spawn(async move {
-                        match dial(&blockd, &host, Purpose::Memory { id }).await {
-                            Ok(far) => carry(near, far).await,
-                            Err(error) => tracing::warn!(%error, "memory finds no way to the other host"),
-                        }
-                    });
-                }
+                // One after the other, in QEMU's order: the QEMU there takes the first that it sees for the main one.
+                Ok((near, _)) => match dial_memory(&blockd, &host, id).await {
+                    Ok(far) => {
+                        streams.spawn(carry(near, far));
+                    }
+                    Err(error) => tracing::warn!(%error, "memory finds no way to the other host"),
+                },
                 Err(error) => return tracing::error!(%error, "QEMU's migration cannot be accepted"),
             },
             Some(_) = streams.join_next() => {}
@@ -72,10 +72,20 @@ async fn carry(mut near: UnixStream, mut far: UnixStream) {
     }
 }
 
-/// The destination's end: what came is for the QEMU that waits there.
-pub(super) async fn deliver(far: UnixStream, socket: &Path) {
-    match UnixStream::connect(socket).await {
-        Ok(near) => carry(near, far).await,
-        Err(error) => tracing::warn!(socket = %socket.display(), %error, "no QEMU waits for memory"),
+/// The destination's end: what came is for the QEMU that waits there. The source hears when it is led there.
+pub(super) async fn deliver(mut far: UnixStream, socket: &Path) {
+    let near = UnixStream::connect(socket).await.map_err(|error| {
+        Error::one_line(
+            Kind::Unreachable,
+            format!("no QEMU waits for memory at {}: {error}", socket.display()),
+        )
+    });
+    let (near, answer) = match near {
+        Ok(near) => (Some(near), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    match (reply(&mut far, answer).await, near) {
+        (Ok(()), Some(near)) => carry(near, far).await,
+        (told, _) => tracing::warn!(?told, "memory of a guest that does not come"),
     }
 }

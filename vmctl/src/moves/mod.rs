@@ -19,9 +19,11 @@ pub mod stream;
 mod disk;
 mod files;
 mod forecast;
+mod former;
 mod link;
 mod memory;
 mod qemu;
+mod quiet;
 
 mod destination;
 mod hub;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::cutover::event::{DestinationOutcome, Mark, SourceOutcome};
 use crate::cutover::ids::MoveId;
 use crate::cutover::record::Setup;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::vm::definition::Definition;
 use crate::vm::name::VmName;
 
@@ -89,6 +89,39 @@ pub struct Options {
     pub live: bool,
     /// The guest is slowed down when it dirties its memory faster than it can be sent.
     pub auto_converge: bool,
+    /// Connections that pages of memory are spread over, besides the one of the migration (QEMU's multifd).
+    pub multifd: Option<u8>,
+    /// Milliseconds for which the volumes stay where the VM came from, once it has moved. `None`: until somebody deletes them.
+    pub keep_source_ms: Option<u64>,
+    /// When the guest may be stopped.
+    pub when: When,
+}
+
+/// When a guest is stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum When {
+    /// As soon as its disks are nearly equal.
+    #[default]
+    Now,
+    /// When it changes less than it usually does.
+    Quiet,
+}
+
+/// Most connections for pages of memory.
+pub const MULTIFD_MAX: u8 = 16;
+
+impl Options {
+    /// Whether they can be kept.
+    ///
+    /// # Errors
+    /// `bad_value`.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.multifd.is_none_or(|channels| (1..=MULTIFD_MAX).contains(&channels)) {
+            return Ok(());
+        }
+        Err(Error::one_line(Kind::BadValue, format!("multifd takes 1 to {MULTIFD_MAX} connections")))
+    }
 }
 
 /// One difference that was brought while the guest ran.
@@ -155,6 +188,8 @@ pub struct Numbers {
     pub mirror: Option<Mirrored>,
     /// Bytes of memory that were sent.
     pub memory_bytes: u64,
+    /// Of them, through connections of multifd.
+    pub multifd_bytes: u64,
     /// Bytes of the guest's memory.
     pub memory_total: u64,
     /// Passes over the memory.
@@ -203,6 +238,9 @@ pub struct MoveRecord {
     pub failure: Option<Error>,
     /// The ledger: the VM's record was made by the move, here.
     pub made_vm: bool,
+    /// When the volumes that it left here are deleted, in milliseconds since 1970. `None`: they stay, or are gone.
+    #[serde(default)]
+    pub former_until_ms: Option<u64>,
     /// What a person should know, oldest first.
     pub notes: Vec<String>,
     /// In numbers.
@@ -234,6 +272,7 @@ impl MoveRecord {
             destination_end: None,
             failure: None,
             made_vm: false,
+            former_until_ms: None,
             notes: Vec::new(),
             numbers: Numbers::default(),
         }

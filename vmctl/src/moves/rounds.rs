@@ -15,7 +15,8 @@ use tokio::time::sleep;
 
 use super::disk::Disk;
 use super::forecast::{DOWNTIME_LIMIT_MS, Known, forecast};
-use super::record::{Forecast, Options, Phase, Round, Strategy};
+use super::quiet::{Activity, Meter, QUIET_TIME_MAX};
+use super::record::{Forecast, Options, Phase, Round, Strategy, When};
 use super::trial::Trial;
 use crate::error::{Error, Kind};
 use crate::qmp::Client;
@@ -102,6 +103,9 @@ impl Rounds {
         self.before_memory().await?;
         self.tell(Told::Phase(Phase::Gate)).await;
         self.trial.hold(Phase::Gate).await;
+        if self.options.when == When::Quiet {
+            self.wait_for_quiet().await?;
+        }
         self.wait_at_gate().await?;
         self.set_up().await?;
         let (heard, hearing) = oneshot::channel();
@@ -134,9 +138,9 @@ impl Rounds {
         }
         let small = self.rounds.last().is_some_and(|round| round.bytes_changed <= SMALL_BYTES);
         match self.options.strategy {
-            Strategy::Mirror => self.mirror().await,
+            Strategy::Mirror if !self.mirrored => self.mirror().await,
             Strategy::Auto if !small => self.mirror_if_near().await,
-            Strategy::Auto | Strategy::Rounds => Ok(()),
+            Strategy::Auto | Strategy::Mirror | Strategy::Rounds => Ok(()),
         }
     }
 
@@ -198,20 +202,44 @@ impl Rounds {
         }
     }
 
+    /// Until the guest changes less than it usually does, or it was waited long enough; then the disks are made nearly equal
+    /// again.
+    async fn wait_for_quiet(&mut self) -> Result<(), Error> {
+        let (began, mut activity) = (std::time::Instant::now(), Activity::default());
+        let client = self.client.clone();
+        let mut meter = Meter::new(&client);
+        self.tell(Told::Note("it waits for a quiet moment of the guest".to_owned())).await;
+        while began.elapsed() < QUIET_TIME_MAX && !activity.is_quiet() {
+            activity.push(meter.second().await?);
+        }
+        let waited = began.elapsed().as_secs_f64();
+        let (now, usual) = (activity.now() >> 20, activity.usual() >> 20);
+        let found = if activity.is_quiet() { "quiet" } else { "no quieter moment" };
+        self.tell(Told::Note(format!("{found} after {waited:.0} s: {now} MiB/s changed, usually {usual}")))
+            .await;
+        self.before_memory().await
+    }
+
     async fn set_up(&self) -> Result<(), Error> {
-        let mut capabilities =
-            vec![("events", true), ("return-path", true), ("pause-before-switchover", true)];
-        capabilities.push(("auto-converge", self.options.auto_converge));
+        // Also what is not wanted: an earlier move may have wanted it.
+        let capabilities = [
+            ("events", true),
+            ("return-path", true),
+            ("pause-before-switchover", true),
+            ("auto-converge", self.options.auto_converge),
+            ("multifd", self.options.multifd.is_some()),
+        ];
         self.client.migrate_set_capabilities(&capabilities).await?;
         let disk_ms = self.foresee().disk_ms;
         let left = self
             .options
             .silence_ms
             .map_or(DOWNTIME_LIMIT_MS, |bound| bound.saturating_sub(disk_ms as u64) / 2);
-        let parameters = MigrationParameters::from([
+        let mut parameters = MigrationParameters::from([
             ("downtime-limit".to_owned(), json!(left.clamp(10, DOWNTIME_LIMIT_MS))),
             ("max-bandwidth".to_owned(), json!(self.options.bandwidth.unwrap_or(BANDWIDTH_MAX))),
         ]);
+        parameters.extend(self.options.multifd.map(multifd_channels));
         self.client.migrate_set_parameters(parameters).await?;
         Ok(())
     }
@@ -242,6 +270,11 @@ impl Rounds {
             }
         }
     }
+}
+
+/// The parameter of QEMU that says over how many connections memory is spread; the same on both sides.
+pub(super) fn multifd_channels(channels: u8) -> (String, serde_json::Value) {
+    ("multifd-channels".to_owned(), json!(channels))
 }
 
 /// A migration that has ended while the guest runs on: nothing more comes of it, and nobody else tells of it.

@@ -13,6 +13,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::disk::{Disk, plan_of};
+use super::former::former_until;
 use super::hub::Inner;
 use super::judge::{Judgement, Offer, Question, refusal};
 use super::link::{Link, LinkEvent, Target};
@@ -292,6 +293,7 @@ impl SourceMove {
                 let numbers = &mut self.record.numbers;
                 if let Some(ram) = info.ram {
                     numbers.memory_bytes = ram.transferred;
+                    numbers.multifd_bytes = ram.multifd_bytes;
                     numbers.memory_total = ram.total;
                     numbers.memory_passes = ram.passes;
                 }
@@ -404,6 +406,7 @@ impl SourceMove {
             SourceEntry::Ended(outcome) => {
                 self.record.source_end = Some(outcome);
                 self.record.ended_ms = Some(now_ms());
+                self.record.former_until_ms = former_until(&self.record);
                 self.record.phase = Phase::Cleanup;
             }
         }

@@ -178,6 +178,19 @@ pub(super) async fn ask<T: DeserializeOwned>(
     }
 }
 
+/// A stream to the QEMU that waits for a guest's memory there.
+///
+/// # Errors
+/// `unreachable`, or what the other agent says: none waits.
+pub(super) async fn dial_memory(blockd: &Path, host: &str, id: MoveId) -> Result<UnixStream, Error> {
+    let mut stream = dial(blockd, host, Purpose::Memory { id }).await?;
+    let late = |_| broken(format!("{host} leads memory to no QEMU"));
+    match timeout(OPEN_TIME_MAX, read_line(&mut stream)).await.map_err(late)?? {
+        Reply::Ok(()) => Ok(stream),
+        Reply::Error(error) => Err(error),
+    }
+}
+
 /// Answers a question.
 pub(super) async fn reply<T: Serialize>(
     stream: &mut UnixStream,

@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 
 use super::client::Client;
 use super::types::{
-    BlockDevice, BlockNode, DirtyRate, KvmInfo, MachineInfo, MemorySize, MigrationCapability, MigrationInfo,
-    MigrationParameters, QomProperty, StatusInfo, VersionInfo,
+    BlockDevice, BlockNode, BlockStats, DirtyRate, KvmInfo, MachineInfo, MemorySize, MigrationCapability,
+    MigrationInfo, MigrationParameters, QomProperty, StatusInfo, VersionInfo,
 };
 use super::{QmpError, shown};
 
@@ -186,6 +186,12 @@ impl Client {
     /// What [`calc_dirty_rate`](Self::calc_dirty_rate) found.
     pub async fn query_dirty_rate(&self) -> Result<DirtyRate> {
         self.get("query-dirty-rate").await
+    }
+
+    /// Bytes that the guest has written to its disks since QEMU was started.
+    pub async fn query_written_bytes(&self) -> Result<u64> {
+        let disks: Vec<BlockStats> = self.get("query-blockstats").await?;
+        Ok(disks.iter().fold(0, |sum, disk| disk.stats.written.saturating_add(sum)))
     }
 
     /// Opens a block node.

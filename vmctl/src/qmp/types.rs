@@ -244,6 +244,9 @@ pub struct MigrationRam {
     /// Bytes of a page.
     #[serde(rename = "page-size", default)]
     pub page_size: u64,
+    /// Of what was sent, through connections of multifd.
+    #[serde(rename = "multifd-bytes", default)]
+    pub multifd_bytes: u64,
     /// Passes over the memory.
     #[serde(rename = "dirty-sync-count", default)]
     pub passes: u64,
@@ -260,6 +263,21 @@ pub struct DirtyRate {
     /// MiB a second, once measured.
     #[serde(rename = "dirty-rate")]
     pub mib_per_second: Option<i64>,
+}
+
+/// One of `query-blockstats`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct BlockStats {
+    /// Its counters.
+    pub stats: BlockCounters,
+}
+
+/// What a disk has done since QEMU was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct BlockCounters {
+    /// Bytes.
+    #[serde(rename = "wr_bytes")]
+    pub written: u64,
 }
 
 /// One of `query-named-block-nodes`.

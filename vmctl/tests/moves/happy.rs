@@ -1,6 +1,9 @@
 //! Moves that go well.
 
-use crate::place::{goes_on, judge, last, migrate, rig};
+use fixtures::cutover::Host;
+use fixtures::process::{ProcessError, wait_until};
+
+use crate::place::{PATIENCE, goes_on, judge, last, migrate, rig, said, try_migrate};
 
 /// Moves of the longer test.
 const MOVES: usize = 20;
@@ -17,6 +20,46 @@ fn a_guest_moves_to_another_host_and_back() {
     let report = rig.a.report().unwrap();
     println!("{}", serde_json::to_string_pretty(&report["numbers"]).unwrap());
     assert!(report["numbers"]["silence_ms"].as_f64().unwrap() > 0.0);
+    let at = last(&rig.b);
+    migrate(&rig.b, &rig.a);
+    goes_on(&rig.a, at);
+    judge(&rig, &rig.a, 2);
+}
+
+/// Each connection is a tunnel of its own; the way back is without.
+#[test]
+fn memory_is_spread_over_several_connections() {
+    let (rig, _dir) = rig();
+    rig.boot().unwrap();
+    let spread = |host: &Host| host.report().unwrap()["numbers"]["multifd_bytes"].as_u64().unwrap();
+    let at = last(&rig.a);
+    let output = try_migrate(&rig.a, "B", &["--multifd", "3"]);
+    assert!(output.status.success(), "{}\n{}\n{}", said(&output), rig.a.last_words(), rig.b.last_words());
+    goes_on(&rig.b, at);
+    assert!(spread(&rig.a) > 1 << 20, "{} bytes", spread(&rig.a));
+    let at = last(&rig.b);
+    migrate(&rig.b, &rig.a);
+    goes_on(&rig.a, at);
+    assert_eq!(spread(&rig.b), 0);
+    judge(&rig, &rig.a, 2);
+}
+
+/// The copy is deleted once nobody is there who lingers; then the way back begins with nothing.
+#[test]
+fn the_former_copy_goes_when_its_time_is_over() {
+    let (rig, _dir) = rig();
+    rig.boot().unwrap();
+    let at = last(&rig.a);
+    let output = try_migrate(&rig.a, "B", &["--keep-source", "1s", "--when", "quiet"]);
+    assert!(output.status.success(), "{}\n{}\n{}", said(&output), rig.a.last_words(), rig.b.last_words());
+    goes_on(&rig.b, at);
+    let notes = rig.a.report().unwrap()["notes"].to_string();
+    assert!(notes.contains("waits for a quiet moment") && notes.contains("MiB/s changed"), "{notes}");
+    let gone = wait_until("the former copy's end", PATIENCE, || {
+        let volumes = rig.a.blockctl(&["volume", "list", "-o", "json"]).unwrap();
+        Ok::<_, ProcessError>((!volumes.contains("web1")).then_some(()))
+    });
+    assert!(gone.is_ok(), "{gone:?}\n{}", rig.a.report().unwrap()["notes"]);
     let at = last(&rig.b);
     migrate(&rig.b, &rig.a);
     goes_on(&rig.a, at);
