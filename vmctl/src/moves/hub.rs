@@ -9,11 +9,9 @@ use tokio::sync::{mpsc, watch};
 
 use super::destination::DestinationMove;
 use super::files::MoveFiles;
-use super::judge::{
-    Check, Judgement, Offer, Question, check_machine, check_processor, digest, free_memory, refusal,
-};
-use super::link::say;
+use super::judge::{Check, Judgement, Offer, Question};
 use super::memory::deliver;
+use super::offers::Offers;
 use super::record::{MoveRecord, Options, Side};
 use super::source::{SourceMove, Wish};
 use super::stream;
@@ -22,23 +20,14 @@ use crate::agent::events::now_ms;
 use crate::agent::registry::{Host, Registry};
 use crate::agent::view::{MovePlan, VmState};
 use crate::cutover::event::Reason;
-use crate::cutover::ids::{MoveId, Name, Text};
-use crate::cutover::message::Message;
-use crate::cutover::record::{Plan, Setup, Stage};
+use crate::cutover::ids::MoveId;
+use crate::cutover::record::{Setup, Stage};
 use crate::error::{Error, Kind};
 use crate::vm::name::VmName;
 use crate::vm::places::Places;
-use crate::vm::qemu::Qemu;
 
-/// VMs that may come and have not yet.
-const OFFERS_MAX: usize = 32;
-/// How long one may take: the first copy of its disks comes between.
-const OFFER_TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long another host's agent may take to answer.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
-/// Memory that a host keeps for itself.
-const MEMORY_KEPT_BYTES: u64 = 64 << 20;
-
 type Accepted = Option<mpsc::Sender<UnixStream>>;
 
 struct Active {
@@ -49,12 +38,6 @@ struct Active {
     links: watch::Receiver<Accepted>,
 }
 
-struct Offered {
-    offer: Offer,
-    from: String,
-    until: Instant,
-}
-
 /// What all moves share.
 pub(super) struct Inner {
     pub(super) registry: Registry,
@@ -62,7 +45,7 @@ pub(super) struct Inner {
     pub(super) files: MoveFiles,
     pub(super) trial: Trial,
     active: Mutex<BTreeMap<MoveId, Active>>,
-    offers: Mutex<BTreeMap<MoveId, Offered>>,
+    pub(super) offers: Offers,
 }
 
 /// See the module; clones are handles to the same.
@@ -84,7 +67,7 @@ impl Moves {
         let files = MoveFiles::open(&host.config.data)?;
         let records = files.read_all()?;
         let trial = Trial::from_environment()?;
-        let (active, offers) = (Mutex::default(), Mutex::default());
+        let (active, offers) = (Mutex::default(), Offers::default());
         let moves = Self(Arc::new(Inner { registry, host, files, trial, active, offers }));
         for record in records.into_iter().filter(|record| !record.has_ended()) {
             moves.go_on(record);
@@ -169,7 +152,7 @@ impl Moves {
         });
     }
 
-    fn run_destination(&self, record: MoveRecord, new: Option<(Setup, UnixStream)>) {
+    pub(super) fn run_destination(&self, record: MoveRecord, new: Option<(Setup, UnixStream)>) {
         let (wishes, _) = mpsc::channel(1);
         let (links, linked) = watch::channel(None);
         let (shown, showing) = watch::channel(record.clone());
@@ -186,7 +169,7 @@ impl Moves {
     }
 
     /// The move of a VM that is under way and has not ended.
-    fn active_of(&self, vm: &VmName) -> Option<MoveId> {
+    pub(super) fn active_of(&self, vm: &VmName) -> Option<MoveId> {
         let active = lock(&self.0.active);
         active.iter().find(|(_, one)| one.vm == *vm && !one.shown.borrow().has_ended()).map(|(id, _)| *id)
     }
@@ -360,96 +343,6 @@ impl Moves {
         }
     }
 
-    async fn judge(&self, from: &str, offer: Offer) -> Result<Judgement, Error> {
-        offer.definition.check()?;
-        offer.options.check()?;
-        let qemu = Qemu::ask(&self.0.host.config.qemu).await?;
-        let mut checks = self.look_at_host(&offer, &qemu).await?;
-        checks.extend(self.look_at_volumes(from, &offer).await?);
-        let fits = refusal(&offer.definition.name, "this host", &checks).is_ok();
-        if let (Some(id), true) = (offer.id, fits) {
-            self.expect(id, from, offer)?;
-        }
-        Ok(Judgement { checks, qemu: qemu.version })
-    }
-
-    fn expect(&self, id: MoveId, from: &str, offer: Offer) -> Result<(), Error> {
-        let now = Instant::now();
-        let mut offers = lock(&self.0.offers);
-        offers.retain(|_, offered| offered.until > now);
-        if offers.len() >= OFFERS_MAX && !offers.contains_key(&id) {
-            return Err(Error::one_line(Kind::Overloaded, format!("{OFFERS_MAX} VMs are expected already")));
-        }
-        offers.insert(id, Offered { offer, from: from.to_owned(), until: now + OFFER_TIME_MAX });
-        Ok(())
-    }
-
-    async fn look_at_host(&self, offer: &Offer, qemu: &Qemu) -> Result<Vec<Check>, Error> {
-        let definition = &offer.definition;
-        let accel = self.0.host.accel.accel(&self.0.host.config.qemu).await?;
-        let mut checks = vec![check_machine(offer, qemu), check_processor(offer, qemu.version, accel)];
-        let free = free_memory().unwrap_or(u64::MAX).saturating_sub(MEMORY_KEPT_BYTES);
-        let needed = definition.memory.0;
-        checks.push(if free >= needed {
-            Check::good("memory", format!("{} MiB free, {} needed", free >> 20, needed >> 20))
-        } else {
-            let found = format!("{} MiB free, {} needed", free >> 20, needed >> 20);
-            Check::bad("memory", found, "stop something there, or choose another host")
-        });
-        checks.push(match self.0.registry.view(&definition.name) {
-            Ok(view) if view.process.is_some() || view.held_by.is_some() => {
-                let found = format!("there is a VM {} there, {}", definition.name, view.state.name());
-                Check::bad("name", found, format!("vmctl vm show {}    (there)", definition.name))
-            }
-            _ => Check::good("name", "free"),
-        });
-        for file in
-            definition.boot.iter().flat_map(|boot| [Some(&boot.kernel), boot.initrd.as_ref()]).flatten()
-        {
-            if !file.is_file() {
-                let shown = file.display();
-                checks.push(Check::bad(
-                    "boot",
-                    format!("{shown} is not there"),
-                    format!("copy {shown} there"),
-                ));
-            }
-        }
-        Ok(checks)
-    }
-
-    async fn look_at_volumes(&self, from: &str, offer: &Offer) -> Result<Vec<Check>, Error> {
-        let blockd = &self.0.host.blockd;
-        let store = blockd.status().await?.store;
-        let mut needed = 0;
-        let mut checks = Vec::new();
-        for volume in &offer.volumes {
-            match blockd.volume(&volume.name).await {
-                Ok(info) if info.role != "replica" => {
-                    let found = format!("there is a volume {} there that is no replica", volume.name);
-                    checks.push(Check::bad(
-                        "volume",
-                        found,
-                        format!("blockctl volume rename {} …    (there)", volume.name),
-                    ));
-                }
-                Ok(_) => checks.push(Check::good("volume", format!("{}: a replica is there", volume.name))),
-                Err(error) if error.kind == Kind::NotFound => {
-                    needed += volume.size;
-                    checks.push(Check::good("volume", format!("{}: comes from {from}", volume.name)));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let free = store.pool_bytes.saturating_sub(store.used_bytes);
-        // Thin volumes may need less: blockd says no when it is really full.
-        checks.push(Check::good(
-            "space",
-            format!("{} MiB free, at most {} MiB come", free >> 20, needed >> 20),
-        ));
-        Ok(checks)
-    }
-
     /// Somebody opens the link of a move.
     pub(super) async fn control(&self, from: &str, id: MoveId, mut stream: UnixStream) {
         let links = lock(&self.0.active)
@@ -480,34 +373,6 @@ impl Moves {
         }
     }
 
-    /// `Prepare` of a move that was offered. Any other one is refused: an agent that was started anew has forgotten what it was
-    /// offered, and a source that hears nothing would ask for ever.
-    async fn begin_destination(&self, from: &str, id: MoveId, plan: Plan, mut stream: UnixStream) {
-        let vm = lock(&self.0.offers).get(&id).map(|offered| offered.offer.definition.name.clone());
-        if let Some(other) = vm.and_then(|vm| self.active_of(&vm)) {
-            // It is said again, and the other one ends.
-            return tracing::info!(%id, %other, "a move waits for the end of another one of the same VM");
-        }
-        let offered = lock(&self.0.offers).remove(&id).filter(|offered| offered.from == from);
-        let offer = match offered.map(|offered| offered.offer) {
-            Some(offer) if is_offered(&offer, &plan) => offer,
-            other => {
-                let reason = match other {
-                    None => "the agent there was started anew meanwhile, and knows nothing of this move",
-                    Some(_) => "it was offered something else",
-                };
-                tracing::warn!(%id, from, reason, "a move is refused");
-                let refused = Message::Refused { reason: Text::new(reason) };
-                if let Err(error) = say(&mut stream, id, refused).await {
-                    tracing::debug!(%error, from, "a refusal was not heard");
-                }
-                return;
-            }
-        };
-        let record = MoveRecord::new(id, Side::Destination, from, offer.definition, offer.options, now_ms());
-        self.run_destination(record, Some((Setup::new(id, plan), stream)));
-    }
-
     /// Memory of a guest that comes.
     pub(super) async fn memory(&self, from: &str, id: MoveId, stream: UnixStream) {
         let vm = {
@@ -521,15 +386,6 @@ impl Moves {
         let config = &self.0.host.config;
         deliver(stream, &Places::new(&config.run, &config.data, &vm).migration()).await;
     }
-}
-
-/// Whether a plan is of what was offered.
-fn is_offered(offer: &Offer, plan: &Plan) -> bool {
-    let volumes: Vec<&str> = offer.definition.volumes().collect();
-    let planned: Vec<&str> = plan.volumes.iter().map(Name::as_str).collect();
-    digest(&offer.definition).is_ok_and(|digest| digest == plan.digest)
-        && planned == volumes
-        && plan.vm.as_str() == offer.definition.name.as_str()
 }
 
 fn random() -> Result<[u8; 16], Error> {

@@ -28,6 +28,8 @@ mod quiet;
 mod destination;
 mod hub;
 mod judge;
+mod offers;
+mod opening;
 mod reception;
 mod rounds;
 mod source;

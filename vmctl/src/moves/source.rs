@@ -12,24 +12,20 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::disk::{Disk, plan_of};
+use super::disk::Disk;
 use super::former::former_until;
 use super::hub::Inner;
-use super::judge::{Judgement, Offer, Question, refusal};
 use super::link::{Link, LinkEvent, Target};
 use super::memory::Relay;
 use super::qemu::{Deed, Look, Order, of_source, watch as watch_qemu};
 use super::record::{Forecast, Instant, Mirrored, MoveRecord, Numbers, Phase, ROUNDS_MAX, Round};
 use super::rounds::{Rounds, Told};
-use super::stream;
 use crate::agent::VmHandle;
 use crate::agent::events::now_ms;
-use crate::agent::view::VmState;
 use crate::cutover::event::{
     Answer, BlockdKind, Mark, SourceAction, SourceEntry, SourceEvent, SourceOutcome, SourceQemu, SourceQemuOp,
 };
 use crate::cutover::ids::Text;
-use crate::cutover::record::Setup;
 use crate::cutover::source::Source;
 use crate::error::{Error, Kind};
 use crate::vm::accel::Accel;
@@ -37,8 +33,6 @@ use crate::vm::places::Places;
 
 /// How often is asked again for what was not answered.
 const POKE: Duration = Duration::from_millis(500);
-/// How long the other side may take to judge.
-const JUDGE_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long a stopped guest may wait for the switch when no bound was given.
 const SWITCH_TIME_MAX: Duration = Duration::from_secs(10);
 /// Least time that a bound leaves a switch that has begun, before it is undone.
@@ -85,7 +79,7 @@ impl SourceMove {
         self.record.host.clone()
     }
 
-    fn holder(&self) -> String {
+    pub(super) fn holder(&self) -> String {
         format!("move {}", self.record.id)
     }
 
@@ -105,7 +99,7 @@ impl SourceMove {
     }
 
     /// Progress: what a crash would lose of it does not matter.
-    fn phase(&mut self, phase: Phase) {
+    pub(super) fn phase(&mut self, phase: Phase) {
         self.record.phase = phase;
         if let Err(error) = self.save() {
             tracing::warn!(%error, "how far a move is cannot be written down");
@@ -132,80 +126,18 @@ impl SourceMove {
         }
     }
 
-    /// Everything before the cutover: nothing of it has to be undone.
-    async fn begin(&mut self) -> Result<(), Error> {
-        self.vm.hold(self.holder()).await?;
-        self.phase(Phase::Check);
-        self.hub.trial.hold(Phase::Check).await;
-        let view = self.vm.view();
-        if view.state != VmState::Running {
-            let message = format!("{} is {}: only a running VM is moved", self.record.vm, view.state.name());
-            return Err(Error::one_line(Kind::Refused, message)
-                .with_next(format!("vmctl vm start {}", self.record.vm)));
-        }
-        let process = view.process.ok_or_else(|| Error::one_line(Kind::Refused, "it has no QEMU"))?;
-        if let Some(unfit) = view.adopted.as_ref().and_then(|adopted| adopted.unfit.first()) {
-            return Err(Error::one_line(
-                Kind::Refused,
-                format!("{} cannot be moved: {unfit}", self.record.vm),
-            ));
-        }
-        let (plan, facts) = plan_of(&self.hub.host.blockd, &self.record.definition).await?;
-        if let Some(volume) = facts.iter().find(|volume| volume.role != "primary") {
-            return Err(Error::one_line(Kind::Refused, format!("volume {} is not this host's", volume.name)));
-        }
-        self.phase(Phase::Prepare);
-        self.hub.trial.hold(Phase::Prepare).await;
-        let offer = Offer {
-            id: Some(self.record.id),
-            definition: self.record.definition.clone(),
-            volumes: facts,
-            qemu: process.qemu,
-            accel: process.accel,
-            options: self.record.options.clone(),
-        };
-        self.offer(offer).await?;
-        self.phase(Phase::Bulk);
-        self.hub.trial.hold(Phase::Bulk).await;
-        let disk = self.disk();
-        let (_, round) = disk.round().await?;
-        self.record.numbers.rounds.push(round);
-        // Said anew: a first copy may have taken longer than an offer holds.
-        self.record.setup = Some(Setup::new(self.record.id, plan));
-        Ok(())
-    }
-
-    async fn offer(&self, offer: Offer) -> Result<(), Error> {
-        let blockd = self.hub.host.blockd.socket();
-        let question = Question::Judge(Box::new(offer));
-        let judged: Judgement = stream::ask(blockd, &self.record.host, question, JUDGE_TIME_MAX).await?;
-        refusal(&self.record.vm, &self.record.host, &judged.checks)
-    }
-
-    fn disk(&self) -> Disk {
+    pub(super) fn disk(&self) -> Disk {
         Disk::new(self.hub.host.blockd.clone(), self.record.id, &self.record.host, self.volumes())
     }
 
-    /// It did not come to a cutover.
-    async fn fail(&mut self, error: &Error) {
-        tracing::warn!(id = %self.record.id, vm = %self.record.vm, %error, "a move has failed before its cutover");
-        self.record.failure = Some(error.clone());
-        self.record.setup = None;
-        self.record.ended_ms = Some(now_ms());
-        let message = format!("to {}: {error}", self.record.host);
-        self.hub.host.events.record("move_failed", self.record.vm.as_str(), message);
-        self.write_end();
-        self.let_go().await;
-    }
-
     /// The end is written down, sooner or later: an end that is not would be gone through again.
-    fn write_end(&mut self) {
+    pub(super) fn write_end(&mut self) {
         if let Err(error) = self.save() {
             tracing::error!(%error, "the end of a move cannot be written down");
         }
     }
 
-    async fn let_go(&self) {
+    pub(super) async fn let_go(&self) {
         if let Err(error) = self.vm.release(self.holder()).await {
             tracing::warn!(%error, vm = %self.record.vm, "a VM stays held");
         }
