@@ -39,7 +39,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let registry = Registry::open(config.clone());
     let registry =
         registry.map_err(|error| failure::of_error("cannot read the VMs' records", &Error::from(error)))?;
-    let moves = Moves::open(registry.clone());
+    let moves = Moves::open(registry.clone()).await;
     let moves = moves.map_err(|error| failure::of_error("cannot read the moves' journal", &error))?;
     std::fs::create_dir_all(&config.run).map_err(|error| cannot_start(&error))?;
     let peers =

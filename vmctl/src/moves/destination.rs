@@ -171,6 +171,8 @@ impl DestinationMove {
                 self.record.destination_end = Some(outcome);
                 self.record.ended_ms = Some(now_ms());
                 self.record.phase = Phase::Cleanup;
+                // Shown when the VM is let go of: whoever waits for the end may want it at once.
+                return Ok(self.hub.files.write(&self.record)?);
             }
         }
         self.save()

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
 use super::destination::DestinationMove;
 use super::files::MoveFiles;
@@ -19,13 +20,15 @@ use super::trial::Trial;
 use crate::agent::events::now_ms;
 use crate::agent::registry::{Host, Registry};
 use crate::agent::view::{MovePlan, VmState};
-use crate::cutover::event::Reason;
+use crate::cutover::event::{DestinationOutcome, Reason};
 use crate::cutover::ids::MoveId;
 use crate::cutover::record::{Setup, Stage};
 use crate::error::{Error, Kind};
 use crate::vm::name::VmName;
 use crate::vm::places::Places;
 
+/// How long a VM may take to be let go of when the agent starts.
+const LET_GO_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long another host's agent may take to answer.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
 type Accepted = Option<mpsc::Sender<UnixStream>>;
@@ -62,13 +65,18 @@ impl Moves {
     ///
     /// # Errors
     /// The directory cannot be used.
-    pub fn open(registry: Registry) -> Result<Self, Error> {
+    pub async fn open(registry: Registry) -> Result<Self, Error> {
         let host = Arc::clone(registry.host());
         let files = MoveFiles::open(&host.config.data)?;
-        let records = files.read_all()?;
+        let mut records = files.read_all()?;
+        records
+            .iter_mut()
+            .filter(|record| !record.has_begun())
+            .for_each(|record| end_unbegun(&files, record));
         let trial = Trial::from_environment()?;
         let (active, offers) = (Mutex::default(), Offers::default());
         let moves = Self(Arc::new(Inner { registry, host, files, trial, active, offers }));
+        moves.let_go_of_ended(&records).await;
         for record in records.into_iter().filter(|record| !record.has_ended()) {
             moves.go_on(record);
         }
@@ -85,33 +93,45 @@ impl Moves {
         Ok(moves)
     }
 
-    fn go_on(&self, mut record: MoveRecord) {
+    fn go_on(&self, record: MoveRecord) {
         let (vm, id) = (record.vm.clone(), record.id);
         tracing::info!(%id, %vm, phase = record.phase.name(), "a move is gone on with");
         match record.side {
-            Side::Source if record.setup.is_none() => {
-                // It had not begun: whoever asked for it is gone, and nothing is to be undone.
-                let why = "the agent was restarted before the move had begun";
-                record.failure = Some(Error::one_line(Kind::Stopping, why));
-                record.ended_ms = Some(now_ms());
-                let (inner, holder) = (Arc::clone(&self.0), format!("move {id}"));
-                tokio::spawn(async move {
-                    if let Err(error) = inner.files.write(&record) {
-                        tracing::error!(%error, "the end of a move cannot be written down");
-                    }
-                    if let Ok(vm) = inner.registry.vm(&vm)
-                        && let Err(error) = vm.release(holder).await
-                    {
-                        tracing::warn!(%error, "a VM stays held");
-                    }
-                });
-            }
             Side::Source => match self.0.registry.vm(&vm) {
                 Ok(handle) => self.run_source(record, handle),
                 Err(error) => tracing::error!(%error, %id, "a move of a VM that is not here"),
             },
             Side::Destination => self.run_destination(record, None),
         }
+    }
+
+    /// An agent that was killed between the end of a move and what follows from it leaves the VM held, or there, where the move
+    /// was undone that has made it.
+    async fn let_go_of_ended(&self, records: &[MoveRecord]) {
+        for view in self.0.registry.list() {
+            let Some(holder) = view.held_by else { continue };
+            let Some(id) = holder.strip_prefix("move ").and_then(|id| id.parse::<MoveId>().ok()) else {
+                continue;
+            };
+            let record = records.iter().find(|record| record.id == id);
+            if record.is_some_and(|record| !record.has_ended()) {
+                continue;
+            }
+            tracing::warn!(vm = %view.name, holder, "a VM was held by a move that is over");
+            let freed = timeout(LET_GO_TIME_MAX, self.let_go(&view.name, holder, record)).await;
+            if let Ok(Err(error)) = freed.map_err(|_| tracing::warn!(vm = %view.name, "it does not answer")) {
+                tracing::warn!(%error, vm = %view.name, "a VM stays held");
+            }
+        }
+    }
+
+    async fn let_go(&self, vm: &VmName, holder: String, record: Option<&MoveRecord>) -> Result<(), Error> {
+        self.0.registry.vm(vm)?.release(holder).await?;
+        let undone = |record: &MoveRecord| record.destination_end == Some(DestinationOutcome::Discarded);
+        if record.is_some_and(|record| record.made_vm && undone(record)) {
+            self.0.registry.delete(vm).await?;
+        }
+        Ok(())
     }
 
     /// Begins to move a VM to another host; it is told by [`Self::watch`] how far it is.
@@ -395,6 +415,16 @@ fn random() -> Result<[u8; 16], Error> {
         Ok(16) => Ok(bytes),
         Ok(_) => Err(Error::one_line(Kind::Io, "the kernel has too little randomness")),
         Err(error) => Err(Error::one_line(Kind::Io, format!("the kernel has no randomness: {error}"))),
+    }
+}
+
+/// The agent was started anew: whoever asked for it is gone, and nothing is to be undone.
+fn end_unbegun(files: &MoveFiles, record: &mut MoveRecord) {
+    let why = "the agent was restarted before the move had begun";
+    record.failure = Some(Error::one_line(Kind::Stopping, why));
+    record.ended_ms = Some(now_ms());
+    if let Err(error) = files.write(record) {
+        tracing::error!(%error, "the end of a move cannot be written down");
     }
 }
 

@@ -74,7 +74,7 @@ impl SourceMove {
         self.record.ended_ms = Some(now_ms());
         let message = format!("to {}: {error}", self.record.host);
         self.hub.host.events.record("move_failed", self.record.vm.as_str(), message);
-        self.write_end();
         self.let_go().await;
+        self.write_end();
     }
 }

@@ -278,6 +278,11 @@ impl MoveRecord {
         }
     }
 
+    /// Whether there may be something to undo.
+    pub fn has_begun(&self) -> bool {
+        self.has_ended() || self.side == Side::Destination || self.setup.is_some()
+    }
+
     /// Whether there is nothing left to do here.
     pub fn has_ended(&self) -> bool {
         self.ended_ms.is_some()

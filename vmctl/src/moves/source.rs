@@ -204,7 +204,6 @@ impl SourceMove {
             if linger.is_none() && self.record.has_ended() {
                 linger = Some(Clock::now() + LINGER);
                 parts.orders = None;
-                self.let_go().await;
             }
         }
     }
@@ -340,6 +339,8 @@ impl SourceMove {
                 self.record.ended_ms = Some(now_ms());
                 self.record.former_until_ms = former_until(&self.record);
                 self.record.phase = Phase::Cleanup;
+                // Shown when the VM is let go of: whoever waits for the end may want it at once.
+                return Ok(self.hub.files.write(&self.record)?);
             }
         }
         self.save()
@@ -433,6 +434,7 @@ impl SourceMove {
             }
         };
         self.hub.host.events.record(kind, self.record.vm.as_str(), message);
+        self.let_go().await;
         self.write_end();
     }
 }

@@ -1,6 +1,6 @@
 //! Moves that go well.
 
-use fixtures::cutover::Host;
+use fixtures::cutover::{Daemon, Host};
 use fixtures::process::{ProcessError, wait_until};
 
 use crate::place::{PATIENCE, goes_on, judge, last, migrate, rig, said, try_migrate};
@@ -77,4 +77,24 @@ fn a_guest_moves_back_and_forth_without_a_restart() {
         goes_on(to, at);
     }
     judge(&rig, &rig.a, MOVES);
+}
+
+/// Between the end of a move, which is written down, and what follows from it the agent was killed: the VM was held for ever by
+/// a move that nobody goes on with. (Kill matrix: agent-destination/cleanup/kill+cut.)
+#[test]
+fn a_hold_that_a_killed_agent_left_is_let_go_of() {
+    let (mut rig, dir) = rig();
+    rig.boot().unwrap();
+    migrate(&rig.a, &rig.b);
+    rig.b.kill(Daemon::Agent).unwrap();
+    let file = dir.path().join("B/agent/vms/web1.json");
+    let mut kept: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let id = rig.a.report().unwrap()["id"].as_str().unwrap().to_owned();
+    assert!(kept["record"].get("held_by").is_none_or(serde_json::Value::is_null), "{kept}");
+    kept["record"]["held_by"] = format!("move {id}").into();
+    std::fs::write(&file, kept.to_string()).unwrap();
+    rig.b.start_agent().unwrap();
+    let at = last(&rig.b);
+    migrate(&rig.b, &rig.a);
+    goes_on(&rig.a, at);
 }
