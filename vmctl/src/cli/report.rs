@@ -52,8 +52,10 @@ fn certificate(record: &MoveRecord) -> Vec<(&'static str, String)> {
     }
     pairs.extend(numbers.silence_ms.map(|silence| ("silence", ms(silence))));
     if let Some(told) = numbers.forecast {
-        let parts =
-            format!("disk {:.0}, memory {:.0}, fixed {:.0}", told.disk_ms, told.memory_ms, told.fixed_ms);
+        let wake =
+            if told.wake_ms > 0.0 { format!(", to be heard {:.0}", told.wake_ms) } else { String::new() };
+        let (disk, memory, fixed) = (told.disk_ms, told.memory_ms, told.fixed_ms);
+        let parts = format!("disk {disk:.0}, memory {memory:.0}, fixed {fixed:.0}{wake}");
         pairs.push(("forecast", format!("{} ({parts}); pressure {:.2}", ms(told.silence_ms), told.pressure)));
     }
     let rounds = numbers.rounds.iter().chain(&numbers.last_round);

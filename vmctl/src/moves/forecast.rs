@@ -7,9 +7,11 @@ use crate::qmp::types::MigrationInfo;
 const FIXED_MS: f64 = 15.0;
 /// What QEMU needs for its last pass and its devices besides the memory that is left: milliseconds, measured.
 const DEVICES_MS: f64 = 12.0;
-/// How long QEMU may take for the memory that is left when it stops the guest, unless a bound leaves less: with more left it
-/// goes over the memory once more.
-pub(super) const DOWNTIME_LIMIT_MS: u64 = 30;
+/// A guest whose processors are translated begins at the other host with nothing translated: milliseconds until it is heard,
+/// measured.
+const WAKE_MS: f64 = 40.0;
+/// A round of so many bytes says how long the last one will take, be it the first one or not.
+const ALIKE_BYTES: u64 = 8 << 20;
 
 /// What is known when the guest is about to be stopped.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,6 +22,10 @@ pub(super) struct Known<'a> {
     pub(super) memory: Option<&'a MigrationInfo>,
     /// Bytes of memory that are sent while the guest stands still.
     pub(super) stopped: u64,
+    /// How long QEMU may take for the memory that is left when it stops the guest.
+    pub(super) limit_ms: u64,
+    /// The guest's processors are translated.
+    pub(super) translated: bool,
 }
 
 /// What a link carries of which nothing is known yet, in bytes a millisecond.
@@ -32,29 +38,31 @@ pub(super) fn forecast(known: &Known<'_>) -> Forecast {
     let link = link_bytes_per_ms(known);
     let rest_ms = if link > 0.0 { memory_bytes as f64 / link } else { 0.0 };
     let whole_ms = known.stopped as f64 / link.max(LINK_UNKNOWN);
-    let memory_ms = DEVICES_MS + whole_ms + rest_ms.min(DOWNTIME_LIMIT_MS as f64);
+    let memory_ms = DEVICES_MS + whole_ms + rest_ms.min(known.limit_ms as f64);
+    let wake_ms = if known.translated { WAKE_MS } else { 0.0 };
     let pressure = if link > 0.0 { dirty_bytes_per_ms(known) / link } else { 0.0 };
     Forecast {
         // Disk and memory go at the same time.
-        silence_ms: disk.0.max(memory_ms) + FIXED_MS,
+        silence_ms: disk.0.max(memory_ms) + FIXED_MS + wake_ms,
         disk_ms: disk.0,
         memory_ms,
         rest_ms,
         fixed_ms: FIXED_MS,
+        wake_ms,
         pressure,
         disk_bytes: disk.1,
         memory_bytes,
     }
 }
 
-/// The median of the last rounds: milliseconds, and bytes. The first one is the bulk, and says nothing about the last.
+/// The median of the last rounds: milliseconds, and bytes. A bulk among them says nothing about the last one, unless there is
+/// nothing else.
 fn disk(rounds: &[Round]) -> (f64, u64) {
-    let rounds = if rounds.len() > 1 { &rounds[1..] } else { rounds };
-    let last = &rounds[rounds.len().saturating_sub(3)..];
-    let mut times: Vec<f64> = last.iter().map(|round| round.ms).collect();
+    let last = rounds.last().copied().unwrap_or_default();
+    let alike = rounds.iter().filter(|round| round.bytes_changed <= ALIKE_BYTES.max(last.bytes_changed));
+    let mut times: Vec<f64> = alike.rev().take(3).map(|round| round.ms).collect();
     times.sort_by(f64::total_cmp);
-    let bytes = last.last().map_or(0, |round| round.bytes_changed);
-    (times.get(times.len() / 2).copied().unwrap_or_default(), bytes)
+    (times.get(times.len() / 2).copied().unwrap_or_default(), last.bytes_changed)
 }
 
 /// What the link has carried: QEMU's throughput, or the fastest round's.
@@ -86,10 +94,19 @@ mod tests {
     fn the_longer_of_disk_and_memory_is_the_silence() {
         let round = |ms, bytes_changed| Round { bytes_changed, bytes_sent: bytes_changed, ms };
         let rounds = [round(1000.0, 1 << 30), round(40.0, 1 << 20), round(20.0, 4096), round(30.0, 8192)];
-        let told = forecast(&Known { rounds: &rounds, memory: None, stopped: 0 });
+        let told = forecast(&Known { rounds: &rounds, ..Known::default() });
         assert_eq!((told.disk_ms, told.disk_bytes), (30.0, 8192));
         assert_eq!(told.silence_ms, 30.0 + FIXED_MS);
         assert!(told.pressure < 0.01, "{}", told.pressure);
+        let told = forecast(&Known { rounds: &rounds, translated: true, ..Known::default() });
+        assert_eq!(told.silence_ms, 30.0 + FIXED_MS + WAKE_MS);
+    }
+
+    #[test]
+    fn a_first_difference_that_is_small_counts() {
+        let round = |ms| Round { bytes_changed: 1 << 20, bytes_sent: 1 << 20, ms };
+        let told = forecast(&Known { rounds: &[round(40.0), round(20.0), round(25.0)], ..Known::default() });
+        assert_eq!(told.disk_ms, 25.0);
     }
 
     #[test]

@@ -33,6 +33,7 @@ mod opening;
 mod reception;
 mod rounds;
 mod source;
+mod stair;
 mod trial;
 
 pub use hub::{Moves, reason_text};

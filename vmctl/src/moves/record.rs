@@ -159,6 +159,9 @@ pub struct Forecast {
     pub rest_ms: f64,
     /// Records, and starting to run.
     pub fixed_ms: f64,
+    /// Until a guest that runs again can be heard. No part of the silence that agents measure.
+    #[serde(default)]
+    pub wake_ms: f64,
     /// How fast disk and memory change, against what the link has carried; from 1 on a move does not converge.
     pub pressure: f64,
     /// Bytes of disk that are still to be sent, and of memory.

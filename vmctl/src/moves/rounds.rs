@@ -14,9 +14,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
 use super::disk::Disk;
-use super::forecast::{DOWNTIME_LIMIT_MS, Known, forecast};
+use super::forecast::{Known, forecast};
 use super::quiet::{Activity, Meter, QUIET_TIME_MAX};
 use super::record::{Forecast, Options, Phase, Round, Strategy, When};
+use super::stair::Stair;
 use super::trial::Trial;
 use crate::error::{Error, Kind};
 use crate::qmp::Client;
@@ -80,6 +81,8 @@ pub(super) struct Rounds {
     pub(super) memory_bytes: u64,
     /// The guest's writes are mirrored.
     pub(super) mirrored: bool,
+    /// The guest's processors are translated.
+    pub(super) translated: bool,
 }
 
 impl Rounds {
@@ -107,7 +110,7 @@ impl Rounds {
             self.wait_for_quiet().await?;
         }
         self.wait_at_gate().await?;
-        self.set_up().await?;
+        let stair = self.set_up().await?;
         let (heard, hearing) = oneshot::channel();
         self.tell(Told::Begin(heard)).await;
         hearing.await.map_err(|_| Error::one_line(Kind::Stopping, "the move is over"))?;
@@ -116,7 +119,7 @@ impl Rounds {
             self.tell(Told::Stopped).await;
         }
         self.client.migrate(&self.uri).await?;
-        self.beside_memory().await
+        self.beside_memory(stair).await
     }
 
     async fn round(&mut self) -> Result<Round, Error> {
@@ -172,7 +175,8 @@ impl Rounds {
     /// What a switch would cost now.
     fn foresee(&self) -> Forecast {
         let stopped = if self.stops_first { self.memory_bytes } else { 0 };
-        forecast(&Known { rounds: &self.rounds, memory: None, stopped })
+        let (rounds, translated) = (self.rounds.as_slice(), self.translated);
+        forecast(&Known { rounds, memory: None, stopped, limit_ms: 0, translated })
     }
 
     /// Above the bound the guest is not stopped: it is waited for a better moment, or given up.
@@ -220,7 +224,7 @@ impl Rounds {
         self.before_memory().await
     }
 
-    async fn set_up(&self) -> Result<(), Error> {
+    async fn set_up(&self) -> Result<Stair, Error> {
         // Also what is not wanted: an earlier move may have wanted it.
         let capabilities = [
             ("events", true),
@@ -230,28 +234,29 @@ impl Rounds {
             ("multifd", self.options.multifd.is_some()),
         ];
         self.client.migrate_set_capabilities(&capabilities).await?;
-        let disk_ms = self.foresee().disk_ms;
-        let left = self
-            .options
-            .silence_ms
-            .map_or(DOWNTIME_LIMIT_MS, |bound| bound.saturating_sub(disk_ms as u64) / 2);
+        let told = self.foresee();
+        let all_but_memory = (told.silence_ms - told.memory_ms.max(told.disk_ms)) as u64;
+        let bound = self.options.silence_ms.map(|bound| bound.saturating_sub(all_but_memory) / 2);
+        let stair = Stair::new(bound, self.translated);
         let mut parameters = MigrationParameters::from([
-            ("downtime-limit".to_owned(), json!(left.clamp(10, DOWNTIME_LIMIT_MS))),
+            downtime_limit(stair),
             ("max-bandwidth".to_owned(), json!(self.options.bandwidth.unwrap_or(BANDWIDTH_MAX))),
         ]);
         parameters.extend(self.options.multifd.map(multifd_channels));
         self.client.migrate_set_parameters(parameters).await?;
-        Ok(())
+        Ok(stair)
     }
 
     /// Keeps the disks nearly equal while the memory is on its way.
-    async fn beside_memory(&mut self) -> Result<(), Error> {
+    async fn beside_memory(&mut self, mut stair: Stair) -> Result<(), Error> {
         loop {
             sleep(LOOK).await;
             let info = self.client.query_migrate().await?;
             let going = matches!(info.status, Some(MigrationStatus::Setup | MigrationStatus::Active));
-            let told = forecast(&Known { rounds: &self.rounds, memory: Some(&info), stopped: 0 });
+            let (rounds, translated, limit_ms) = (self.rounds.as_slice(), self.translated, stair.ms());
+            let told = forecast(&Known { rounds, memory: Some(&info), stopped: 0, limit_ms, translated });
             let rest_ms = told.rest_ms;
+            let passes = info.ram.map_or(0, |ram| ram.passes);
             let failure = failure_of(&info);
             self.tell(Told::Memory(Box::new(info))).await;
             if let Some(error) = failure {
@@ -265,11 +270,20 @@ impl Rounds {
                 continue;
             }
             self.tell(Told::Forecast(told)).await;
+            if stair.climb(passes) {
+                self.client
+                    .migrate_set_parameters(MigrationParameters::from([downtime_limit(stair)]))
+                    .await?;
+            }
             if rest_ms > ROUND_WORTH_MS {
                 self.round().await?;
             }
         }
     }
+}
+
+fn downtime_limit(stair: Stair) -> (String, serde_json::Value) {
+    ("downtime-limit".to_owned(), json!(stair.ms()))
 }
 
 /// The parameter of QEMU that says over how many connections memory is spread; the same on both sides.

@@ -371,7 +371,8 @@ impl SourceMove {
             told: parts.told.clone(),
             rounds: self.record.numbers.rounds.clone(),
             trial: self.hub.trial.clone(),
-            stops_first: self.stops_first(),
+            stops_first: self.is_translated() && !self.record.options.live,
+            translated: self.is_translated(),
             memory_bytes: self.record.definition.memory.0,
             mirrored: false,
         })
@@ -402,9 +403,8 @@ impl SourceMove {
     }
 
     /// Where processors are translated memory cannot be sent safely while they run, unless somebody takes that upon himself.
-    fn stops_first(&self) -> bool {
-        let translated = self.vm.view().process.is_some_and(|process| process.accel == Accel::Tcg);
-        translated && !self.record.options.live
+    fn is_translated(&self) -> bool {
+        self.vm.view().process.is_some_and(|process| process.accel == Accel::Tcg)
     }
 
     /// What QEMU has sent, while it is there to be asked; nobody waits for it.
