@@ -375,7 +375,9 @@ impl Store {
             match stage {
                 // Not before that is durable: a crash would leave a frozen volume that was written to.
                 Stage::Frozen => bundle.thaws.push(volume),
-                _ => self.close_doors(volume),
+                Stage::Expected => self.close_doors(volume),
+                // Asked for again: the doors there are now are those of whoever has the volume.
+                _ => {}
             }
         }
         self.commit_bundle(bundle);

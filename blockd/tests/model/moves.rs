@@ -147,6 +147,22 @@ fn what_is_frozen_holds_writes_until_the_move_is_given_up() {
     assert_eq!((read_block(&mut world, "v", 1), stage(&mut world, ID)), (2, Some(Stage::Aborted)));
 }
 
+/// The answer to the first one may be lost. A QEMU that connects again, or is started again, needs the door.
+#[test]
+fn an_abort_asked_for_twice_leaves_the_source_its_door() {
+    let (mut world, door) = begin(9);
+    done(&mut world, freeze(ID));
+    for _ in 0..3 {
+        done(&mut world, Move::Abort { id: ID, of: Some((PEER, vec!["v".to_owned()])) });
+        assert_eq!(world.find_door("v:1"), Some(door));
+    }
+    world.disconnect(door);
+    rest(&mut world);
+    let again = world.find_door("v:1").expect("it is there though nobody uses it");
+    world.connect(again);
+    assert_eq!(write(&mut world, again, BLOCK, BLOCK, 2), Ok(()));
+}
+
 /// Somebody who waits for ever would not learn that anything is wrong.
 #[test]
 fn what_is_held_too_long_is_refused_and_what_comes_later_too() {
