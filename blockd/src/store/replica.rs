@@ -129,6 +129,7 @@ impl Store {
         let volume = self.catalog.find_lineage(incoming.lineage);
         if let Some(volume) = volume {
             self.check_may_receive(volume, &incoming)?;
+            self.check_expected_epoch(volume, &incoming)?;
         }
         self.check_epoch_step(&incoming)?;
         let base = self.find_base(&incoming)?;
@@ -192,6 +193,22 @@ impl Store {
         if epoch.saturating_sub(known) > EPOCH_STEP_MAX {
             let text = format!("epoch {epoch} is sent, {known} is known: nobody was promoted so often");
             return refuse(ErrorKind::BadValue, text);
+        }
+        Ok(())
+    }
+
+    /// The door of the epoch in which a volume will be owned is made, and used, when it is expected. A move that began over a
+    /// replica of an earlier epoch must end before the source releases what could not be owned here.
+    fn check_expected_epoch(&self, volume: VolumeId, incoming: &Incoming) -> Outcome<()> {
+        let record = self.catalog.moves.get(&volume).filter(|record| record.stage == Stage::Expected);
+        let Some(record) = record else { return Ok(()) };
+        let epoch = incoming.point.epoch;
+        if epoch.checked_add(1) != Some(record.epoch) {
+            let text = format!(
+                "epoch {epoch} is sent, the move {} is to end in epoch {}: it began with an older replica",
+                record.id, record.epoch
+            );
+            return refuse(ErrorKind::Refused, text);
         }
         Ok(())
     }

@@ -67,24 +67,27 @@ fn identity(world: &mut World) -> VolumeIdentity {
     all.pop().expect("one")
 }
 
-/// What the other host has, as it was released, comes back as a snapshot of a later epoch.
-fn bring_back(world: &mut World, number: u8, epoch: u64, value: u8) {
+/// What the other host has of a later epoch, over what it was released with.
+fn incoming(world: &mut World, number: u8, epoch: u64) -> Incoming {
     let volume = identity(world);
-    let base = volume.snapshots.last().expect("the one that it was released with").uid;
-    let uid = blockd::units::SnapshotUid([number; 16]);
-    let (lineage, token) = (volume.lineage, [number; 16]);
-    let incoming = Incoming {
-        lineage,
+    Incoming {
+        lineage: volume.lineage,
         peer: PEER,
         volume: "v".to_owned(),
-        uid,
+        uid: blockd::units::SnapshotUid([number; 16]),
         point: Point { epoch, sequence: u64::from(number) },
         name: format!("s{number}"),
         size: SIZE,
         created_ms: 1,
-        base: Some(base),
-        token,
-    };
+        base: Some(volume.snapshots.last().expect("the one that it was released with").uid),
+        token: [number; 16],
+    }
+}
+
+/// What the other host has, as it was released, comes back as a snapshot of a later epoch.
+fn bring_back(world: &mut World, number: u8, epoch: u64, value: u8) {
+    let incoming = incoming(world, number, epoch);
+    let (lineage, token) = (incoming.lineage, incoming.token);
     let patches = vec![Patch::Data { offset: 0, bytes: vec![value; BLOCK as usize] }];
     for asked in [
         Replication::Receive(incoming),
@@ -246,6 +249,28 @@ fn what_comes_back_is_owned_in_the_epoch_after() {
     // The machine of the first epoch is still there: nothing that it writes is taken.
     assert_eq!(write(&mut world, zombie, 0, BLOCK, 0xBB), Err(Errno::Shutdown));
     assert_eq!(read_block(&mut world, "v", 0), 0x51);
+}
+
+/// The source would release what nobody could own: the destination's door is of an epoch that is over.
+#[test]
+fn what_is_expected_over_an_old_replica_takes_nothing_of_a_later_epoch() {
+    let (mut world, _) = begin(10);
+    done(&mut world, freeze(ID));
+    snapshot(&mut world, "v", "last");
+    done(&mut world, release(ID, "last"));
+    let expect = |id| Move::Expect { id, peer: PEER, volumes: vec!["v".to_owned()] };
+    done(&mut world, expect(BACK));
+    assert!(world.find_door("v:2").is_some(), "the replica is of the first epoch");
+    let later = incoming(&mut world, 50, 2);
+    let receive = Control::Replication(Replication::Receive(later));
+    assert_eq!(kind(ask(&mut world, receive)), ErrorKind::Refused);
+    // It is given up, a round comes, and the next one begins over that.
+    done(&mut world, Move::Abort { id: BACK, of: None });
+    bring_back(&mut world, 50, 2, 0x50);
+    done(&mut world, expect(MoveId([1; 16])));
+    assert!(world.find_door("v:3").is_some());
+    bring_back(&mut world, 51, 2, 0x51);
+    done(&mut world, Move::Own { id: MoveId([1; 16]), volumes: handed(51, 3) });
 }
 
 /// A client that opened the volume by its own name is one of an epoch, too, as long as it is connected.
