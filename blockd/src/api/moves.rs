@@ -33,6 +33,26 @@ pub struct MoveInfo {
     pub volumes: Vec<VolumeMove>,
 }
 
+impl MoveInfo {
+    /// Of one move, the volumes of which are `volumes`.
+    ///
+    /// # Panics
+    /// Without any.
+    pub fn describe(volumes: &[MovedVolume]) -> Self {
+        let first = &volumes[0];
+        let volume = |moved: &MovedVolume| VolumeMove {
+            name: moved.name.clone(),
+            epoch: moved.epoch,
+            uid: moved.handover.map(|handover| handover.uid.to_string()),
+            root: moved.handover.map(|handover| hex(&handover.root)),
+            role: moved.role,
+            volume_epoch: moved.volume_epoch,
+        };
+        let (id, peer_id) = (first.id.to_string(), first.peer.to_string());
+        Self { id, peer_id, stage: first.stage, volumes: volumes.iter().map(volume).collect() }
+    }
+}
+
 /// A volume of a move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeMove {
@@ -225,23 +245,9 @@ async fn moved(state: &State, id: Option<MoveId>) -> Result<Vec<MoveInfo>, Refus
     };
     volumes.sort_by(|a, b| (a.id, &a.name).cmp(&(b.id, &b.name)));
     let of_one = volumes.chunk_by(|a, b| a.id == b.id);
-    let mut moves: Vec<MoveInfo> = of_one.map(describe).collect();
+    let mut moves: Vec<MoveInfo> = of_one.map(MoveInfo::describe).collect();
     moves.sort_by(|a, b| a.volumes[0].name.cmp(&b.volumes[0].name));
     Ok(moves)
-}
-
-fn describe(volumes: &[MovedVolume]) -> MoveInfo {
-    let first = &volumes[0];
-    let volume = |moved: &MovedVolume| VolumeMove {
-        name: moved.name.clone(),
-        epoch: moved.epoch,
-        uid: moved.handover.map(|handover| handover.uid.to_string()),
-        root: moved.handover.map(|handover| hex(&handover.root)),
-        role: moved.role,
-        volume_epoch: moved.volume_epoch,
-    };
-    let (id, peer_id) = (first.id.to_string(), first.peer.to_string());
-    MoveInfo { id, peer_id, stage: first.stage, volumes: volumes.iter().map(volume).collect() }
 }
 
 #[cfg(test)]

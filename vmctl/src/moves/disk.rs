@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use super::answers::{is_nothing_to_abort, is_unavailable, record_of};
 use super::record::Round;
-use crate::blockd::{Blockd, MirrorStage, MoveInfo};
+use crate::blockd::{Blockd, MirrorStage};
 use crate::cutover::event::{Answer, BlockdOp};
 use crate::cutover::ids::{Epoch, MoveId, Name, Root, SnapshotUid, Text};
 use crate::cutover::record::{FinalSnapshot, Plan, Record, Stage};
@@ -76,10 +77,10 @@ impl Disk {
     /// Refused, by what the record says; or nobody knows.
     async fn not_done(&self, op: &BlockdOp, error: &Error) -> Answer {
         tracing::warn!(id = %self.id, ?op, %error, "blockd did not do it");
-        let unreachable =
-            matches!(error.kind, Kind::Unreachable | Kind::Timeout | Kind::Stopping | Kind::Overloaded);
-        // The link to the other host is blockd's matter: it has answered.
-        if unreachable && !matches!(op, BlockdOp::Ship) {
+        if is_nothing_to_abort(op.kind(), error.kind) {
+            return Answer::Done;
+        }
+        if is_unavailable(op.kind(), error.kind) {
             return Answer::Unavailable;
         }
         let text = Text::new(&error.message);
@@ -93,7 +94,12 @@ impl Disk {
             Err(error) if error.kind == Kind::NotFound => {
                 let mut epoch = 0;
                 for volume in &self.volumes {
-                    epoch = epoch.max(self.blockd.volume(volume).await.ok()?.epoch);
+                    match self.blockd.volume(volume).await {
+                        Ok(info) => epoch = epoch.max(info.epoch),
+                        // It was deleted: that is an answer, and the move cannot go on.
+                        Err(error) if error.kind == Kind::NotFound => {}
+                        Err(_) => return None,
+                    }
                 }
                 Some(Record { stage: Stage::Absent, epoch: Epoch(epoch), snapshots: Vec::new() })
             }
@@ -261,16 +267,4 @@ pub(super) async fn plan_of(
         epoch: Epoch(epoch),
     };
     Ok((plan, facts))
-}
-
-fn record_of(moved: &MoveInfo) -> Option<Record> {
-    let snapshots = moved.volumes.iter().filter_map(|volume| {
-        Some(FinalSnapshot {
-            volume: Name::new(&volume.name).ok()?,
-            uid: volume.uid.as_deref()?.parse().ok()?,
-            root: volume.root.as_deref()?.parse().ok()?,
-        })
-    });
-    let epoch = moved.volumes.iter().map(|volume| volume.volume_epoch).max()?;
-    Some(Record { stage: moved.stage, epoch: Epoch(epoch), snapshots: snapshots.collect() })
 }

@@ -12,6 +12,7 @@
 //! Around them: checks, the first copy and the rounds (`rounds`), the gate (`forecast`), and what people are shown (`record`).
 //! docs/migration.md describes it.
 
+pub mod answers;
 pub mod record;
 
 pub mod stream;
