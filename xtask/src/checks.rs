@@ -19,8 +19,9 @@ const CASES_QUICK: u32 = 200;
 /// Sanitizers need the target named, so that build scripts and macros are built without them.
 const SANITIZER_TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// What the model tests read their number of cases from: of the server and the store, of replication, and of moves.
-const CASES_VARIABLES: [&str; 3] = ["MODEL_CASES", "SYNC_CASES", "CUTOVER_CASES"];
+/// What the model tests read their number of cases from: of the server and the store, of replication, of moves, and of moves with
+/// real stores.
+const CASES_VARIABLES: [&str; 4] = ["MODEL_CASES", "SYNC_CASES", "CUTOVER_CASES", "JOINT_CASES"];
 
 /// Every check; `quick` leaves out what changes rarely.
 pub(crate) fn test(workspace: &Workspace, cases: Option<u32>, quick: bool) -> Result<()> {
@@ -44,8 +45,9 @@ pub(crate) fn test(workspace: &Workspace, cases: Option<u32>, quick: bool) -> Re
 pub(crate) fn model(workspace: &Workspace, cases: u32) -> Result<()> {
     let progress = Progress::start();
     prepare(workspace, Purpose::Build, &progress)?;
-    let tests = ["--test", "model", "--test", "replication", "--test", "cutover_simulation"];
-    let packages = ["--release", "-p", "nbd-server", "-p", "blockd", "-p", "vmctl"];
+    let tests =
+        ["--test", "model", "--test", "replication", "--test", "cutover_simulation", "--test", "joint"];
+    let packages = ["--release", "-p", "nbd-server", "-p", "blockd", "-p", "vmctl", "-p", "cutover-tests"];
     let mut model = runner(workspace, &[&packages[..], &tests].concat());
     check(
         &progress,

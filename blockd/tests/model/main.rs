@@ -4,8 +4,6 @@
 
 mod directed;
 mod driver;
-#[path = "../common/killed.rs"]
-mod killed;
 mod merging;
 mod mirror;
 mod moves;

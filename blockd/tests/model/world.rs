@@ -18,7 +18,7 @@ use nbd_server::disk::{ExportIndex, FileId};
 use nbd_server::export::{Command, Io, Reply, Request, RequestId};
 use nbd_server::reactor::buffer;
 
-use crate::killed::SimRecent;
+use sim_hosts::killed::SimRecent;
 
 /// Clusters of the pool's two files.
 pub(crate) const FILES: [u32; 2] = [40, 24];

@@ -12,9 +12,10 @@ use blockd::sync::wire::{Code, Refusal};
 use blockd::units::{CLUSTER_BYTES, Lineage, SnapshotUid};
 use fastrand::Rng;
 use fixtures::sim::Fault;
+use fixtures::sim::seeds::Seen;
 
-use crate::exchange::{Exchange, Trouble, Watched};
-use crate::host::{Host, name};
+use sim_hosts::exchange::{Exchange, Trouble, Watched};
+use sim_hosts::host::{Host, name};
 
 const BLOCK: u64 = 4096;
 /// Snapshots of a volume, about.
@@ -31,44 +32,28 @@ macro_rules! trace {
     };
 }
 
-/// How often what happened.
-#[derive(Debug, Default)]
-pub(crate) struct Seen(BTreeMap<&'static str, u64>);
-
-impl Seen {
-    pub(crate) fn add(&mut self, other: &Self) {
-        for (what, count) in &other.0 {
-            *self.0.entry(what).or_default() += count;
-        }
-    }
-
-    pub(crate) fn assert_everything_happened(&self) {
-        let all = [
-            "published",
-            "over a base",
-            "over nothing",
-            "compared",
-            "resumed",
-            "cut",
-            "frozen",
-            "source crashed",
-            "target crashed",
-            "killed at work",
-            "target full",
-            "base deleted",
-            "another volume's base",
-            "several volumes",
-            "promoted",
-            "moved aside",
-            "grown",
-            "rolled back",
-            "out of turn",
-        ];
-        for what in all {
-            assert!(self.0.contains_key(what), "never seen: {what}");
-        }
-    }
-}
+/// What must be seen of many cases.
+pub(crate) const EVERYTHING: [&str; 19] = [
+    "published",
+    "over a base",
+    "over nothing",
+    "compared",
+    "resumed",
+    "cut",
+    "frozen",
+    "source crashed",
+    "target crashed",
+    "killed at work",
+    "target full",
+    "base deleted",
+    "another volume's base",
+    "several volumes",
+    "promoted",
+    "moved aside",
+    "grown",
+    "rolled back",
+    "out of turn",
+];
 
 struct Case {
     hosts: [Host; 2],
@@ -99,7 +84,7 @@ pub(crate) fn run(seed: u64, trace: bool) -> Seen {
     if case.rng.u8(..3) == 0 {
         case.turn_around();
     }
-    Seen(case.watched.counts)
+    Seen::from(case.watched.counts)
 }
 
 fn refused_for_good(refusal: &Refusal) -> bool {

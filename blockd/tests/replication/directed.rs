@@ -7,8 +7,8 @@ use blockd::sync::source::Flow;
 use blockd::units::CLUSTER_BYTES;
 use fastrand::Rng;
 
-use crate::exchange::{Exchange, Trouble, Watched};
-use crate::host::{Host, name};
+use sim_hosts::exchange::{Exchange, Trouble, Watched};
+use sim_hosts::host::{Host, name};
 
 const BLOCK: usize = 4096;
 const CLUSTERS: u64 = 12;

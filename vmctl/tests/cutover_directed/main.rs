@@ -1,11 +1,7 @@
 //! The cutover's good way action by action, and what model and simulation do not look at: marks, notes, answers without a
 //! machine.
 
-#[path = "../cutover_common/twins.rs"]
-#[allow(dead_code, reason = "only the setup and the snapshot are needed here")]
-mod twins;
-
-use twins::{setup, snapshot};
+use cutover_sim::twins::{setup, snapshot};
 use vmctl::cutover::destination::Destination;
 use vmctl::cutover::event::{
     Answer, BlockdKind, BlockdOp, DestinationAction, DestinationEntry, DestinationEvent, DestinationOutcome,

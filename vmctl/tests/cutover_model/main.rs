@@ -6,8 +6,6 @@
 
 mod model;
 mod settle;
-#[path = "../cutover_common/twins.rs"]
-mod twins;
 mod world;
 
 use model::{Faults, check};

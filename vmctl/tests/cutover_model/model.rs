@@ -5,6 +5,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use cutover_sim::qemus::Alone;
+use cutover_sim::twins::snapshot;
 use stateright::{Checker, HasDiscoveries, Model, Property};
 use vmctl::cutover::event::{DestinationEvent, DestinationQemu, SourceEvent, SourceQemu};
 use vmctl::cutover::ids::Text;
@@ -12,7 +14,6 @@ use vmctl::cutover::message::Message;
 use vmctl::cutover::record::{Commit, Stage};
 
 use crate::settle::{heal, settle};
-use crate::twins::{Alone, snapshot};
 use crate::world::{Agent, Budget, ID, OLD, Said, Side, World};
 
 /// Which processes may crash.

@@ -1,11 +1,11 @@
 //! What happens once nothing goes wrong any more: from any state, to the end of the move. All that was on its way is lost, the
 //! link holds, blockd answers, QEMU does what it should; agents say and ask again. One fixed order.
 
+use cutover_sim::qemus::Alone;
 use vmctl::cutover::event::{DestinationEvent, DestinationQemu, SourceEvent, SourceQemu};
 use vmctl::cutover::ids::Text;
 use vmctl::cutover::record::Stage;
 
-use crate::twins::Alone;
 use crate::world::{Agent, Budget, ID, Said, Side, World};
 
 /// Rounds until the end, at most; the longest that is needed is far shorter.

@@ -2,6 +2,8 @@
 
 use std::sync::RwLock;
 
+use cutover_sim::qemus::Qemus;
+use cutover_sim::twins::{Blockd, setup, ship};
 use vmctl::cutover::destination::Destination;
 use vmctl::cutover::event::{
     Answer, BlockdKind, BlockdOp, DestinationAction, DestinationEntry, DestinationEvent, DestinationOutcome,
@@ -13,8 +15,6 @@ use vmctl::cutover::known;
 use vmctl::cutover::message::{Message, Outcome};
 use vmctl::cutover::record::{Setup, Stage};
 use vmctl::cutover::source::Source;
-
-use crate::twins::{Blockd, Qemus, setup, ship};
 
 pub(crate) const ID: MoveId = MoveId([1; 16]);
 /// A move that was there before, of which a message is still on its way.

@@ -10,8 +10,8 @@ use blockd::units::{CLUSTER_BYTES, ClusterIndex, HostId, Lineage, SnapshotUid};
 
 use super::guests::{Visit, hello, link};
 use super::lab::{CLUSTER, CLUSTERS, Lab, SIZE};
-use crate::host::{Host, name};
-use crate::sides::pin;
+use sim_hosts::host::{Host, name};
+use sim_hosts::sides::pin;
 
 /// A cluster of `v@s1`, and its value.
 fn right(lab: &mut Lab, cluster: u32) -> (Vec<u8>, Value) {

@@ -7,8 +7,8 @@ use blockd::sync::target;
 use blockd::sync::wire::{Code, Frame, Hello, Message, Refusal};
 use blockd::units::HostId;
 
-use crate::host::Host;
-use crate::sides::{SourceSide, TargetSide};
+use sim_hosts::host::Host;
+use sim_hosts::sides::{SourceSide, TargetSide};
 
 /// Operations until a side must have come to rest.
 const STEPS_MAX: usize = 100_000;

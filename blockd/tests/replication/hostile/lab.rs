@@ -12,9 +12,9 @@ use blockd::units::{CLUSTER_BYTES, ClusterIndex};
 use fastrand::Rng;
 
 use super::guests::Visit;
-use crate::exchange::{Exchange, Trouble, Watched};
-use crate::host::{Host, name};
-use crate::sides::{blocking, pin};
+use sim_hosts::exchange::{Exchange, Trouble, Watched};
+use sim_hosts::host::{Host, name};
+use sim_hosts::sides::{blocking, pin};
 
 pub(super) const CLUSTER: usize = CLUSTER_BYTES as usize;
 /// Of `v`: six clusters, the last one not whole.

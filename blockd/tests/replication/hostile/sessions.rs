@@ -12,7 +12,7 @@ use blockd::units::{HostId, Lineage, SnapshotUid};
 use super::guests::{Visit, hello};
 use super::lab::{CLUSTER, CLUSTERS, Lab, SIZE, identities};
 use super::words::{data, each_is_refused, each_offer_is_refused, raw, zero_run, zeroes};
-use crate::host::name;
+use sim_hosts::host::name;
 
 /// What was recorded on one link is worth nothing on another.
 #[test]

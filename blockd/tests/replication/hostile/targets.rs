@@ -10,7 +10,7 @@ use blockd::units::{CLUSTER_BYTES, SnapshotUid};
 
 use super::guests::{Call, hello};
 use super::lab::{CLUSTERS, Lab, SIZE};
-use crate::sides::SourceSide;
+use sim_hosts::sides::SourceSide;
 
 /// A cluster at a time, two on their way.
 const FLOW: Flow = Flow { window_bytes: 2 * CLUSTER_BYTES as usize, batch_bytes: CLUSTER_BYTES as usize };

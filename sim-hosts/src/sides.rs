@@ -23,27 +23,46 @@ use crate::host::Host;
 /// A snapshot whose layers are being merged is asked for again so often.
 const BUSY_TRIES: usize = 400;
 
-pub(crate) struct SourceSide {
-    pub(crate) source: Source,
-    pub(crate) offers: Vec<Offer>,
-    pub(crate) flow: Flow,
-    pub(crate) todo: VecDeque<source::Do>,
-    pub(crate) reading: Option<Reading>,
-    pub(crate) pinned: Option<Pinned>,
-    pub(crate) base: Option<SnapshotUid>,
-    pub(crate) over: Option<Result<(), Refusal>>,
+/// The source of a session, and what it has under way.
+pub struct SourceSide {
+    /// The state machine.
+    pub source: Source,
+    /// What it offers.
+    pub offers: Vec<Offer>,
+    /// How much may be on its way.
+    pub flow: Flow,
+    /// What is to be done, in order.
+    pub todo: VecDeque<source::Do>,
+    /// What is being read.
+    pub reading: Option<Reading>,
+    /// The snapshot that is being sent.
+    pub pinned: Option<Pinned>,
+    /// What the differences are against.
+    pub base: Option<SnapshotUid>,
+    /// How it ended.
+    pub over: Option<Result<(), Refusal>>,
 }
 
-pub(crate) struct TargetSide {
-    pub(crate) target: Target,
-    pub(crate) peer: HostId,
-    pub(crate) volumes: Vec<OfferedVolume>,
-    pub(crate) attempts: BTreeMap<usize, ReceiveToken>,
-    pub(crate) base: Option<SnapshotUid>,
-    pub(crate) todo: VecDeque<target::Do>,
-    pub(crate) applying: Vec<(Token, u64)>,
-    pub(crate) confirming: Option<(Token, u64)>,
-    pub(crate) over: Option<Refusal>,
+/// The target of a session, and what it has under way.
+pub struct TargetSide {
+    /// The state machine.
+    pub target: Target,
+    /// Who sends.
+    pub peer: HostId,
+    /// What was offered.
+    pub volumes: Vec<OfferedVolume>,
+    /// By the volumes' places in the session.
+    pub attempts: BTreeMap<usize, ReceiveToken>,
+    /// What the differences are against.
+    pub base: Option<SnapshotUid>,
+    /// What is to be done, in order.
+    pub todo: VecDeque<target::Do>,
+    /// Writes under way, with the cluster up to which they are.
+    pub applying: Vec<(Token, u64)>,
+    /// A confirmation under way.
+    pub confirming: Option<(Token, u64)>,
+    /// Why it ended.
+    pub over: Option<Refusal>,
 }
 
 /// A command that waits while layers are being merged.
@@ -60,7 +79,11 @@ fn patient(host: &mut Host, command: &Control) -> Result<Answer, ControlError> {
     panic!("busy for ever: {command:?}");
 }
 
-pub(crate) fn pin(host: &mut Host, name: &SnapshotName) -> Result<Pinned, ControlError> {
+/// Pins a snapshot; waits while its layers are being merged.
+///
+/// # Errors
+/// What the store answers.
+pub fn pin(host: &mut Host, name: &SnapshotName) -> Result<Pinned, ControlError> {
     match patient(host, &Control::Pin { name: name.clone() })? {
         Answer::Pinned(pinned) => Ok(pinned),
         other => panic!("{other:?}"),
@@ -68,7 +91,7 @@ pub(crate) fn pin(host: &mut Host, name: &SnapshotName) -> Result<Pinned, Contro
 }
 
 /// Something that blocks, on a host that goes on meanwhile.
-pub(crate) fn blocking<T>(
+pub fn blocking<T>(
     host: &mut Host,
     work: impl FnOnce(&dyn Fn(Control) -> Result<Answer, ControlError>) -> T,
 ) -> T {
@@ -77,7 +100,8 @@ pub(crate) fn blocking<T>(
 }
 
 impl SourceSide {
-    pub(crate) fn start(link: Link, offers: Vec<Offer>, flow: Flow) -> Self {
+    /// The beginning.
+    pub fn start(link: Link, offers: Vec<Offer>, flow: Flow) -> Self {
         let brought = offers.iter().map(|offer| offer.brought.clone()).collect();
         Self {
             source: Source::start(link, brought, flow, 0).with_keep(KeepWish::default()),
@@ -91,7 +115,8 @@ impl SourceSide {
         }
     }
 
-    pub(crate) fn act(&mut self, host: &mut Host, action: source::Do, now: u64) {
+    /// Does what the machine asks for, and tells it what came of that. `now`: milliseconds of the session.
+    pub fn act(&mut self, host: &mut Host, action: source::Do, now: u64) {
         let did = self.perform(host, action).unwrap_or_else(|error| source::Did::Failed(refusal(&error)));
         if !host.down {
             self.source.did(did, now);
@@ -157,7 +182,8 @@ impl SourceSide {
 }
 
 impl TargetSide {
-    pub(crate) fn start(link: Link) -> Self {
+    /// The beginning.
+    pub fn start(link: Link) -> Self {
         let peer = link.peer;
         Self {
             target: Target::start(link, 0),
@@ -172,7 +198,8 @@ impl TargetSide {
         }
     }
 
-    pub(crate) fn act(&mut self, host: &mut Host, action: target::Do, now: u64) {
+    /// Does what the machine asks for, and tells it what came of that. `now`: milliseconds of the session.
+    pub fn act(&mut self, host: &mut Host, action: target::Do, now: u64) {
         if let Some(did) = self.perform(host, action).unwrap_or_else(|r| Some(target::Did::Failed(r)))
             && !host.down
         {
@@ -261,7 +288,7 @@ impl TargetSide {
     }
 
     /// Writes and confirmations that have ended.
-    pub(crate) fn poll(&mut self, host: &mut Host, now: u64) {
+    pub fn poll(&mut self, host: &mut Host, now: u64) {
         let mut at = 0;
         while at < self.applying.len() {
             let (token, cursor) = self.applying[at];

@@ -1,123 +1,79 @@
 //! A host of the simulation: a store over a simulated disk and simulated metadata, and readers of its closed layers.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use blockd::catalog::format::{Change, FORMAT_VERSION, PoolFileRecord, StoreRecord};
 use blockd::catalog::load::scan_pool_use;
 use blockd::catalog::memory::{MemoryMeta, SimMetaPort};
 use blockd::catalog::meta::MetaStore;
 use blockd::control::{Answer, Control, ControlError, ErrorKind, Health, SnapshotName};
-use blockd::snapshot::{ClosedReader, PoolHandle, PoolRead};
+use blockd::snapshot::{ClosedReader, PoolHandle};
 use blockd::store::pool::{Pool, PoolFile};
 use blockd::store::{Store, Token};
 use blockd::units::{CLUSTER_BYTES, HostId, LayerId, PoolCluster, SnapshotId, VolumeId};
 use fastrand::Rng;
-use fixtures::sim::{BLOCK_BYTES, Fault, SimDisk};
+use fixtures::sim::{Fault, SimDisk};
 use nbd_server::connection::Nanos;
-use nbd_server::disk::{DiskOpKind, ExportIndex, FileId, ZeroMode};
-use nbd_server::export::{Command, Io, Payload, Reply, Request, RequestId};
+use nbd_server::disk::{DiskOpKind, FileId, ZeroMode};
+use nbd_server::export::Reply;
 use nbd_server::reactor::buffer;
-use nbd_server::wire::Errno;
 
 use crate::killed::SimRecent;
+use crate::mirror::{Mirror, MirrorFile};
 
 /// Clusters of the pool's two files.
 const FILES: [u32; 2] = [150, 106];
 /// Operations within which whatever was asked for must be answered.
-const STEPS_MAX: usize = 100_000;
-
-/// What readers outside of the store see of the disk: blocks that were written, by their place.
-#[derive(Clone, Default)]
-struct Mirror(Arc<Mutex<BTreeMap<usize, Vec<u8>>>>);
-
-impl Mirror {
-    fn read(&self, at: usize, buffer: &mut [u8]) {
-        let blocks = self.0.lock().expect("one thread");
-        for (block, inside, piece) in pieces(at, buffer.len()) {
-            match blocks.get(&block) {
-                Some(bytes) => buffer[piece].copy_from_slice(&bytes[inside]),
-                None => buffer[piece].fill(0),
-            }
-        }
-    }
-
-    fn write(&self, at: usize, data: &[u8]) {
-        let mut blocks = self.0.lock().expect("one thread");
-        for (block, inside, piece) in pieces(at, data.len()) {
-            let bytes = blocks.entry(block).or_insert_with(|| vec![0; BLOCK_BYTES]);
-            bytes[inside].copy_from_slice(&data[piece]);
-        }
-    }
-}
-
-/// The blocks that bytes lie in: which block, where in it, and which of the bytes.
-fn pieces(at: usize, length: usize) -> impl Iterator<Item = (usize, Range<usize>, Range<usize>)> {
-    let end = at + length;
-    (at / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES)).map(move |block| {
-        let (first, last) = ((block * BLOCK_BYTES).max(at), ((block + 1) * BLOCK_BYTES).min(end));
-        let start = block * BLOCK_BYTES;
-        (block, first - start..last - start, first - at..last - at)
-    })
-}
-
-struct MirrorFile {
-    mirror: Mirror,
-    start: usize,
-}
-
-impl PoolRead for MirrorFile {
-    fn fill(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.mirror.read(self.start + usize::try_from(offset).expect("a small file"), buffer);
-        Ok(())
-    }
-
-    fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.mirror.write(self.start + usize::try_from(offset).expect("a small file"), bytes);
-        Ok(())
-    }
-
-    fn settle(&self, _offset: u64, _length: u64) -> io::Result<()> {
-        Ok(())
-    }
-}
+pub(crate) const STEPS_MAX: usize = 100_000;
 
 fn start_of(file: usize) -> usize {
     FILES[..file].iter().map(|clusters| *clusters as usize * CLUSTER_BYTES as usize).sum()
 }
 
-pub(crate) struct Host {
-    pub(crate) id: HostId,
-    pub(crate) store: Store,
-    pub(crate) disk: SimDisk,
-    pub(crate) meta: SimMetaPort,
+/// See the module.
+pub struct Host {
+    /// What it is to other hosts.
+    pub id: HostId,
+    /// The store, as the daemon has it.
+    pub store: Store,
+    /// Its pool's two files.
+    pub disk: SimDisk,
+    /// Its metadata.
+    pub meta: SimMetaPort,
     recent: SimRecent,
     mirror: Mirror,
-    buffers: buffer::Pool,
-    pub(crate) rng: Rng,
-    replies: Vec<Reply>,
+    pub(crate) buffers: buffer::Pool,
+    /// What ends next, and what a crash leaves.
+    pub rng: Rng,
+    pub(crate) replies: Vec<Reply>,
     answers: BTreeMap<Token, Result<Answer, ControlError>>,
     now: Nanos,
     tokens: u64,
-    requests: u32,
+    pub(crate) requests: u32,
     /// How often, of a thousand steps of a blocking call, the process is killed in the middle of it.
-    pub(crate) kills_per_mille: u32,
+    pub kills_per_mille: u32,
     /// It was killed, or its power went, and it has not been started again.
-    pub(crate) down: bool,
-    /// Starts so far.
-    pub(crate) starts: u64,
+    pub down: bool,
+    /// Starts so far, the first one not counted.
+    pub starts: u64,
+    /// So many of them because the power was gone.
+    pub power_cuts: u64,
+    /// Milliseconds that pass at one of eight steps; 0: only who calls [`Self::tick`] lets time pass.
+    pub drift_ms: u64,
 }
 
 /// Runs a call on the store that takes an `Io`.
 macro_rules! with_io {
     ($host:expr, |$store:ident, $io:ident| $call:expr) => {{
         let Host { disk, store: $store, buffers, replies, .. } = &mut *$host;
-        let $io = &mut Io::new(disk, buffers, ExportIndex::NONE, replies);
+        let $io =
+            &mut nbd_server::export::Io::new(disk, buffers, nbd_server::disk::ExportIndex::NONE, replies);
         $call;
     }};
 }
+
+pub(crate) use with_io;
 
 fn fresh_meta(id: HostId) -> MemoryMeta {
     let meta = MemoryMeta::new();
@@ -160,7 +116,8 @@ fn open(meta: &MemoryMeta) -> (Store, SimMetaPort, SimRecent) {
 }
 
 impl Host {
-    pub(crate) fn new(id: u8, seed: u64) -> Self {
+    /// An empty store.
+    pub fn new(id: u8, seed: u64) -> Self {
         let id = HostId([id; 16]);
         let bytes = FILES.map(|clusters| clusters as usize * CLUSTER_BYTES as usize);
         let (store, meta, recent) = open(&fresh_meta(id));
@@ -181,11 +138,13 @@ impl Host {
             kills_per_mille: 0,
             down: false,
             starts: 0,
+            power_cuts: 0,
+            drift_ms: 100,
         }
     }
 
     /// The process ends at once, and perhaps the power goes. What a start finds is decided now.
-    pub(crate) fn crash(&mut self, power: bool) {
+    pub fn crash(&mut self, power: bool) {
         self.down = true;
         let kept = !power && !self.recent.is_abandoned();
         if power {
@@ -202,12 +161,15 @@ impl Host {
         self.replies.clear();
         self.answers.clear();
         let blocks = self.disk.blocks().map(|(block, bytes)| (block, bytes.to_vec()));
-        *self.mirror.0.lock().expect("one thread") = blocks.collect();
+        self.mirror.replace(blocks.collect());
+        // The clock of a process begins with it.
+        self.now = Nanos(0);
         self.starts += 1;
+        self.power_cuts += u64::from(power);
     }
 
     /// A reader of what the metadata say, until the next crash.
-    pub(crate) fn reader(&self) -> ClosedReader {
+    pub fn reader(&self) -> ClosedReader {
         let mut first = 0;
         let handles = FILES.iter().enumerate().map(|(at, &clusters)| {
             let file = MirrorFile { mirror: self.mirror.clone(), start: start_of(at) };
@@ -219,14 +181,14 @@ impl Host {
     }
 
     /// What readers see of the pool.
-    pub(crate) fn pool(&self) -> Vec<u8> {
+    pub fn pool(&self) -> Vec<u8> {
         let mut all = vec![0; start_of(FILES.len())];
         self.mirror.read(0, &mut all);
         all
     }
 
     /// Flips a bit wherever these bytes lie, for readers; how often that was.
-    pub(crate) fn rot(&mut self, bytes: &[u8]) -> usize {
+    pub fn rot(&mut self, bytes: &[u8]) -> usize {
         let mut all = self.pool();
         let mut found = all.chunks_exact_mut(bytes.len()).enumerate().filter(|(_, piece)| *piece == bytes);
         let rotten = found.by_ref().map(|(at, piece)| {
@@ -236,7 +198,8 @@ impl Host {
         rotten.count()
     }
 
-    pub(crate) fn command(&mut self, command: Control) -> Token {
+    /// Gives a command; its answer comes with later steps.
+    pub fn command(&mut self, command: Control) -> Token {
         self.tokens += 1;
         let token = Token(self.tokens);
         with_io!(self, |store, io| store.command(token, command, io));
@@ -244,20 +207,19 @@ impl Host {
     }
 
     /// The answer, if it has come.
-    pub(crate) fn answer(&mut self, token: Token) -> Option<Result<Answer, ControlError>> {
+    pub fn answer(&mut self, token: Token) -> Option<Result<Answer, ControlError>> {
         self.answers.extend(self.store.take_answers());
         self.answers.remove(&token)
     }
 
-    /// Some operation ends, if one is under way.
-    pub(crate) fn step(&mut self) {
+    /// Some operation ends; `false`: none is under way.
+    pub fn step(&mut self) -> bool {
         let ended = self.rng.bool() && self.disk_step();
-        if !ended && !self.meta_step() {
-            self.disk_step();
+        let ended = ended || self.meta_step() || self.disk_step();
+        if self.drift_ms > 0 && self.rng.u8(..8) == 0 {
+            self.tick(self.drift_ms);
         }
-        if self.rng.u8(..8) == 0 {
-            self.tick(100);
-        }
+        ended
     }
 
     fn disk_step(&mut self) -> bool {
@@ -289,14 +251,15 @@ impl Host {
     }
 
     /// What a killed process had answered must be in the log by then.
-    fn replied(&mut self) {
+    pub(crate) fn replied(&mut self) {
         if !self.replies.is_empty() {
             self.store.before_replies();
         }
         self.answers.extend(self.store.take_answers());
     }
 
-    pub(crate) fn tick(&mut self, milliseconds: u64) {
+    /// Time passes.
+    pub fn tick(&mut self, milliseconds: u64) {
         self.now = Nanos(self.now.0 + milliseconds * 1_000_000);
         let now = self.now;
         with_io!(self, |store, io| {
@@ -305,7 +268,10 @@ impl Host {
     }
 
     /// A command, and its answer; the process may be killed meanwhile.
-    pub(crate) fn ask(&mut self, command: Control) -> Result<Answer, ControlError> {
+    ///
+    /// # Errors
+    /// What the store answers; `Stopping`: the process is gone, and what was asked may be done or not.
+    pub fn ask(&mut self, command: Control) -> Result<Answer, ControlError> {
         let gone = || ControlError::new(ErrorKind::Stopping, "the process is gone");
         if self.down {
             return Err(gone());
@@ -326,90 +292,28 @@ impl Host {
     }
 
     /// What cannot fail, and does not crash.
-    pub(crate) fn must(&mut self, command: Control) -> Answer {
+    pub fn must(&mut self, command: Control) -> Answer {
         let kills = std::mem::take(&mut self.kills_per_mille);
         let answer = self.ask(command.clone());
         self.kills_per_mille = kills;
         answer.unwrap_or_else(|error| panic!("{command:?}: {error}"))
     }
 
-    pub(crate) fn find_export(&self, name: &str) -> Option<ExportIndex> {
-        self.store.exports().find(|(_, served)| served.info().name == name).map(|(index, _)| index)
-    }
-
-    /// A request, and its reply.
-    pub(crate) fn request(
-        &mut self,
-        export: ExportIndex,
-        offset: u64,
-        length: u64,
-        command: Command,
-    ) -> Result<Payload, Errno> {
-        self.requests += 1;
-        let id = RequestId { connection: 0, index: self.requests };
-        let length = u32::try_from(length).expect("a short request");
-        let request = Request { id, offset, length, command };
-        with_io!(self, |store, io| store.start(export, request, io));
-        for _ in 0..STEPS_MAX {
-            self.replied();
-            if let Some(at) = self.replies.iter().position(|reply| reply.id == id) {
-                return self.replies.swap_remove(at).outcome;
-            }
-            self.step();
-        }
-        panic!("a request is never answered");
-    }
-
-    pub(crate) fn write(&mut self, volume: &str, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
-        let export = self.find_export(volume).expect("it is served");
-        let mut buf = self.buffers.take(bytes.len());
-        buf.copy_from_slice(bytes);
-        self.request(export, offset, bytes.len() as u64, Command::Write { buf, fua: false }).map(drop)
-    }
-
-    pub(crate) fn zero(&mut self, volume: &str, offset: u64, length: u64) -> Result<(), Errno> {
-        let export = self.find_export(volume).expect("it is served");
-        self.request(export, offset, length, Command::Trim { fua: false }).map(drop)
-    }
-
-    /// Everything that an export shows, as its clients read it.
-    pub(crate) fn read(&mut self, name: &str, size: u64) -> Vec<u8> {
-        let export = self.find_export(name).unwrap_or_else(|| panic!("{name} is not served"));
-        let mut all = Vec::new();
-        for offset in (0..size).step_by(1 << 20) {
-            let length = (size - offset).min(1 << 20);
-            let buf = self.buffers.take(usize::try_from(length).expect("a small volume"));
-            match self.request(export, offset, length, Command::Read { buf, holes: false }) {
-                Ok(Payload::Data(buf)) => all.extend_from_slice(&buf),
-                Ok(Payload::Extents(extents)) => {
-                    for extent in extents {
-                        match extent {
-                            nbd_server::export::Extent::Data(buf) => all.extend_from_slice(&buf),
-                            nbd_server::export::Extent::Hole(bytes) => {
-                                all.resize(all.len() + bytes as usize, 0);
-                            }
-                        }
-                    }
-                }
-                other => panic!("{name} cannot be read: {other:?}"),
-            }
-        }
-        all
-    }
-
     /// Whether a sync has failed: the daemon must be started again.
-    pub(crate) fn is_failed(&mut self) -> bool {
+    pub fn is_failed(&mut self) -> bool {
         match self.must(Control::Status) {
             Answer::Status(status) => status.health != Health::Ok,
             other => panic!("{other:?}"),
         }
     }
 
-    pub(crate) fn inject(&mut self, fault: Fault) {
+    /// Strikes the next operation that it can strike.
+    pub fn inject(&mut self, fault: Fault) {
         self.disk.inject(fault);
     }
 }
 
-pub(crate) fn name(volume: &str, snapshot: &str) -> SnapshotName {
+/// `VOLUME@SNAPSHOT`.
+pub fn name(volume: &str, snapshot: &str) -> SnapshotName {
     SnapshotName { volume: volume.to_owned(), snapshot: snapshot.to_owned() }
 }

@@ -19,27 +19,35 @@ const EVENTS_MAX: usize = 400_000;
 
 /// What may go wrong in a session, each per mille of its events.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Trouble {
-    pub(crate) cut: u32,
-    pub(crate) freeze: u32,
-    pub(crate) duplicate: u32,
-    pub(crate) reorder: u32,
-    pub(crate) crash_source: u32,
-    pub(crate) crash_target: u32,
+pub struct Trouble {
+    /// The link ends.
+    pub cut: u32,
+    /// The link carries nothing any more, and nobody is told.
+    pub freeze: u32,
+    /// A frame comes twice.
+    pub duplicate: u32,
+    /// A frame overtakes another.
+    pub reorder: u32,
+    /// The source is killed, or its power goes.
+    pub crash_source: u32,
+    /// The target is killed, or its power goes.
+    pub crash_target: u32,
 }
 
 /// What was seen, over all sessions of a case.
 #[derive(Debug, Default)]
-pub(crate) struct Watched {
-    pub(crate) counts: BTreeMap<&'static str, u64>,
+pub struct Watched {
+    /// How often what happened.
+    pub counts: BTreeMap<&'static str, u64>,
     /// The source was told that so many clusters of a snapshot, over a base, are durable.
-    pub(crate) confirmed: BTreeMap<(SnapshotUid, Option<SnapshotUid>), u64>,
+    pub confirmed: BTreeMap<(SnapshotUid, Option<SnapshotUid>), u64>,
     /// Bytes of data in frames that were sent.
-    pub(crate) data_bytes: u64,
+    pub data_bytes: u64,
 }
 
 impl Watched {
-    pub(crate) fn count(&mut self, what: &'static str) {
+    /// It happened.
+    pub fn count(&mut self, what: &'static str) {
         *self.counts.entry(what).or_default() += 1;
     }
 }
@@ -78,9 +86,11 @@ impl Pipe {
 }
 
 /// A session under way.
-pub(crate) struct Exchange<'a> {
-    pub(crate) a: &'a mut Host,
-    pub(crate) b: &'a mut Host,
+pub struct Exchange<'a> {
+    /// The source.
+    pub a: &'a mut Host,
+    /// The target.
+    pub b: &'a mut Host,
     from: SourceSide,
     to: TargetSide,
     forward: Pipe,
@@ -93,7 +103,8 @@ pub(crate) struct Exchange<'a> {
 }
 
 impl<'a> Exchange<'a> {
-    pub(crate) fn new(
+    /// A session that brings what is offered from `a` to `b`.
+    pub fn new(
         a: &'a mut Host,
         b: &'a mut Host,
         offers: Vec<Offer>,
@@ -117,7 +128,10 @@ impl<'a> Exchange<'a> {
     }
 
     /// Until it is over on both sides, whichever way. What the source says of it.
-    pub(crate) fn run(mut self) -> Result<(), Refusal> {
+    ///
+    /// # Errors
+    /// Why it did not come to its end; `Stalled` if the link or a host was gone.
+    pub fn run(mut self) -> Result<(), Refusal> {
         for _ in 0..EVENTS_MAX {
             self.route();
             self.strike();
@@ -271,7 +285,9 @@ impl<'a> Exchange<'a> {
                 self.b.step();
                 self.to.poll(self.b, self.now);
             }
-            10 => self.a.step(),
+            10 => {
+                self.a.step();
+            }
             _ => {
                 let frozen = self.forward.frozen || self.back.frozen;
                 self.now += if frozen { 2_000 } else { 20 };

@@ -20,24 +20,23 @@ struct Kept {
 
 /// Clones are the same log: one for the store, one for the simulator.
 #[derive(Clone, Default)]
-pub(crate) struct SimRecent {
+pub struct SimRecent {
     kept: Rc<RefCell<Kept>>,
 }
 
 impl SimRecent {
     /// The next append fails.
-    #[allow(dead_code, reason = "not every test that shares this fills it")]
-    pub(crate) fn fill_up(&self) {
+    pub fn fill_up(&self) {
         self.kept.borrow_mut().full = true;
     }
 
     /// The store has given it up.
-    pub(crate) fn is_abandoned(&self) -> bool {
+    pub fn is_abandoned(&self) -> bool {
         self.kept.borrow().abandoned
     }
 
     /// Makes durable what was left, as a start does.
-    pub(crate) fn replay(&self, meta: &MemoryMeta) {
+    pub fn replay(&self, meta: &MemoryMeta) {
         let (last, kept) = (meta.commit(), self.kept.borrow());
         let left = kept.changes.iter().filter(|(commit, _)| *commit > last && !kept.abandoned);
         let mut batch: Vec<Change> = left.map(|(_, change)| change.clone()).collect();
