@@ -240,8 +240,7 @@ impl<B: Blockds> Sim<B> {
         if self.moves == self.chance.moves || !free || self.now > CALM {
             return;
         }
-        // A record knows the last move only: what was asked for in an earlier one must be over (docs/migration.md, "What the driver
-        // owes").
+        // A record knows the last move only: what was asked for in an earlier one would begin it anew (docs/reliability.md).
         if self.asked > 0 {
             return self.at(20 * MS, Event::NextMove);
         }

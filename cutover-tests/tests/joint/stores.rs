@@ -55,6 +55,8 @@ pub(crate) struct Stores {
     pub(crate) flow: Flow,
     pub(crate) trouble: Trouble,
     pub(crate) kills_per_mille: u32,
+    /// How often, of a thousand commands, blockd dies right after it has answered.
+    deaths_per_mille: u32,
     /// What was shipped is released by its name.
     pub(crate) shipped: BTreeMap<SnapshotUid, SnapshotName>,
     pub(crate) cuts: u32,
@@ -93,6 +95,7 @@ impl Stores {
         hosts[0].must(Control::CreateVolume { name: VOLUME.to_owned(), size });
         let (trouble, kills_per_mille) =
             if rng.u8(..3) == 0 { Default::default() } else { draw_trouble(&mut rng) };
+        let deaths_per_mille = rng.choice([0, 0, 20, 100]).expect("not empty");
         let batch_bytes = rng.usize(1..4) * CLUSTER_BYTES as usize;
         let flow = Flow { window_bytes: batch_bytes * rng.usize(1..5), batch_bytes };
         // The last block is for probes.
@@ -109,6 +112,7 @@ impl Stores {
             flow,
             trouble,
             kills_per_mille,
+            deaths_per_mille,
             shipped: BTreeMap::new(),
             cuts: 0,
             rng,
@@ -248,7 +252,7 @@ impl Blockds for Stores {
         let starts = self.starts(host);
         let answer = self.command(host, id, op);
         let died = self.starts(host) != starts;
-        if !died && self.rng.u32(..1000) < 2 * self.kills_per_mille {
+        if !died && self.rng.u32(..1000) < self.deaths_per_mille {
             self.dies_after_answer(host);
         }
         self.look(host);
@@ -269,7 +273,7 @@ impl Blockds for Stores {
     }
 
     fn calm(&mut self) {
-        (self.trouble, self.kills_per_mille) = (Trouble::default(), 0);
+        (self.trouble, self.kills_per_mille, self.deaths_per_mille) = (Trouble::default(), 0, 0);
     }
 
     fn crash(&mut self, host: usize, power: bool) {
@@ -316,6 +320,7 @@ impl Blockds for Stores {
     }
 
     fn check_end(&mut self, owner: usize, acked: Content) {
+        self.calm();
         for host in 0..2 {
             let stage = self.shown[host].moved.as_ref().map(|(_, record)| record.stage);
             let over = !matches!(stage, Some(Stage::Frozen | Stage::Expected));
