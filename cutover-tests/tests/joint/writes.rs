@@ -95,12 +95,13 @@ impl Stores {
 
     /// Holds what a host shows against what it may.
     pub(crate) fn hold_against(&mut self, host: usize, content: &[u8]) {
-        let hosts = &mut self.hosts;
-        self.ghosts[host]
-            .retain(|ghost| ghost.request.is_some_and(|request| hosts[host].reply(request).is_none()));
         let ghosts = self.ghosts[host].iter().flat_map(Pending::blocks);
         let own = self.pending[host].iter().flat_map(Pending::blocks);
         let in_doubt: Vec<usize> = ghosts.chain(own).collect();
+        // Only now: one that was done while the content was read may be in it or not.
+        let hosts = &mut self.hosts;
+        self.ghosts[host]
+            .retain(|ghost| ghost.request.is_some_and(|request| hosts[host].reply(request).is_none()));
         if self.ledger.hold_against(content, &in_doubt) > 0 {
             self.seen.count("writes without an answer that are there");
         }
