@@ -31,6 +31,8 @@ fn what_has_clients_is_not_renamed_deleted_or_rolled_back() {
         assert!(why.contains("clients"), "{why}");
     }
     let mut reader = place.client("web@a");
+    // Who has just been told to go is counted a moment later; whoever has read is.
+    assert_eq!(reader.read(0, 4096).unwrap(), [0; 4096]);
     place.not_ok("snapshot delete web@a", 4);
     assert_eq!(reader.read(0, 4096).unwrap(), [0; 4096]);
     reader.leave().unwrap();
