@@ -38,7 +38,10 @@ pub(super) fn forecast(known: &Known<'_>) -> Forecast {
     let link = link_bytes_per_ms(known);
     let rest_ms = if link > 0.0 { memory_bytes as f64 / link } else { 0.0 };
     let whole_ms = known.stopped as f64 / link.max(LINK_UNKNOWN);
-    let memory_ms = DEVICES_MS + whole_ms + rest_ms.min(known.limit_ms as f64);
+    // With more left QEMU goes over it again, and then anything below the limit may be left: half of it, in the mean.
+    let limit_ms = known.limit_ms as f64;
+    let left_ms = if rest_ms <= limit_ms { rest_ms } else { limit_ms / 2.0 };
+    let memory_ms = DEVICES_MS + whole_ms + left_ms;
     let wake_ms = if known.translated { WAKE_MS } else { 0.0 };
     let pressure = if link > 0.0 { dirty_bytes_per_ms(known) / link } else { 0.0 };
     Forecast {
