@@ -61,11 +61,12 @@ pub(super) fn forecast(known: &Known<'_>) -> Forecast {
 /// The median of the last rounds: milliseconds, and bytes. A bulk among them says nothing about the last one, unless there is
 /// nothing else.
 fn disk(rounds: &[Round]) -> (f64, u64) {
-    let last = rounds.last().copied().unwrap_or_default();
+    // Without any nothing is known, and nothing is to be brought that anybody knows of.
+    let Some(last) = rounds.last() else { return (0.0, 0) };
     let alike = rounds.iter().filter(|round| round.bytes_changed <= ALIKE_BYTES.max(last.bytes_changed));
     let mut times: Vec<f64> = alike.rev().take(3).map(|round| round.ms).collect();
     times.sort_by(f64::total_cmp);
-    (times.get(times.len() / 2).copied().unwrap_or_default(), last.bytes_changed)
+    (times[times.len() / 2], last.bytes_changed)
 }
 
 /// What the link has carried: QEMU's throughput, or the fastest round's.

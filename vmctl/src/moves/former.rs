@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::timeout;
 
 use super::hub::Moves;
 use super::record::{MoveRecord, Side};
@@ -20,7 +20,7 @@ use crate::blockd::SnapshotInfo;
 use crate::cutover::record::Stage;
 use crate::error::{Error, Kind};
 
-/// Between two looks for what is over.
+/// Least time between two looks for what is over: who lingers, or a blockd that is not there, is looked at again.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// What is to be done about a former copy.
@@ -32,27 +32,35 @@ enum Found {
 }
 
 impl Moves {
-    /// Deletes former copies whose time is over, until it is dropped.
+    /// Deletes former copies whose time is over, until it is dropped. Woken when a move leaves one.
     pub(super) async fn sweep_former(&self) {
         loop {
-            sleep(LOOK).await;
-            let records = match self.list(None) {
-                Ok(records) => records,
-                Err(error) => {
-                    tracing::warn!(%error, "former copies cannot be looked for");
-                    continue;
+            let next = self.sweep_once().await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "former copies cannot be looked for");
+                Some(LOOK)
+            });
+            match next {
+                Some(time) => {
+                    if timeout(time, self.0.former.notified()).await.is_err() {
+                        tracing::trace!("a former copy is due");
+                    }
                 }
-            };
-            let now = now_ms();
-            for record in
-                records.into_iter().filter(|one| one.former_until_ms.is_some_and(|until| until <= now))
-            {
-                // One that lingers writes its own record still.
-                if self.watch(record.id).is_none() {
-                    self.give_up_former(record).await;
-                }
+                None => self.0.former.notified().await,
             }
         }
+    }
+
+    /// When to look again; `None`: nothing is left that has a time.
+    async fn sweep_once(&self) -> Result<Option<Duration>, Error> {
+        let now = now_ms();
+        for record in self.list(None)? {
+            // One that lingers writes its own record still.
+            if record.former_until_ms.is_some_and(|until| until <= now) && self.watch(record.id).is_none() {
+                self.give_up_former(record).await;
+            }
+        }
+        let due = self.list(None)?.iter().filter_map(|record| record.former_until_ms).min();
+        Ok(due.map(|due| Duration::from_millis(due.saturating_sub(now_ms())).max(LOOK)))
     }
 
     async fn give_up_former(&self, mut record: MoveRecord) {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 
 use super::destination::DestinationMove;
@@ -49,6 +49,8 @@ pub(super) struct Inner {
     pub(super) trial: Trial,
     active: Mutex<BTreeMap<MoveId, Active>>,
     pub(super) offers: Offers,
+    /// A move has left volumes here that are to be deleted at some time.
+    pub(super) former: Notify,
 }
 
 /// See the module; clones are handles to the same.
@@ -75,7 +77,8 @@ impl Moves {
             .for_each(|record| end_unbegun(&files, record));
         let trial = Trial::from_environment()?;
         let (active, offers) = (Mutex::default(), Offers::default());
-        let moves = Self(Arc::new(Inner { registry, host, files, trial, active, offers }));
+        let moves =
+            Self(Arc::new(Inner { registry, host, files, trial, active, offers, former: Notify::new() }));
         moves.let_go_of_ended(&records).await;
         for record in records.into_iter().filter(|record| !record.has_ended()) {
             moves.go_on(record);

@@ -92,7 +92,10 @@ pub(super) struct Judgement {
 
 /// A guest can only be loaded as the very machine that it was started as.
 pub(super) fn check_machine(offer: &Offer, here: &Qemu) -> Check {
-    let machine = offer.definition.machine.as_deref().unwrap_or_default();
+    let Some(machine) = offer.definition.machine.as_deref() else {
+        let fix = "vmctl vm define --replace    (there; the agent writes down which machine it is)";
+        return Check::bad("machine", "the definition names none", fix);
+    };
     if here.machines.iter().any(|known| known.name == machine) {
         return Check::good("machine", format!("{machine}, QEMU {}", here.version));
     }

@@ -436,6 +436,9 @@ impl SourceMove {
         self.hub.host.events.record(kind, self.record.vm.as_str(), message);
         self.let_go().await;
         self.write_end();
+        if self.record.former_until_ms.is_some() {
+            self.hub.former.notify_one();
+        }
     }
 }
 
