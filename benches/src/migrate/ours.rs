@@ -123,7 +123,7 @@ impl Ours {
             bail!("vmctl migrate: {status}\n{}", last_lines(&fs::read_to_string(log)?, LINES));
         }
         ear.wait(began, BOOT)?;
-        let before = self.ear.as_ref().map(Ear::heard).unwrap_or_default();
+        let before = self.ear.as_ref().context("no guest was booted")?.heard();
         let silence = silence(&before, &ear.heard()).context("the guest was not heard")?;
         let (told, memory) = told(&here.report()?).context("vmctl's report is not as expected")?;
         let usual = longest_pause(&before, began);

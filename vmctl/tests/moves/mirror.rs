@@ -3,7 +3,7 @@
 use fixtures::process::{ProcessError, wait_until};
 use serde_json::Value;
 
-use crate::place::{PATIENCE, goes_on, held, judge, last, migrate, rig, said, try_migrate};
+use crate::place::{PATIENCE, goes_on, held, judge, last, moves_at_last, rig, said, try_migrate};
 
 const MIRROR: [&str; 2] = ["--strategy", "mirror"];
 
@@ -50,12 +50,7 @@ fn a_mirror_that_breaks_leaves_the_guest_where_it_is() {
     rig.mend();
     rig.a.vmctl(&["abort", "web1"]).unwrap();
     rig.b.vmctl(&["recover"]).unwrap();
-    rig.a.settings.hold = None;
-    rig.a.restart_agent().unwrap();
-    let at = last(&rig.a);
-    migrate(&rig.a, &rig.b);
-    goes_on(&rig.b, at);
-    judge(&rig, &rig.b, 1);
+    moves_at_last(&mut rig);
 }
 
 /// An agent that dies while writes are mirrored, and one that gives the move up, leave no mirror.

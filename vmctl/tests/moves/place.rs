@@ -81,6 +81,16 @@ pub(crate) fn migrate(from: &Host, to: &Host) {
     assert!(output.status.success(), "{said}\n{}\n{}", from.last_words(), to.last_words());
 }
 
+/// The agent of A is held no more: the next move succeeds, and the guest has lost nothing.
+pub(crate) fn moves_at_last(rig: &mut Rig) {
+    rig.a.settings.hold = None;
+    rig.a.restart_agent().unwrap();
+    let at = last(&rig.a);
+    migrate(&rig.a, &rig.b);
+    goes_on(&rig.b, at);
+    judge(rig, &rig.b, 1);
+}
+
 /// A move that must not; what was said. The guest goes on.
 pub(crate) fn refused(from: &Host, to: &str, more: &[&str]) -> String {
     let output = try_migrate(from, to, more);

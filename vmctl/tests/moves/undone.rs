@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use fixtures::cutover::{Daemon, Settings};
 use fixtures::process::find_program;
 
-use crate::place::{goes_on, held, judge, last, migrate, refused, rig, rig_with, said, try_migrate};
+use crate::place::{
+    goes_on, held, judge, last, migrate, moves_at_last, refused, rig, rig_with, said, try_migrate,
+};
 
 #[test]
 fn a_move_is_given_up_in_every_phase_before_the_commit() {
@@ -22,12 +24,7 @@ fn a_move_is_given_up_in_every_phase_before_the_commit() {
         rig.b.vmctl(&["recover"]).unwrap();
         assert_eq!(rig.b.qemu_pid(), None, "{phase}: what was made at B is still there");
     }
-    rig.a.settings.hold = None;
-    rig.a.restart_agent().unwrap();
-    let at = last(&rig.a);
-    migrate(&rig.a, &rig.b);
-    goes_on(&rig.b, at);
-    judge(&rig, &rig.b, 1);
+    moves_at_last(&mut rig);
 }
 
 #[test]
