@@ -55,7 +55,11 @@ fn certificate(record: &MoveRecord) -> Vec<(&'static str, String)> {
         let wake =
             if told.wake_ms > 0.0 { format!(", to be heard {:.0}", told.wake_ms) } else { String::new() };
         let (disk, memory, fixed) = (told.disk_ms, told.memory_ms, told.fixed_ms);
-        let parts = format!("disk {disk:.0}, memory {memory:.0}, fixed {fixed:.0}{wake}");
+        let learnt = match told.correction {
+            1.0 => String::new(),
+            ratio => format!(", times {ratio:.2} as the last moves went"),
+        };
+        let parts = format!("disk {disk:.0}, memory {memory:.0}, fixed {fixed:.0}{learnt}{wake}");
         pairs.push(("forecast", format!("{} ({parts}); pressure {:.2}", ms(told.silence_ms), told.pressure)));
     }
     let rounds = numbers.rounds.iter().chain(&numbers.last_round);

@@ -18,6 +18,7 @@ pub mod record;
 pub mod stream;
 
 mod disk;
+mod experience;
 mod files;
 mod forecast;
 mod former;

@@ -148,8 +148,9 @@ pub struct Mirrored {
 
 /// What is expected of a switch.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Forecast {
-    /// Milliseconds of silence.
+    /// Milliseconds of silence: disk or memory, whichever takes longer, and what is fixed, corrected; and until it is heard.
     pub silence_ms: f64,
     /// The last difference of the disks among them.
     pub disk_ms: f64,
@@ -160,14 +161,35 @@ pub struct Forecast {
     /// Records, and starting to run.
     pub fixed_ms: f64,
     /// Until a guest that runs again can be heard. No part of the silence that agents measure.
-    #[serde(default)]
     pub wake_ms: f64,
+    /// What earlier moves to that host took, by what was foreseen of them.
+    pub correction: f64,
+    /// The guest stands still while its memory is sent.
+    pub stops_first: bool,
     /// How fast disk and memory change, against what the link has carried; from 1 on a move does not converge.
     pub pressure: f64,
     /// Bytes of disk that are still to be sent, and of memory.
     pub disk_bytes: u64,
     /// See `disk_bytes`.
     pub memory_bytes: u64,
+}
+
+impl Default for Forecast {
+    fn default() -> Self {
+        Self {
+            silence_ms: 0.0,
+            disk_ms: 0.0,
+            memory_ms: 0.0,
+            rest_ms: 0.0,
+            fixed_ms: 0.0,
+            wake_ms: 0.0,
+            correction: 1.0,
+            stops_first: false,
+            pressure: 0.0,
+            disk_bytes: 0,
+            memory_bytes: 0,
+        }
+    }
 }
 
 /// An instant, in milliseconds since the move began on this host.

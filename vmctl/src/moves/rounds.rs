@@ -83,6 +83,8 @@ pub(super) struct Rounds {
     pub(super) mirrored: bool,
     /// The guest's processors are translated.
     pub(super) translated: bool,
+    /// What earlier moves to that host took, by what was foreseen of them.
+    pub(super) correction: f64,
 }
 
 impl Rounds {
@@ -172,11 +174,15 @@ impl Rounds {
         Ok(())
     }
 
+    fn known(&self) -> Known<'_> {
+        let correction = Some(self.correction);
+        Known { rounds: &self.rounds, translated: self.translated, correction, ..Known::default() }
+    }
+
     /// What a switch would cost now.
     fn foresee(&self) -> Forecast {
         let stopped = if self.stops_first { self.memory_bytes } else { 0 };
-        let (rounds, translated) = (self.rounds.as_slice(), self.translated);
-        forecast(&Known { rounds, memory: None, stopped, limit_ms: 0, translated })
+        forecast(&Known { stopped, ..self.known() })
     }
 
     /// Above the bound the guest is not stopped: it is waited for a better moment, or given up.
@@ -190,7 +196,7 @@ impl Rounds {
                 return Ok(());
             }
             // Less than that it never is: to wait for it would be of no use.
-            let least_ms = told.memory_ms + told.fixed_ms;
+            let least_ms = (told.memory_ms + told.fixed_ms) * told.correction;
             if began.elapsed() >= GATE_TIME_MAX || least_ms > bound as f64 {
                 let message = format!(
                     "the guest would be silent for {:.0} ms, {bound} ms are allowed: the last differences took {:.0} ms",
@@ -235,7 +241,7 @@ impl Rounds {
         ];
         self.client.migrate_set_capabilities(&capabilities).await?;
         let told = self.foresee();
-        let all_but_memory = (told.silence_ms - told.memory_ms.max(told.disk_ms)) as u64;
+        let all_but_memory = (told.silence_ms - told.memory_ms.max(told.disk_ms) * told.correction) as u64;
         let bound = self.options.silence_ms.map(|bound| bound.saturating_sub(all_but_memory) / 2);
         let stair = Stair::new(bound, self.translated);
         let mut parameters = MigrationParameters::from([
@@ -253,8 +259,7 @@ impl Rounds {
             sleep(LOOK).await;
             let info = self.client.query_migrate().await?;
             let going = matches!(info.status, Some(MigrationStatus::Setup | MigrationStatus::Active));
-            let (rounds, translated, limit_ms) = (self.rounds.as_slice(), self.translated, stair.ms());
-            let told = forecast(&Known { rounds, memory: Some(&info), stopped: 0, limit_ms, translated });
+            let told = forecast(&Known { memory: Some(&info), limit_ms: stair.ms(), ..self.known() });
             let rest_ms = told.rest_ms;
             let passes = info.ram.map_or(0, |ram| ram.passes);
             let failure = failure_of(&info);

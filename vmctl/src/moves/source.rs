@@ -13,6 +13,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::disk::Disk;
+use super::experience::correction;
 use super::former::former_until;
 use super::hub::Inner;
 use super::link::{Link, LinkEvent, Target};
@@ -363,6 +364,7 @@ impl SourceMove {
         let relay = Relay::start(&socket, blockd, &self.record.host, self.record.id)
             .map_err(|error| Error::one_line(Kind::Io, format!("{}: {error}", socket.display())))?;
         parts.relay = Some(relay);
+        let stops_first = self.is_translated() && !self.record.options.live;
         Ok(Rounds {
             disk: parts.disk.clone(),
             client: self.vm.lend().await?.client,
@@ -371,7 +373,8 @@ impl SourceMove {
             told: parts.told.clone(),
             rounds: self.record.numbers.rounds.clone(),
             trial: self.hub.trial.clone(),
-            stops_first: self.is_translated() && !self.record.options.live,
+            stops_first,
+            correction: correction(&self.hub.files.read_all()?, &self.record.host, stops_first),
             translated: self.is_translated(),
             memory_bytes: self.record.definition.memory.0,
             mirrored: false,
