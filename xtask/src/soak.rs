@@ -21,9 +21,12 @@ pub(crate) struct Options {
     /// Move a real guest between two hosts again and again, and hit agents, blockds, QEMUs and the link while it moves
     #[arg(long, conflicts_with_all = ["latency", "increments", "hours"])]
     cutover: bool,
-    /// With --cutover: `all` 168, `gate`, or those whose names have all these words (between commas)
+    /// With --cutover: `all` 168, `gate`, `gate-mirror`, or those whose names have all these words (between commas)
     #[arg(long, value_name = "CELLS", requires = "cutover")]
     cells: Option<String>,
+    /// With --cutover: how the disk is brought, `rounds` or `mirror` [default: rounds]
+    #[arg(long, value_name = "HOW", requires = "cutover")]
+    strategy: Option<String>,
     /// With --cutover: how often each
     #[arg(long, value_name = "N", requires = "cutover")]
     repeat: Option<u32>,
@@ -62,13 +65,14 @@ fn cutover(workspace: &Workspace, options: &Options) -> Command {
     let mut cutover = Command::new(release.join("cutover"));
     cutover.arg("--bin").arg(&release).arg("--cells").arg(options.cells.as_deref().unwrap_or("all"));
     cutover.arg("--jsonl").arg(workspace.target.join("cutover.jsonl"));
-    let numbers = [
+    let words = [
+        ("--strategy", options.strategy.clone()),
         ("--repeat", options.repeat.map(|count| count.to_string())),
         ("--seed", options.seed.map(|seed| seed.to_string())),
     ];
-    for (name, number) in numbers {
-        if let Some(number) = number {
-            cutover.args([name, &number]);
+    for (name, word) in words {
+        if let Some(word) = word {
+            cutover.args([name, &word]);
         }
     }
     cutover
