@@ -4,6 +4,8 @@
 
 mod place;
 
+mod adopted;
+mod company;
 mod ends;
 mod happy;
 mod kvm;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
-use fixtures::cutover::{Host, Parts, Programs, Rig, Settings, Story, VOLUME_BYTES, read_console};
+use fixtures::cutover::{Host, Parts, Programs, Rig, Settings, Story, VOLUME_BYTES, Wanted, read_console};
 use fixtures::guest::{Accel, Kernel, default_cache, probe_accel};
 use fixtures::process::{ProcessError, wait_until};
 use tempfile::TempDir;
@@ -38,10 +38,20 @@ pub(crate) fn rig_with(b: &Settings, append: &str) -> (Rig, TempDir) {
 
 /// The same; what runs processors is given.
 pub(crate) fn rig_of(accel: Accel, b: &Settings, append: &str) -> (Rig, TempDir) {
+    made(accel, &Wanted { b: b.clone(), append: append.to_owned(), ..Wanted::default() })
+}
+
+/// The same, as it is wanted.
+pub(crate) fn rig_made(wanted: &Wanted) -> (Rig, TempDir) {
+    let kernel = Kernel::fetch(&default_cache()).unwrap();
+    made(probe_accel(&kernel, &default_cache()).unwrap(), wanted)
+}
+
+fn made(accel: Accel, wanted: &Wanted) -> (Rig, TempDir) {
     let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let kernel = Kernel::fetch(&default_cache()).unwrap();
     let parts = Parts { programs: &programs(), kernel: &kernel, accel, dir: dir.path() };
-    (Rig::start_with(&parts, b, append).unwrap(), dir)
+    (Rig::make(&parts, wanted).unwrap(), dir)
 }
 
 /// The last number that was told there.
@@ -119,6 +129,13 @@ fn wait_for_hold(host: &Host, heard: usize) {
     assert!(held.is_ok(), "{}", host.last_words());
 }
 
+/// What the guest has told, on both hosts.
+pub(crate) fn story_of(rig: &Rig) -> Story {
+    let mut story: Story = read_console(&rig.a.console()).then(read_console(&rig.b.console()));
+    story.written.sort_unstable();
+    story
+}
+
 /// Nothing that the guest was answered is lost, wherever it was when it wrote it. It is ended for that.
 pub(crate) fn judge(rig: &Rig, runs_at: &Host, moves: usize) {
     judge_from(rig, runs_at, moves, 0);
@@ -127,8 +144,7 @@ pub(crate) fn judge(rig: &Rig, runs_at: &Host, moves: usize) {
 /// The same; `first`: where on the disk its blocks begin.
 pub(crate) fn judge_from(rig: &Rig, runs_at: &Host, moves: usize, first: usize) {
     runs_at.vmctl(&["vm", "stop", "web1", "--force", "--timeout", "0"]).unwrap();
-    let mut story: Story = read_console(&rig.a.console()).then(read_console(&rig.b.console()));
-    story.written.sort_unstable();
+    let story = story_of(rig);
     story.check(moves).unwrap();
     assert!(story.memory_good > 0);
     story.check_disk(&runs_at.disk(VOLUME_BYTES).unwrap()[first..], story.last()).unwrap();
