@@ -107,8 +107,6 @@ pub struct Sim<B> {
     link: bool,
     owner: usize,
     moves: u8,
-    /// Of blockds, and not done yet.
-    asked: u32,
     acked: Content,
     verbose: bool,
     seen: Seen,
@@ -133,7 +131,6 @@ impl<B: Blockds> Sim<B> {
             link: true,
             owner: 0,
             moves: 0,
-            asked: 0,
             acked: 0,
             verbose,
             seen: Seen::default(),
@@ -239,10 +236,6 @@ impl<B: Blockds> Sim<B> {
         let free = self.agents[host].open.is_empty() && self.blockds.accepts(host);
         if self.moves == self.chance.moves || !free || self.now > CALM {
             return;
-        }
-        // A record knows the last move only: what was asked for in an earlier one would begin it anew (docs/reliability.md).
-        if self.asked > 0 {
-            return self.at(20 * MS, Event::NextMove);
         }
         self.moves += 1;
         if self.link {

@@ -39,12 +39,14 @@ pub struct Blockd {
     /// Primary: what was written. Replica: what is published.
     pub content: Content,
     last: Option<(MoveId, Stage, Option<Content>)>,
+    /// Moves that another one has followed: they are over, whatever is still asked of them.
+    former: Vec<MoveId>,
 }
 
 impl Blockd {
     /// An empty volume, or a replica of it.
     pub fn new(primary: bool) -> Self {
-        Self { primary, epoch: Epoch(1), content: 0, last: None }
+        Self { primary, epoch: Epoch(1), content: 0, last: None, former: Vec::new() }
     }
 
     /// How far a move is.
@@ -90,9 +92,18 @@ impl Blockd {
         if answer { Answer::Done } else { Answer::Refused(self.record(id), Text::new("not in this stage")) }
     }
 
+    fn may_begin(&self, id: MoveId) -> bool {
+        self.stage(id) == Stage::Absent && self.is_free() && !self.former.contains(&id)
+    }
+
+    fn follow(&mut self, id: MoveId, stage: Stage) {
+        self.former.extend(self.last.map(|(before, ..)| before));
+        self.last = Some((id, stage, None));
+    }
+
     fn begin(&mut self, id: MoveId, primary: bool, stage: Stage) -> bool {
-        if self.stage(id) == Stage::Absent && self.is_free() && self.primary == primary {
-            self.last = Some((id, stage, None));
+        if self.may_begin(id) && self.primary == primary {
+            self.follow(id, stage);
         }
         self.stage(id) == stage
     }
@@ -118,7 +129,7 @@ impl Blockd {
     fn abort(&mut self, id: MoveId) -> bool {
         match self.stage(id) {
             Stage::Frozen | Stage::Expected => self.last = Some((id, Stage::Aborted, None)),
-            Stage::Absent if self.is_free() => self.last = Some((id, Stage::Aborted, None)),
+            Stage::Absent if self.may_begin(id) => self.follow(id, Stage::Aborted),
             _ => {}
         }
         self.stage(id) == Stage::Aborted

@@ -113,6 +113,7 @@ pub struct Store {
     applying: Slab<replica::Applying>,
     /// Early writes that are under way.
     writes_soon: u32,
+    former_moves: moves::FormerMoves,
     doors: doors::Doors,
     mirrors: BTreeMap<MirrorId, ExportIndex>,
     last_mirror: MirrorId,
@@ -154,6 +155,7 @@ impl Store {
             pins: Slab::new(),
             applying: Slab::new(),
             writes_soon: 0,
+            former_moves: moves::FormerMoves::default(),
             doors: doors::Doors::default(),
             mirrors: BTreeMap::new(),
             last_mirror: MirrorId(0),

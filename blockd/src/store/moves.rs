@@ -13,6 +13,7 @@
 //! for them learns of it. That time decides nothing else. A snapshot that was cut since then holds all that was ever
 //! answered, and only such a one can be released.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use nbd_server::connection::Nanos;
@@ -29,6 +30,26 @@ use crate::units::{HostId, MoveId, SnapshotId, VolumeId};
 
 /// How long clients' changes of a frozen volume are held before they are refused.
 pub const FROZEN_HOLD: Duration = Duration::from_secs(2);
+/// Moves whose record gave way to a later one's that are remembered.
+const FORMER_MOVES_KEPT: usize = 1024;
+
+/// Moves that another one has followed on a volume. Its record is that of the last move, and cannot tell that they are over: a freeze
+/// or an expectation that is carried out late would begin such a move anew, and nobody would ever end it. They need not be
+/// durable: what was asked of a daemon that has ended is not carried out by the next one.
+#[derive(Default)]
+pub(super) struct FormerMoves(VecDeque<MoveId>);
+
+impl FormerMoves {
+    fn add(&mut self, id: MoveId) {
+        if self.0.contains(&id) {
+            return;
+        }
+        if self.0.len() == FORMER_MOVES_KEPT {
+            self.0.pop_front();
+        }
+        self.0.push_back(id);
+    }
+}
 
 impl Store {
     /// The answer comes with a commit.
@@ -77,6 +98,10 @@ impl Store {
             }
             self.check_durable(Some(volume))?;
             match self.catalog.moves.get(&volume).filter(|record| record.id == id) {
+                None if self.former_moves.0.contains(&id) => {
+                    let text = format!("the move {id} of {name:?} is over: another one has followed it");
+                    return refuse(ErrorKind::Stale, text);
+                }
                 None => self.check_not_moving(volume, name)?,
                 Some(record) if record.stage == first => {}
                 Some(record) => return ended(id, record.stage),
@@ -97,7 +122,10 @@ impl Store {
     fn set_move(&mut self, volume: VolumeId, record: MoveRecord, bundle: &mut Bundle) {
         bundle.changes.push(Change::Move(volume, Some(Box::new(record.clone()))));
         bundle.changes.extend(self.raise_version(MOVES_VERSION));
-        self.catalog.moves.insert(volume, record);
+        let id = record.id;
+        if let Some(before) = self.catalog.moves.insert(volume, record).filter(|before| before.id != id) {
+            self.former_moves.add(before.id);
+        }
     }
 
     fn freeze(&mut self, token: Token, id: MoveId, peer: HostId, names: &[String]) -> Outcome<()> {

@@ -371,6 +371,28 @@ fn a_move_that_was_given_up_before_it_began_never_begins() {
 }
 
 /// The machine that waits at the destination connects again, and finds what it had.
+/// A freeze, an expectation and an abort that were asked for long ago are carried out when a later move has begun and ended: the volume
+/// stood still for ever, or the later move's record was lost.
+#[test]
+fn what_comes_after_a_later_move_begins_nothing_anew() {
+    let (mut world, _) = begin(27);
+    let later = MoveId([1; 16]);
+    for id in [ID, later] {
+        done(&mut world, freeze(id));
+        done(&mut world, Move::Abort { id, of: None });
+    }
+    let late = Move::Abort { id: ID, of: Some((PEER, vec!["v".to_owned()])) };
+    assert_eq!(kind(do_move(&mut world, late)), ErrorKind::Stale);
+    assert_eq!(kind(do_move(&mut world, freeze(ID))), ErrorKind::Stale);
+    assert_eq!(stage(&mut world, later), Some(Stage::Aborted));
+    done(&mut world, freeze(BACK));
+    snapshot(&mut world, "v", "last");
+    done(&mut world, release(BACK, "last"));
+    let expect = |id| Move::Expect { id, peer: PEER, volumes: vec!["v".to_owned()] };
+    assert_eq!(kind(do_move(&mut world, expect(later))), ErrorKind::Stale);
+    done(&mut world, expect(MoveId([2; 16])));
+}
+
 #[test]
 fn what_was_expected_still_is_after_a_restart() {
     for seed in [500, 501] {

@@ -16,12 +16,10 @@ impl<B: Blockds> Sim<B> {
         let slow = if op == BlockdOp::Ship { 50 * MS } else { 5 * MS };
         let slow = if self.rng.f64() < self.chance.slow { SLOW_MAX } else { slow };
         let after = self.rng.u64(0..=slow);
-        self.asked += 1;
         self.at(after, Event::Do(host, agent, blockd, id, op));
     }
 
     pub(super) fn blockd_does(&mut self, host: usize, agent: u32, start: u64, id: MoveId, op: &BlockdOp) {
-        self.asked -= 1;
         let kind = op.kind();
         // It was restarted since: before it had done it, and nobody did.
         let answer = if start != self.blockds.starts(host) {
