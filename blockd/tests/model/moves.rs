@@ -366,11 +366,10 @@ fn a_move_that_was_given_up_before_it_began_never_begins() {
     assert_eq!(write(&mut world, door, BLOCK, BLOCK, 2), Ok(()));
     done(&mut world, freeze(BACK));
     let of = Some((PEER, vec!["v".to_owned()]));
-    assert_eq!(kind(do_move(&mut world, Move::Abort { id: ID, of })), ErrorKind::Busy, "another move has it");
+    assert_eq!(kind(do_move(&mut world, Move::Abort { id: ID, of })), ErrorKind::Stale, "another one has it");
     assert_eq!(stage(&mut world, BACK), Some(Stage::Frozen));
 }
 
-/// The machine that waits at the destination connects again, and finds what it had.
 /// A freeze, an expectation and an abort that were asked for long ago are carried out when a later move has begun and ended: the volume
 /// stood still for ever, or the later move's record was lost.
 #[test]
@@ -393,6 +392,7 @@ fn what_comes_after_a_later_move_begins_nothing_anew() {
     done(&mut world, expect(MoveId([2; 16])));
 }
 
+/// The machine that waits at the destination connects again, and finds what it had.
 #[test]
 fn what_was_expected_still_is_after_a_restart() {
     for seed in [500, 501] {
