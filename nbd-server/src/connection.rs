@@ -25,10 +25,11 @@ use slab::Slab;
 use crate::disk::ExportIndex;
 use crate::export::{Command, Extent, Payload, Reply, Request, RequestId};
 use crate::reactor::buffer::{Buf, Pool};
+use crate::status::{Contexts, STATUS_EXTENTS_MAX, StatusExtents};
 use crate::transmission::{Accepted, CloseReason, Rules, Verdict, judge};
 use crate::wire::{
-    Errno, REQUEST_HEADER_BYTES, RequestHeader, chunk, chunk_header, command, data_chunk_header, error_chunk,
-    hole_chunk, simple_reply,
+    Errno, REQUEST_HEADER_BYTES, RequestHeader, STATUS_EXTENT_BYTES, chunk, chunk_header, command,
+    data_chunk_header, error_chunk, hole_chunk, simple_reply, status_chunk_header, status_extent,
 };
 
 /// Nanoseconds on a clock that only moves forward. Where it comes from is the reactor's business.
@@ -237,10 +238,33 @@ struct InFlight {
     cookie: u64,
     offset: u64,
     length: u32,
-    read: bool,
-    /// Its reply may name holes.
-    holes: bool,
+    wants: Wants,
     payload_bytes: usize,
+}
+
+/// What a successful reply has to carry.
+enum Wants {
+    Nothing,
+    /// Its reply may name holes.
+    Data {
+        holes: bool,
+    },
+    Status {
+        contexts: Contexts,
+        one: bool,
+    },
+}
+
+impl Wants {
+    fn of(command: &Command) -> Self {
+        match command {
+            &Command::Read { holes, .. } => Self::Data { holes },
+            Command::BlockStatus { contexts, one } => {
+                Self::Status { contexts: Contexts::clone(contexts), one: *one }
+            }
+            _ => Self::Nothing,
+        }
+    }
 }
 
 /// See the module's picture.
@@ -394,7 +418,20 @@ impl Connection {
     fn must_wait(&self, accepted: Accepted, header: &RequestHeader) -> bool {
         let unsent = self.building.payload_bytes + self.sending_payload_bytes;
         let ahead = matches!(accepted, Accepted::Read { .. }) && unsent >= self.limits.send_ahead_bytes;
-        ahead || self.payload_bytes + cost(accepted, header) > self.limits.payload_bytes_max
+        ahead || self.payload_bytes + self.cost(accepted, header) > self.limits.payload_bytes_max
+    }
+
+    /// Payload bytes that a request is charged with, from its header to its sent reply: what it carries, or the most
+    /// that its reply may.
+    fn cost(&self, accepted: Accepted, header: &RequestHeader) -> usize {
+        match accepted {
+            Accepted::Read { .. } | Accepted::Write { .. } => header.length as usize,
+            Accepted::BlockStatus { one } => {
+                let extents = if one { 1 } else { STATUS_EXTENTS_MAX };
+                self.rules.contexts.len() * extents * STATUS_EXTENT_BYTES
+            }
+            _ => 0,
+        }
     }
 
     fn judge(&self, header: &RequestHeader) -> Verdict {
@@ -420,20 +457,24 @@ impl Connection {
             }
             Accepted::Write { fua } => {
                 let part = PartialBuf { buf: pool.take(header.length as usize), filled: 0 };
-                self.payload_bytes += cost(accepted, &header);
+                self.payload_bytes += self.cost(accepted, &header);
                 self.want = Want::Payload { header, fua, part: Some(part) };
                 return Step::Again;
             }
             Accepted::Read { holes } => {
-                self.payload_bytes += cost(accepted, &header);
+                self.payload_bytes += self.cost(accepted, &header);
                 Command::Read { buf: pool.take(header.length as usize), holes }
             }
             Accepted::Flush => Command::Flush,
             Accepted::Trim { fua } => Command::Trim { fua },
             Accepted::WriteZeroes { fua, no_hole, fast } => Command::WriteZeroes { fua, no_hole, fast },
             Accepted::Cache => Command::Cache,
+            Accepted::BlockStatus { one } => {
+                self.payload_bytes += self.cost(accepted, &header);
+                Command::BlockStatus { contexts: Contexts::clone(&self.rules.contexts), one }
+            }
         };
-        let payload_bytes = cost(accepted, &header);
+        let payload_bytes = self.cost(accepted, &header);
         Step::Request(self.register(&header, command, payload_bytes))
     }
 
@@ -448,14 +489,11 @@ impl Connection {
     }
 
     fn register(&mut self, header: &RequestHeader, command: Command, payload_bytes: usize) -> Request {
-        let read = matches!(command, Command::Read { .. });
-        let holes = matches!(command, Command::Read { holes: true, .. });
         let index = self.in_flight.insert(InFlight {
             cookie: header.cookie,
             offset: header.offset,
             length: header.length,
-            read,
-            holes,
+            wants: Wants::of(&command),
             payload_bytes,
         });
         // The table holds at most `requests_max` entries, far below 2^32.
@@ -479,7 +517,7 @@ impl Connection {
         }
         let (header, fua) = (*header, *fua);
         self.want = Want::Header;
-        let payload_bytes = cost(Accepted::Write { fua }, &header);
+        let payload_bytes = self.cost(Accepted::Write { fua }, &header);
         Step::Request(self.register(&header, Command::Write { buf: part.buf, fua }, payload_bytes))
     }
 
@@ -494,13 +532,14 @@ impl Connection {
         }
         let (header, error) = (*header, *error);
         self.want = Want::Header;
-        self.answer_error(header.command == command::READ, header.cookie, error, pool);
+        let chunked = matches!(header.command, command::READ | command::BLOCK_STATUS);
+        self.answer_error(chunked, header.cookie, error, pool);
         Step::Again
     }
 
-    /// Errors of reads take the structured form when that was negotiated; other commands stay simple.
-    fn answer_error(&mut self, read: bool, cookie: u64, error: Errno, pool: &Pool) {
-        if read && self.rules.structured {
+    /// Errors of what is answered in chunks take that form when it was negotiated; other commands stay simple.
+    fn answer_error(&mut self, chunked: bool, cookie: u64, error: Errno, pool: &Pool) {
+        if chunked && self.rules.structured {
             self.building.push_head(&error_chunk(cookie, error), pool);
         } else {
             self.building.push_head(&simple_reply(cookie, Some(error)), pool);
@@ -511,7 +550,7 @@ impl Connection {
     /// Queues the only reply to a request that `next_request` returned.
     ///
     /// # Panics
-    /// When the request is not in flight, or a read's reply is not what was asked for: a bug of the export
+    /// When the request is not in flight, or a reply's payload is not what was asked for: a bug of the export
     /// that must not reach a client as wrong bytes.
     pub fn reply(&mut self, reply: Reply, pool: &Pool) {
         let request = self.in_flight.remove(reply.id.index as usize);
@@ -519,32 +558,63 @@ impl Connection {
             self.payload_bytes -= request.payload_bytes;
             return;
         }
-        match reply.outcome {
-            Ok(payload) if request.read => self.push_read(&request, payload, pool),
-            Ok(_) => {
+        match (reply.outcome, &request.wants) {
+            (Ok(_), Wants::Nothing) => {
                 self.payload_bytes -= request.payload_bytes;
                 self.building.push_head(&simple_reply(request.cookie, None), pool);
                 self.building.replies += 1;
             }
-            Err(error) => {
+            (Ok(payload), _) => self.push_payload(&request, payload, pool),
+            (Err(error), wants) => {
                 self.payload_bytes -= request.payload_bytes;
-                self.answer_error(request.read, request.cookie, error, pool);
+                self.answer_error(!matches!(wants, Wants::Nothing), request.cookie, error, pool);
             }
         }
     }
 
-    /// A read's buffer stays charged to the connection until it was sent.
-    fn push_read(&mut self, request: &InFlight, payload: Payload, pool: &Pool) {
+    /// What a reply carries stays charged to the connection until it was sent.
+    fn push_payload(&mut self, request: &InFlight, payload: Payload, pool: &Pool) {
         self.building.payload_bytes += request.payload_bytes;
         self.building.replies += 1;
-        match payload {
-            Payload::Data(buf) => {
+        match (payload, &request.wants) {
+            (Payload::Data(buf), Wants::Data { .. }) => {
                 assert_eq!(buf.len(), request.length as usize, "a read's reply has the length asked for");
                 self.push_whole_head(request, pool);
                 self.building.push_data(buf);
             }
-            Payload::Extents(extents) => self.push_extents(request, extents, pool),
-            Payload::None => panic!("a read was answered without data"),
+            (Payload::Extents(extents), &Wants::Data { holes }) => {
+                self.push_extents(request, holes, extents, pool);
+            }
+            (Payload::Status(status), Wants::Status { contexts, one }) => {
+                self.push_status(request, contexts, *one, &status, pool);
+            }
+            (payload, _) => panic!("a reply with {payload:?} to another question"),
+        }
+    }
+
+    /// A chunk for each context.
+    fn push_status(
+        &mut self,
+        request: &InFlight,
+        contexts: &Contexts,
+        one: bool,
+        status: &[StatusExtents],
+        pool: &Pool,
+    ) {
+        assert_eq!(status.len(), contexts.len(), "every context is told of");
+        for (number, (context, extents)) in (1..).zip(contexts.iter().zip(status)) {
+            let told = extents.as_slice();
+            assert!(!told.is_empty() && (!one || told.len() == 1), "as many extents as were asked for");
+            assert!(extents.covered() <= u64::from(request.length), "of the range that was asked for");
+            let done = number == contexts.len();
+            let head = status_chunk_header(request.cookie, done, context.id, told.len());
+            self.building.push_head(&head, pool);
+            let mut body = pool.take(told.len() * STATUS_EXTENT_BYTES);
+            for (place, extent) in body.chunks_exact_mut(STATUS_EXTENT_BYTES).zip(told) {
+                let length = u32::try_from(extent.length).expect("no longer than the request");
+                place.copy_from_slice(&status_extent(length, extent.flags));
+            }
+            self.building.push_data(body);
         }
     }
 
@@ -558,11 +628,11 @@ impl Connection {
         }
     }
 
-    fn push_extents(&mut self, request: &InFlight, mut extents: Vec<Extent>, pool: &Pool) {
+    fn push_extents(&mut self, request: &InFlight, allowed: bool, mut extents: Vec<Extent>, pool: &Pool) {
         // Chunks of no bytes are against the protocol.
         extents.retain(|extent| extent.length() > 0);
         let holes = extents.iter().any(|extent| matches!(extent, Extent::Hole(_)));
-        assert!(request.holes || !holes, "a hole in the reply to a read that did not allow any");
+        assert!(allowed || !holes, "a hole in the reply to a read that did not allow any");
         let covered: u64 = extents.iter().map(|extent| u64::from(extent.length())).sum();
         assert_eq!(covered, u64::from(request.length), "the pieces cover the read exactly");
         if holes {
@@ -782,12 +852,4 @@ impl Extent {
 /// Bytes of data before the first hole.
 fn data_length(extents: &[Extent]) -> u32 {
     extents.iter().take_while(|extent| matches!(extent, Extent::Data(_))).map(Extent::length).sum()
-}
-
-/// Payload bytes that a request is charged with, from its header to its sent reply.
-fn cost(accepted: Accepted, header: &RequestHeader) -> usize {
-    match accepted {
-        Accepted::Read { .. } | Accepted::Write { .. } => header.length as usize,
-        _ => 0,
-    }
 }

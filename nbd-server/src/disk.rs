@@ -5,6 +5,7 @@
 //! cannot tell the two apart.
 
 use crate::reactor::buffer::Buf;
+use crate::status::StatusExtents;
 use crate::wire::Errno;
 
 /// Names one of the files that an export or a backend was built with.
@@ -58,6 +59,16 @@ pub enum DiskOpKind {
         offset: u64,
         /// Length of the range.
         length: u64,
+    },
+    /// Tell what of a range is allocated ([`crate::wire::allocation`]), or of as much of its beginning as is easily
+    /// found out.
+    Allocation {
+        /// Start of the range.
+        offset: u64,
+        /// Length of the range.
+        length: u64,
+        /// Filled by the disk with one extent at least, unless the operation fails.
+        extents: StatusExtents,
     },
     /// The range will be synced soon: the disk may begin to write it. Promises nothing.
     WriteSoon {

@@ -11,6 +11,7 @@
 use crate::connection::Nanos;
 use crate::disk::{Disk, DiskDone, DiskOp, ExportIndex};
 use crate::reactor::buffer::{Buf, Pool};
+use crate::status::{Contexts, StatusExtents};
 use crate::wire::{Errno, transmission_flag as flag};
 
 /// What clients are told about an export. Fixed while it is served.
@@ -28,6 +29,8 @@ pub struct ExportInfo {
     pub rotational: bool,
     /// Zeroing can be asked to fail rather than be slow.
     pub fast_zero: bool,
+    /// The backend tells what is allocated ([`crate::status::BASE_ALLOCATION`]).
+    pub tells_allocation: bool,
     /// Smallest and granularity of requests, bytes: a power of two up to 64 KiB.
     pub block_minimum: u32,
     /// What clients should use, bytes: a power of two of at least 512.
@@ -44,6 +47,7 @@ impl ExportInfo {
             read_only: false,
             rotational: false,
             fast_zero: false,
+            tells_allocation: false,
             block_minimum: 1,
             block_preferred: 4096,
         }
@@ -126,18 +130,28 @@ pub enum Command {
     },
     /// The range will be read soon.
     Cache,
+    /// Tell what is known of the range, or of as much of its beginning as is easily found out: at least of one byte,
+    /// in multiples of the smallest block.
+    BlockStatus {
+        /// In these contexts: those that the directory has said the export has, or has had.
+        contexts: Contexts,
+        /// One extent a context is enough.
+        one: bool,
+    },
 }
 
 /// What a successful reply carries.
 #[derive(Debug)]
 pub enum Payload {
-    /// Nothing: every command but a read.
+    /// Nothing: every command but `Read` and `BlockStatus`.
     None,
     /// All the data asked for.
     Data(Buf),
     /// The data asked for, in order and as many pieces as it takes ([`Buf::split_to`]); holes only where the
     /// request allowed them. Without holes this is right for every read, in any form of reply.
     Extents(Vec<Extent>),
+    /// What is known in each of the contexts that were asked for, in their order.
+    Status(Vec<StatusExtents>),
 }
 
 /// A piece of a read's reply.

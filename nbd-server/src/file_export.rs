@@ -26,6 +26,7 @@ use slab::Slab;
 use crate::disk::{DiskDone, DiskOp, DiskOpKind, FileId, Progress, ZeroMode, transfer_progress};
 use crate::export::{Command, Export, Io, Payload, Request, RequestId};
 use crate::reactor::buffer::Buf;
+use crate::status::StatusExtents;
 use crate::wire::Errno;
 
 /// Zeroes are written in pieces of this size where the medium cannot make them itself.
@@ -62,6 +63,11 @@ enum Task {
         end: u64,
     },
     Cache,
+    /// So many contexts, all of them the allocation, which is all that a file knows.
+    Allocation {
+        one: bool,
+        contexts: usize,
+    },
 }
 
 struct Job {
@@ -183,6 +189,11 @@ impl FileExport {
                 let kind = DiskOpKind::WillNeed { offset: range.start, length: range.end - range.start };
                 self.submit(key, kind, io);
             }
+            Task::Allocation { one, .. } => {
+                let (offset, length) = (range.start, range.end - range.start);
+                let extents = StatusExtents::new(length, one);
+                self.submit(key, DiskOpKind::Allocation { offset, length, extents }, io);
+            }
             Task::Read | Task::Write { .. } if !self.aligned(&range) => self.read_blocks(key, &range, io),
             Task::Read => {
                 let kind = DiskOpKind::Read { offset: range.start, done: 0, buf: self.take_data(key) };
@@ -281,6 +292,19 @@ impl FileExport {
             Err(error) => return self.fail(key, error, io),
         }
         self.next_zero(key, io);
+    }
+
+    fn allocation_found(
+        &mut self,
+        key: usize,
+        extents: StatusExtents,
+        result: Result<usize, Errno>,
+        io: &mut Io<'_>,
+    ) {
+        let Task::Allocation { contexts, .. } = self.jobs[key].task else { return };
+        // A directory names the allocation once; whoever asks for it twice is told twice.
+        let status = || vec![extents; contexts];
+        self.answer(key, result.map(|_| Payload::Status(status())), io);
     }
 
     /// The medium has taken a change: answer, or make it durable first.
@@ -385,6 +409,10 @@ impl Export for FileExport {
                 self.add(&request, Task::Zero { fua, mode, fast, at, end }, None, io);
             }
             Command::Cache => self.add(&request, Task::Cache, None, io),
+            Command::BlockStatus { contexts, one } => {
+                let task = Task::Allocation { one, contexts: contexts.len() };
+                self.add(&request, task, None, io);
+            }
         }
     }
 
@@ -401,6 +429,7 @@ impl Export for FileExport {
             DiskOpKind::WillNeed { .. } | DiskOpKind::WriteSoon { .. } | DiskOpKind::Sync => {
                 self.answer(key, Ok(Payload::None), io);
             }
+            DiskOpKind::Allocation { extents, .. } => self.allocation_found(key, extents, done.result, io),
             DiskOpKind::Read { offset, .. } => match transfer_progress(done) {
                 Progress::Complete(buf) => self.read_done(key, offset, buf, io),
                 Progress::Continue(op) => io.submit(op),

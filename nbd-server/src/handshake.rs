@@ -11,14 +11,19 @@
 //! So neither input nor output can grow beyond one option and its answer, whatever a client sends.
 //! How long it may take is the driver's business (a deadline on the whole handshake).
 
+mod meta;
+
 use std::sync::Arc;
 
 use crate::export::ExportInfo;
+use crate::status::MetaContext;
 use crate::transmission::Rules;
 use crate::wire::{
     MAX_PAYLOAD_BYTES, MAX_STRING_BYTES, NBD_MAGIC, OPTION_MAGIC, handshake_flag, info, option, option_reply,
     option_reply_type as reply,
 };
+
+pub use meta::QUERIES_MAX;
 
 /// The largest option data that is read, bytes.
 pub const MAX_OPTION_BYTES: usize = 64 << 10;
@@ -45,6 +50,12 @@ pub trait Directory: Send + Sync {
     fn list(&self) -> Vec<ExportInfo>;
     /// The export for a name as it came over the wire (`""` is the default export), and its address.
     fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)>;
+    /// What may be asked of an export with `BLOCK_STATUS`, under the name that [`Self::find`] knows it by; each name
+    /// once.
+    fn contexts(&self, name: &[u8]) -> Vec<MetaContext> {
+        let tells = self.find(name).is_some_and(|(_, export)| export.tells_allocation);
+        if tells { vec![MetaContext::allocation()] } else { Vec::new() }
+    }
     /// No client may enter transmission any more. A directory need not know: the server that it is given to
     /// adds its own stop.
     fn stopping(&self) -> bool {
@@ -104,6 +115,21 @@ pub enum Step {
     Close(Refusal),
 }
 
+/// What a client may agree on; without, the options are not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Structured replies.
+    pub structured_replies: bool,
+    /// Meta contexts, for clients with structured replies.
+    pub meta_contexts: bool,
+}
+
+impl Default for Offer {
+    fn default() -> Self {
+        Self { structured_replies: true, meta_contexts: true }
+    }
+}
+
 enum State {
     ClientFlags,
     Options,
@@ -112,10 +138,11 @@ enum State {
 /// One client in negotiation.
 pub struct Handshake {
     directory: Arc<dyn Directory>,
-    offer_structured: bool,
+    offer: Offer,
     state: State,
     no_zeroes: bool,
     structured: bool,
+    choice: Option<meta::Choice>,
     options: usize,
     input: Vec<u8>,
     output: Vec<u8>,
@@ -130,14 +157,15 @@ struct InfoRequest<'a> {
 }
 
 impl Handshake {
-    /// A client that has just connected. `offer_structured`: whether structured replies may be agreed on.
-    pub fn new(directory: Arc<dyn Directory>, offer_structured: bool) -> Self {
+    /// A client that has just connected.
+    pub fn new(directory: Arc<dyn Directory>, offer: Offer) -> Self {
         Self {
             directory,
-            offer_structured,
+            offer,
             state: State::ClientFlags,
             no_zeroes: false,
             structured: false,
+            choice: None,
             options: 0,
             input: Vec::new(),
             output: Vec::new(),
@@ -223,7 +251,9 @@ impl Handshake {
             }
             option::LIST => self.list(data),
             option::INFO | option::GO => self.info(number, data),
-            option::STRUCTURED_REPLY if self.offer_structured => self.structured_reply(data),
+            option::STRUCTURED_REPLY if self.offer.structured_replies => self.structured_reply(data),
+            option::LIST_META_CONTEXT if self.offer.meta_contexts => self.list_meta_contexts(data),
+            option::SET_META_CONTEXT if self.offer.meta_contexts => self.set_meta_contexts(data),
             _ => {
                 self.refuse(number, reply::ERR_UNSUP, "option not supported");
                 Step::Again
@@ -279,11 +309,13 @@ impl Handshake {
         if !self.no_zeroes {
             self.output.extend_from_slice(&[0; LEGACY_ZERO_BYTES]);
         }
-        self.done(address, export)
+        self.done(name, address, export)
     }
 
-    fn done(&mut self, address: ExportAddress, export: ExportInfo) -> Step {
-        let rules = Rules { export, structured: self.structured };
+    /// `name`: as the client called it.
+    fn done(&mut self, name: &[u8], address: ExportAddress, export: ExportInfo) -> Step {
+        let contexts = self.chosen_for(name, address);
+        let rules = Rules { contexts, ..Rules::new(export, self.structured) };
         Step::Done(Agreement { address, rules, leftover: std::mem::take(&mut self.input) })
     }
 
@@ -305,7 +337,7 @@ impl Handshake {
         };
         self.describe(number, &export, &request);
         self.answer(number, reply::ACK, &[]);
-        if number == option::GO { self.done(address, export) } else { Step::Again }
+        if number == option::GO { self.done(request.name, address, export) } else { Step::Again }
     }
 
     fn describe(&mut self, number: u32, export: &ExportInfo, request: &InfoRequest<'_>) {

@@ -109,6 +109,7 @@ pub fn open_image(options: &ImageOptions) -> Result<Image, OpenError> {
         read_only: options.read_only,
         rotational: options.rotational,
         fast_zero: true,
+        tells_allocation: true,
         description: describe(options),
         ..ExportInfo::new(&options.name, size)
     };

@@ -22,6 +22,8 @@
 
 pub mod wire;
 
+pub mod status;
+
 pub mod disk;
 pub mod export;
 

@@ -1,14 +1,15 @@
 //! Memory as an export: nothing survives the process. For tests, scratch disks and measurements.
 //!
 //! Chunks are allocated when they are first written and freed when they are trimmed; reads name the
-//! missing ones as holes where the client can take them.
+//! missing ones as holes where the client can take them, and the allocation is told.
 
 use std::ops::Range;
 
 use crate::disk::DiskDone;
 use crate::export::{Command, Export, Extent, Io, Payload, Request};
 use crate::reactor::buffer::Buf;
-use crate::wire::Errno;
+use crate::status::StatusExtents;
+use crate::wire::{Errno, allocation};
 
 /// The unit of allocation and of holes.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -110,6 +111,18 @@ impl MemoryExport {
         }
     }
 
+    fn allocation(&self, offset: u64, length: u32, one: bool) -> StatusExtents {
+        let mut extents = StatusExtents::new(u64::from(length), one);
+        for piece in pieces(offset, length) {
+            let hole = self.chunks[piece.chunk].is_none();
+            let flags = if hole { allocation::HOLE | allocation::ZERO } else { 0 };
+            if !extents.push(piece.inside.len() as u64, flags) {
+                break;
+            }
+        }
+        extents
+    }
+
     fn zero(&mut self, offset: u64, length: u32, keep: bool) {
         for piece in pieces(offset, length) {
             let whole = piece.inside.len() == CHUNK_BYTES;
@@ -140,6 +153,10 @@ impl Export for MemoryExport {
                 Payload::None
             }
             Command::Flush | Command::Cache => Payload::None,
+            Command::BlockStatus { contexts, one } => {
+                let allocation = |_| self.allocation(offset, length, one);
+                Payload::Status(contexts.iter().map(allocation).collect())
+            }
         };
         io.reply(id, Ok(payload));
     }
@@ -161,6 +178,9 @@ mod tests {
         let buf = Pool::new().take(3 * CHUNK_BYTES);
         let Payload::Extents(extents) = memory.read(0, 3 * CHUNK_BYTES as u32, buf, true) else { panic!() };
         assert!(matches!(extents[..], [Extent::Hole(65_536), Extent::Data(_), Extent::Hole(65_536)]));
+        let told = memory.allocation(100, 3 * CHUNK_BYTES as u32, false);
+        let told: Vec<_> = told.as_slice().iter().map(|extent| (extent.length, extent.flags)).collect();
+        assert_eq!(told, [(65_436, 3), (65_536, 0), (65_636, 3)]);
         memory.zero(CHUNK_BYTES as u64, CHUNK_BYTES as u32, true);
         assert!(memory.chunks[1].is_some());
         memory.zero(CHUNK_BYTES as u64, CHUNK_BYTES as u32, false);

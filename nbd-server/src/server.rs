@@ -25,9 +25,10 @@ use crate::connection::Limits;
 use crate::disk::ExportIndex;
 use crate::engine::Negotiated;
 use crate::export::ExportInfo;
-use crate::handshake::{Agreement, Directory, ExportAddress, Handshake, Refusal, Step};
+use crate::handshake::{Agreement, Directory, ExportAddress, Handshake, Offer, Refusal, Step};
 use crate::image::Image;
 use crate::reactor::{ExportSpec, Mailbox, Reactor, ReactorConfig, ReactorSpec, ReactorStats, Waker};
+use crate::status::MetaContext;
 use crate::wire::MAX_STRING_BYTES;
 
 /// What a Unix socket may hold of replies on their way, as far as the system allows (net.core.wmem_max).
@@ -47,8 +48,8 @@ pub struct ServerConfig {
     pub connections_max: u32,
     /// How long a handshake may take as a whole.
     pub handshake_timeout: Duration,
-    /// Offer structured replies.
-    pub structured_replies: bool,
+    /// What clients may agree on.
+    pub offer: Offer,
     /// Reactor threads; the exports of [`Server::start`] are spread over them.
     pub reactors: usize,
     /// See [`ReactorConfig::poll_window`].
@@ -61,7 +62,7 @@ impl Default for ServerConfig {
             limits: Limits::default(),
             connections_max: 100,
             handshake_timeout: Duration::from_secs(10),
-            structured_replies: true,
+            offer: Offer::default(),
             reactors: 1,
             poll_window: DEFAULT_POLL_WINDOW,
         }
@@ -132,6 +133,10 @@ impl Directory for Reception {
 
     fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
         self.directory.find(name)
+    }
+
+    fn contexts(&self, name: &[u8]) -> Vec<MetaContext> {
+        self.directory.contexts(name)
     }
 
     fn stopping(&self) -> bool {
@@ -400,7 +405,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let directory: Arc<dyn Directory> = Arc::<Reception>::clone(&shared.reception);
-    let mut handshake = Handshake::new(directory, shared.config.structured_replies);
+    let mut handshake = Handshake::new(directory, shared.config.offer);
     let mut chunk = [0; 4096];
     stream.write_all(&Handshake::greeting()).await?;
     loop {

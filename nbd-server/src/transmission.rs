@@ -3,7 +3,10 @@
 //! Pure functions from a header and the rules of the connection to a verdict; the rows X1-X15 of the
 //! list of bad requests are decided here and nowhere else.
 
+use std::sync::Arc;
+
 use crate::export::ExportInfo;
+use crate::status::Contexts;
 use crate::wire::{Errno, MAX_PAYLOAD_BYTES, RequestHeader, command, command_flag as flag};
 
 /// A write longer than [`MAX_PAYLOAD_BYTES`] is read and thrown away up to this many bytes, so that the
@@ -17,6 +20,15 @@ pub struct Rules {
     pub export: ExportInfo,
     /// Structured replies were negotiated.
     pub structured: bool,
+    /// The meta contexts that were chosen; none without structured replies.
+    pub contexts: Contexts,
+}
+
+impl Rules {
+    /// Without meta contexts.
+    pub fn new(export: ExportInfo, structured: bool) -> Self {
+        Self { export, structured, contexts: Arc::new([]) }
+    }
 }
 
 /// What to do with a request.
@@ -68,6 +80,11 @@ pub enum Accepted {
     },
     /// Prefetch.
     Cache,
+    /// Tell what is known.
+    BlockStatus {
+        /// One extent a context is enough.
+        one: bool,
+    },
     /// Nothing to do, successfully: a command on zero bytes.
     Nothing,
 }
@@ -136,6 +153,10 @@ fn parse_command(header: &RequestHeader, rules: &Rules) -> Result<Accepted, Errn
             let (no_hole, fast) = (has(flag::NO_HOLE), has(flag::FAST_ZERO));
             (Accepted::WriteZeroes { fua, no_hole, fast }, offered)
         }
+        // A reply to a question about nothing could not be written down: no extent is empty.
+        command::BLOCK_STATUS if !rules.contexts.is_empty() && header.length > 0 => {
+            (Accepted::BlockStatus { one: has(flag::REQ_ONE) }, flag::REQ_ONE)
+        }
         _ => return Err(Errno::Inval),
     };
     if header.flags & !(allowed | flag::FUA) != 0 {
@@ -177,12 +198,13 @@ fn check_range(header: &RequestHeader, accepted: Accepted, rules: &Rules) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::{Chosen, ContextKey};
 
     const SIZE: u64 = 1 << 20;
 
     fn rules() -> Rules {
         let export = ExportInfo { fast_zero: true, ..ExportInfo::new("disk", SIZE) };
-        Rules { export, structured: true }
+        Rules::new(export, true)
     }
 
     fn header(command: u16, flags: u16, offset: u64, length: u32) -> RequestHeader {
@@ -227,7 +249,7 @@ mod tests {
 
     #[test]
     fn x5_x6_payload_limits() {
-        let rules = Rules { export: ExportInfo::new("big", 1 << 40), structured: true };
+        let rules = Rules::new(ExportInfo::new("big", 1 << 40), true);
         assert_eq!(error(header(command::READ, 0, 0, MAX_PAYLOAD_BYTES + 1), &rules), Errno::Inval);
         assert!(matches!(
             judge(&header(command::WRITE, 0, 0, MAX_PAYLOAD_BYTES), &rules),
@@ -285,6 +307,21 @@ mod tests {
                 "before the range is judged"
             );
         }
+    }
+
+    #[test]
+    fn x10_block_status_needs_contexts() {
+        let mut rules = rules();
+        assert_eq!(error(header(command::BLOCK_STATUS, 0, 0, 1), &rules), Errno::Inval);
+        rules.contexts = Arc::new([Chosen { id: 1, key: ContextKey::ALLOCATION }]);
+        for (flags, one) in [(0, false), (flag::REQ_ONE, true), (flag::FUA, false)] {
+            let verdict = judge(&header(command::BLOCK_STATUS, flags, 0, 1), &rules);
+            assert_eq!(verdict, Verdict::Accept(Accepted::BlockStatus { one }));
+        }
+        for (flags, offset, length) in [(0, 0, 0), (flag::DF, 0, 1), (0, SIZE - 1, 2), (0, SIZE, u32::MAX)] {
+            assert_eq!(error(header(command::BLOCK_STATUS, flags, offset, length), &rules), Errno::Inval);
+        }
+        assert_eq!(error(header(command::READ, flag::REQ_ONE, 0, 1), &rules), Errno::Inval);
     }
 
     #[test]

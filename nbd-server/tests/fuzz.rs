@@ -8,15 +8,16 @@
 
 use std::sync::Arc;
 
-use fixtures::nbd::client::{info_data, option, option_message};
+use fixtures::nbd::client::{context_data, info_data, option, option_message};
 use fixtures::nbd::codec::{Decoder, Expected, command, errno, flag, request};
 use nbd_server::connection::{Limits, Nanos, ReceiveOp, SendBatch, SocketAction};
 use nbd_server::disk::{Disk, DiskOp, ExportIndex};
 use nbd_server::engine::{Engine, Negotiated};
 use nbd_server::export::{Export, ExportInfo, Separate};
-use nbd_server::handshake::{Agreement, Directory, ExportAddress, Handshake, Refusal, Step};
+use nbd_server::handshake::{Agreement, Directory, ExportAddress, Handshake, Offer, Refusal, Step};
 use nbd_server::memory_export::MemoryExport;
 use nbd_server::reactor::buffer::Pool;
+use nbd_server::status::{ContextKey, MetaContext};
 use nbd_server::transmission::{CloseReason, Rules};
 use nbd_server::wire::Errno;
 use proptest::collection::vec;
@@ -108,6 +109,8 @@ fn long(bytes: &[u8], at: usize) -> u64 {
 struct Shelf;
 
 const SHELF: [&str; 2] = ["disk", "other"];
+/// Of the first export.
+const CONTEXTS: [&str; 3] = ["base:allocation", "x-fuzz:a", "x-fuzz:b"];
 
 impl Directory for Shelf {
     fn count(&self) -> usize {
@@ -119,8 +122,14 @@ impl Directory for Shelf {
     }
 
     fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
-        let found = SHELF.iter().find(|known| name.is_empty() || known.as_bytes() == name)?;
-        Some((ExportAddress { reactor: 0, index: ExportIndex(0) }, ExportInfo::new(*found, 1 << 20)))
+        let found = SHELF.iter().position(|known| name.is_empty() || known.as_bytes() == name)?;
+        let index = ExportIndex(u32::try_from(found).expect("a short shelf"));
+        Some((ExportAddress { reactor: 0, index }, ExportInfo::new(SHELF[found], 1 << 20)))
+    }
+
+    fn contexts(&self, name: &[u8]) -> Vec<MetaContext> {
+        let context = |(key, name): (u64, &str)| MetaContext { name: name.into(), key: ContextKey(key) };
+        if name == b"other" { Vec::new() } else { (0..).zip(CONTEXTS).map(context).collect() }
     }
 }
 
@@ -143,10 +152,21 @@ fn options() -> impl Strategy<Value = Vec<u8>> {
         1 => vec(any::<u8>(), 0..50).prop_map(|data| option_message(option::ABORT, &data)),
         20 => (8..14_u32, vec(any::<u8>(), 0..300)).prop_map(|(number, data)| option_message(number, &data)),
         10 => vec(any::<u8>(), 0..9000).prop_map(|data| option_message(option::LIST_META_CONTEXT, &data)),
+        30 => contexts(),
     ];
     let flags = prop_oneof![8 => 0..4_u32, 1 => any::<u32>()];
     (flags, prop_oneof![3 => vec(message.clone(), 0..12), 1 => vec(message, 30..60)])
         .prop_map(|(flags, messages)| [flags.to_be_bytes().to_vec(), messages.concat()].concat())
+}
+
+fn contexts() -> impl Strategy<Value = Vec<u8>> {
+    let queries =
+        ["base:", "base:allocation", "base:other", "x-fuzz:", "x-fuzz:a", "x-fuzz:b", "x-", "", "none:a"];
+    let queries = prop_oneof![8 => vec((0..queries.len()).prop_map(move |at| queries[at]), 0..5), 1 => Just(vec!["base:"; 65])];
+    let number = prop_oneof![1 => Just(option::LIST_META_CONTEXT), 2 => Just(option::SET_META_CONTEXT)];
+    let name = prop_oneof![8 => Just("disk"), 2 => Just(""), 1 => Just("other"), 1 => Just("none")];
+    (number, name, queries)
+        .prop_map(|(number, name, queries)| option_message(number, &context_data(name.as_bytes(), &queries)))
 }
 
 fn handshake_bytes() -> impl Strategy<Value = Vec<u8>> {
@@ -165,7 +185,7 @@ struct Haggled {
 
 /// Drives a handshake as the server's driver does: input only when it is asked for.
 fn haggle(input: &[u8], pieces: &mut Pieces) -> Haggled {
-    let mut handshake = Handshake::new(Arc::new(Shelf), true);
+    let mut handshake = Handshake::new(Arc::new(Shelf), Offer::default());
     let (mut said, mut fed, mut fed_since_progress) = (Vec::new(), 0, 0);
     loop {
         let step = handshake.advance();
@@ -193,8 +213,8 @@ fn haggle(input: &[u8], pieces: &mut Pieces) -> Haggled {
 enum Meaning {
     Waits,
     Closes(Refusal),
-    /// The bytes of handshake before transmission, and whether structured replies were agreed on.
-    Enters(usize, bool),
+    /// The bytes of handshake before transmission, whether structured replies were agreed on, and what contexts.
+    Enters(usize, bool, Vec<u64>),
 }
 
 const ERR_UNSUP: u32 = 0x8000_0001;
@@ -211,7 +231,11 @@ fn understand(input: &[u8]) -> (Vec<(u32, u32)>, Meaning) {
     if word(input, 0) > 3 {
         return (answers, Meaning::Closes(Refusal::UnknownClientFlags));
     }
-    let (mut at, mut structured) = (4, false);
+    let (mut at, mut structured, mut choice) = (4, false, None);
+    let chosen = |choice: Choice<'_>, name: &[u8]| match choice {
+        Some((of, keys)) if of == name => keys,
+        _ => Vec::new(),
+    };
     for count in 0.. {
         let rest = &input[at..];
         if rest.len() < 16 {
@@ -238,14 +262,24 @@ fn understand(input: &[u8]) -> (Vec<(u32, u32)>, Meaning) {
         at += 16 + length;
         match number {
             option::EXPORT_NAME if Shelf.find(data).is_some() => {
-                return (answers, Meaning::Enters(at, structured));
+                return (answers, Meaning::Enters(at, structured, chosen(choice, data)));
+            }
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+                let (answer, keys) = answer_to_contexts(data, structured);
+                answers.push((number, answer));
+                if number == option::SET_META_CONTEXT {
+                    choice = keys;
+                }
             }
             option::EXPORT_NAME => return (answers, Meaning::Closes(Refusal::UnknownExport)),
             _ => answers.push((number, answer(number, data))),
         }
         match answers.last() {
             Some((option::ABORT, _)) => return (answers, Meaning::Closes(Refusal::Aborted)),
-            Some((option::GO, 1)) => return (answers, Meaning::Enters(at, structured)),
+            Some((option::GO, 1)) => {
+                let name = &data[4..4 + word(data, 0) as usize];
+                return (answers, Meaning::Enters(at, structured, chosen(choice, name)));
+            }
             Some((option::STRUCTURED_REPLY, 1)) => structured = true,
             _ => {}
         }
@@ -266,6 +300,48 @@ fn answer(number: u32, data: &[u8]) -> u32 {
         option::INFO | option::GO => answer_to_info(data),
         _ => ERR_UNSUP,
     }
+}
+
+/// For which export which contexts are chosen.
+type Choice<'a> = Option<(&'a [u8], Vec<u64>)>;
+
+/// The answer, and what would be chosen.
+fn answer_to_contexts(data: &[u8], structured: bool) -> (u32, Choice<'_>) {
+    let mut strings = Vec::new();
+    let (mut at, mut left) = (0, 1);
+    while left > 0 {
+        let Some(end) = (data.len() >= at + 4).then(|| at + 4 + word(data, at) as usize) else {
+            return (ERR_INVALID, None);
+        };
+        if end > data.len() {
+            return (ERR_INVALID, None);
+        }
+        if end - at - 4 > 4096 {
+            return (ERR_TOO_BIG, None);
+        }
+        strings.push(&data[at + 4..end]);
+        (at, left) = (end, left - 1);
+        if strings.len() == 1 {
+            if data.len() < at + 4 {
+                return (ERR_INVALID, None);
+            }
+            left = word(data, at) as usize;
+            at += 4;
+            if left * 4 > data.len() - at {
+                return (ERR_INVALID, None);
+            }
+            if left > 64 {
+                return (ERR_TOO_BIG, None);
+            }
+        }
+    }
+    if at != data.len() || !structured {
+        return (ERR_INVALID, None);
+    }
+    let Some(_) = Shelf.find(strings[0]) else { return (ERR_UNKNOWN, None) };
+    let wanted = |name: &str| strings[0] != b"other" && strings[1..].contains(&name.as_bytes());
+    let keys = (0..).zip(CONTEXTS).filter(|(_, name)| wanted(name)).map(|(key, _)| key).collect();
+    (1, Some((strings[0], keys)))
 }
 
 fn answer_to_info(data: &[u8]) -> u32 {
@@ -314,7 +390,8 @@ proptest! {
             Some(Err(refusal)) => prop_assert_eq!(meaning, Meaning::Closes(refusal)),
             Some(Ok(agreement)) => {
                 let entered = haggled.fed - agreement.leftover.len();
-                prop_assert_eq!(meaning, Meaning::Enters(entered, agreement.rules.structured));
+                let keys = agreement.rules.contexts.iter().map(|chosen| chosen.key.0).collect();
+                prop_assert_eq!(meaning, Meaning::Enters(entered, agreement.rules.structured, keys));
                 prop_assert_eq!(&agreement.leftover[..], &input[entered..haggled.fed]);
                 // Only EXPORT_NAME says anything that is not an option reply.
                 prop_assert!(matches!(rest.len(), 0 | 10 | 134));
@@ -498,7 +575,8 @@ impl Oracle {
             Some(error) => Err(error),
             None => Ok(self.apply(number, offset as usize, length as usize, payload)),
         };
-        let expected = Expected { read: read.then_some((offset, length.min(PAYLOAD_MAX))) };
+        let expected =
+            Expected { read: read.then_some((offset, length.min(PAYLOAD_MAX))), ..Expected::default() };
         let one_piece = read && flags & flag::DF != 0 && length > 0 && result.is_ok();
         Answer { cookie, expected, result, one_piece }
     }
@@ -626,7 +704,7 @@ impl World {
         for (number, (setting, input, incoming, outgoing)) in (0..).zip(clients) {
             let fed = setting.leftover.min(input.len());
             let said_max = Oracle::new(&setting).said_max(&input);
-            let rules = Rules { export: setting.info(), structured: setting.structured };
+            let rules = Rules::new(setting.info(), setting.structured);
             let leftover = input[..fed].to_vec();
             let client = Negotiated { export: ExportIndex(number), rules, leftover };
             places.push(engine.connect(client, &mut NoDisk));

@@ -367,7 +367,7 @@ impl Store {
 /// What was read, from a byte of the volume on; all of it lies in one cluster.
 fn mirrored_runs(at: u64, payload: Payload) -> Vec<MirrorRun> {
     let extents = match payload {
-        Payload::None => Vec::new(),
+        Payload::None | Payload::Status(_) => Vec::new(),
         Payload::Data(buf) => vec![Extent::Data(buf)],
         Payload::Extents(extents) => extents,
     };

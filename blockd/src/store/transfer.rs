@@ -248,6 +248,8 @@ impl Store {
             Command::Trim { fua } => new(Task::Zero { fua, keep: false }),
             Command::WriteZeroes { fua, no_hole, .. } => new(Task::Zero { fua, keep: no_hole }),
             Command::Cache => new(Task::Cache),
+            // No export of ours has contexts to ask for.
+            Command::BlockStatus { .. } => return io.reply(id, Err(Errno::Inval)),
         };
         self.add_job(job, io);
     }
@@ -289,7 +291,7 @@ impl Store {
             }
             Command::Trim { .. } | Command::WriteZeroes { .. } => counters.zeroes += 1,
             Command::Flush => counters.flushes += 1,
-            Command::Cache => {}
+            Command::Cache | Command::BlockStatus { .. } => {}
         }
     }
 

@@ -38,7 +38,7 @@ fn bytes(payload: Payload) -> Vec<u8> {
     let extents = match payload {
         Payload::Data(buf) => return buf.to_vec(),
         Payload::Extents(extents) => extents,
-        Payload::None => panic!("nothing was read"),
+        Payload::None | Payload::Status(_) => panic!("nothing was read"),
     };
     let extent = |extent| match extent {
         Extent::Data(buf) => buf.to_vec(),

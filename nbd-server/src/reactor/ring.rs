@@ -19,12 +19,14 @@ use std::time::{Duration, Instant};
 
 use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
+use rustix::fs::{SeekFrom, seek};
 use slab::Slab;
 
 use super::buffer::{Buf, Pool, SLAB_BYTES};
 use crate::connection::{ReceiveOp, SendBatch};
 use crate::disk::{Disk, DiskDone, DiskOp, DiskOpKind, ExportIndex, ZeroMode};
-use crate::wire::Errno;
+use crate::status::StatusExtents;
+use crate::wire::{Errno, allocation};
 
 /// Submission entries: as many operations as one turn of the loop can add without an extra system call.
 const SUBMISSION_ENTRIES: u32 = 1024;
@@ -43,6 +45,8 @@ const IOVECS_MAX: usize = 1024;
 const SEND_BYTES_MAX: usize = 1 << 20;
 /// Transfers beyond this are not done inline even if the page cache could: they would hold up the loop.
 const INLINE_BYTES_MAX: usize = 1 << 20;
+/// Holes that one question about a file's allocation finds; a client asks on where the answer ends.
+const HOLES_MAX: usize = 32;
 /// An inline write that took longer than this was held up by write-back or the journal. Well above a
 /// scheduler's time slice: merely having lost the processor is no reason to change the way.
 const INLINE_STALL: Duration = Duration::from_millis(20);
@@ -398,7 +402,12 @@ impl Ring {
 
     /// Writes through the page cache are done at once, without the ring, which would give them to a worker
     /// thread on most file systems. Gives the operation back if the ring must do it.
-    fn try_inline(&mut self, export: ExportIndex, op: DiskOp) -> Option<DiskOp> {
+    fn try_inline(&mut self, export: ExportIndex, mut op: DiskOp) -> Option<DiskOp> {
+        if let DiskOpKind::Allocation { offset, length, extents } = &mut op.kind {
+            find_holes(&self.files[op.file.0 as usize].file.file, *offset, *length, extents);
+            self.inline.push_back(Completed::Disk { export, done: DiskDone { op, result: Ok(0) } });
+            return None;
+        }
         let DiskOpKind::Write { offset, done, ref buf } = op.kind else { return Some(op) };
         let entry = &mut self.files[op.file.0 as usize];
         if entry.file.direct {
@@ -469,6 +478,35 @@ impl Disk for Ring {
     }
 }
 
+/// Asks the file system where a range has holes, with so few questions that the loop is not held up: each is
+/// answered from the file's map in memory, in microseconds. Where that must be read first, it costs what the first
+/// read of such a place costs; the ring has no operation for it.
+///
+/// To say that there are data is always right, so what cannot be found out is told as that.
+fn find_holes(file: &File, offset: u64, length: u64, extents: &mut StatusExtents) {
+    let (mut at, end) = (offset, offset.saturating_add(length));
+    for _ in 0..HOLES_MAX {
+        let data = match seek(file, SeekFrom::Data(at)) {
+            Ok(data) => data.clamp(at, end),
+            // No data up to the end of the file.
+            Err(rustix::io::Errno::NXIO) => end,
+            Err(_) => break,
+        };
+        extents.push(data - at, allocation::HOLE | allocation::ZERO);
+        if data == end || !extents.wants_more() {
+            return;
+        }
+        let Ok(hole) = seek(file, SeekFrom::Hole(data)) else { break };
+        at = hole.clamp(data, end);
+        if !extents.push(at - data, 0) || at == data {
+            break;
+        }
+    }
+    if extents.as_slice().is_empty() {
+        extents.push(length, 0);
+    }
+}
+
 fn is_transfer(kind: &DiskOpKind) -> bool {
     matches!(kind, DiskOpKind::Read { .. } | DiskOpKind::Write { .. })
 }
@@ -520,6 +558,7 @@ fn describe(kind: &DiskOpKind) -> String {
         DiskOpKind::Zero { offset, length, mode } => format!("zero {offset}+{length} {mode:?}"),
         DiskOpKind::WillNeed { offset, length } => format!("prefetch {offset}+{length}"),
         DiskOpKind::WriteSoon { offset, length } => format!("early write of {offset}+{length}"),
+        DiskOpKind::Allocation { offset, length, .. } => format!("holes of {offset}+{length}"),
     }
 }
 

@@ -35,6 +35,10 @@ pub mod option {
     pub const GO: u32 = 7;
     /// Ask for structured replies.
     pub const STRUCTURED_REPLY: u32 = 8;
+    /// List the meta contexts of an export.
+    pub const LIST_META_CONTEXT: u32 = 9;
+    /// Choose the meta contexts that `BLOCK_STATUS` tells of.
+    pub const SET_META_CONTEXT: u32 = 10;
 }
 
 /// Replies to options; errors have the top bit set.
@@ -45,6 +49,8 @@ pub mod option_reply_type {
     pub const SERVER: u32 = 2;
     /// One piece of information about an export.
     pub const INFO: u32 = 3;
+    /// One meta context.
+    pub const META_CONTEXT: u32 = 4;
     /// The option is not known here.
     pub const ERR_UNSUP: u32 = (1 << 31) + 1;
     /// The option's data are wrong.
@@ -111,6 +117,8 @@ pub mod command {
     pub const CACHE: u16 = 5;
     /// The range becomes zero.
     pub const WRITE_ZEROES: u16 = 6;
+    /// What is known of the range, in each meta context.
+    pub const BLOCK_STATUS: u16 = 7;
 }
 
 /// Flags of a command.
@@ -121,6 +129,8 @@ pub mod command_flag {
     pub const NO_HOLE: u16 = 1 << 1;
     /// The reply must be one piece.
     pub const DF: u16 = 1 << 2;
+    /// One extent a context is enough.
+    pub const REQ_ONE: u16 = 1 << 3;
     /// Fail with `ENOTSUP` rather than be slow.
     pub const FAST_ZERO: u16 = 1 << 4;
 }
@@ -133,10 +143,20 @@ pub mod chunk {
     pub const OFFSET_DATA: u16 = 1;
     /// Offset and length of zeroes.
     pub const OFFSET_HOLE: u16 = 2;
+    /// A meta context's number, and its extents.
+    pub const BLOCK_STATUS: u16 = 5;
     /// The request failed.
     pub const ERROR: u16 = (1 << 15) + 1;
     /// Flag of the last chunk of a reply.
     pub const FLAG_DONE: u16 = 1 << 0;
+}
+
+/// What `base:allocation` says of an extent.
+pub mod allocation {
+    /// Nothing is allocated: a write may run out of space.
+    pub const HOLE: u32 = 1 << 0;
+    /// It reads as zero.
+    pub const ZERO: u32 = 1 << 1;
 }
 
 /// The most payload one request may carry, bytes: the protocol's default, told in `INFO_BLOCK_SIZE`.

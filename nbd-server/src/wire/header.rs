@@ -14,6 +14,9 @@ const CHUNK_HEADER_BYTES: usize = 20;
 /// Bytes of a whole hole chunk: header, offset, length.
 pub const HOLE_CHUNK_BYTES: usize = CHUNK_HEADER_BYTES + 12;
 
+/// Bytes of an extent of a `BLOCK_STATUS` chunk.
+pub const STATUS_EXTENT_BYTES: usize = 8;
+
 /// A request as it stands on the wire, before anything was checked but its magic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestHeader {
@@ -99,6 +102,29 @@ pub fn hole_chunk(cookie: u64, done: bool, offset: u64, length: u32) -> [u8; HOL
     out[..20].copy_from_slice(&chunk_header(cookie, chunk::OFFSET_HOLE, done, 12));
     out[20..28].copy_from_slice(&offset.to_be_bytes());
     out[28..].copy_from_slice(&length.to_be_bytes());
+    out
+}
+
+/// Header of a `BLOCK_STATUS` chunk with so many extents, and the number of its meta context.
+pub fn status_chunk_header(
+    cookie: u64,
+    done: bool,
+    context: u32,
+    extents: usize,
+) -> [u8; CHUNK_HEADER_BYTES + 4] {
+    let mut out = [0; CHUNK_HEADER_BYTES + 4];
+    // Extents are bounded by STATUS_EXTENTS_MAX, far below 2^28.
+    let payload = u32::try_from(4 + STATUS_EXTENT_BYTES * extents).expect("a short list");
+    out[..20].copy_from_slice(&chunk_header(cookie, chunk::BLOCK_STATUS, done, payload));
+    out[20..].copy_from_slice(&context.to_be_bytes());
+    out
+}
+
+/// An extent as it stands in a `BLOCK_STATUS` chunk.
+pub fn status_extent(length: u32, flags: u32) -> [u8; STATUS_EXTENT_BYTES] {
+    let mut out = [0; STATUS_EXTENT_BYTES];
+    out[..4].copy_from_slice(&length.to_be_bytes());
+    out[4..].copy_from_slice(&flags.to_be_bytes());
     out
 }
 

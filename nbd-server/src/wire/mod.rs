@@ -10,6 +10,7 @@ mod header;
 pub use constants::*;
 pub use errno::Errno;
 pub use header::{
-    HOLE_CHUNK_BYTES, REQUEST_HEADER_BYTES, RequestHeader, SIMPLE_REPLY_BYTES, chunk_header,
-    data_chunk_header, error_chunk, hole_chunk, option_reply, simple_reply,
+    HOLE_CHUNK_BYTES, REQUEST_HEADER_BYTES, RequestHeader, SIMPLE_REPLY_BYTES, STATUS_EXTENT_BYTES,
+    chunk_header, data_chunk_header, error_chunk, hole_chunk, option_reply, simple_reply,
+    status_chunk_header, status_extent,
 };

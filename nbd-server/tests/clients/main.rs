@@ -14,6 +14,7 @@ mod server;
 mod tools;
 
 mod fio;
+mod maps;
 mod nbdcopy;
 mod nbdinfo;
 mod nbdsh;

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use fixtures::nbd::codec::{self, Decoder, Expected, command, errno, flag};
+use fixtures::nbd::codec::{self, Asked, Decoder, Expected, Reply, Status, command, errno, flag};
 use fixtures::sim::{ConnectionId, Fault, SimDisk, SimHost};
 use nbd_server::connection::Limits;
 use nbd_server::disk::FileId;
 use nbd_server::export::ExportInfo;
 use nbd_server::file_export::{FileExport, FileGeometry};
+use nbd_server::status::{Chosen, ContextKey};
 use nbd_server::transmission::Rules;
 
 use crate::reference::{BLOCK_CELLS, CELL_BYTES, Reference, Stamp, fill};
@@ -17,6 +18,8 @@ use crate::reference::{BLOCK_CELLS, CELL_BYTES, Reference, Stamp, fill};
 pub(crate) const CELLS: usize = 16 * BLOCK_CELLS;
 const SIZE_BYTES: usize = CELLS * CELL_BYTES;
 const CONNECTIONS: usize = 3;
+/// The number of the only context, the allocation.
+const CONTEXT: u32 = 1;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
@@ -34,6 +37,7 @@ pub(crate) enum Action {
     Zero { connection: usize, at: usize, cells: usize, fua: bool, no_hole: bool, fast: bool },
     Trim { connection: usize, at: usize, cells: usize, fua: bool },
     Cache { connection: usize, at: usize, cells: usize },
+    Status { connection: usize, at: usize, cells: usize, one: bool },
     Flush { connection: usize },
     Deliver { connection: usize, bytes: usize },
     Disk,
@@ -52,6 +56,7 @@ enum Kind {
     Change { fua: bool, fast: bool },
     Flush,
     Cache,
+    Status { length: u32, one: bool },
 }
 
 struct InFlight {
@@ -97,7 +102,10 @@ fn start(setup: &Setup, disk: SimDisk) -> (SimHost, Vec<Client>) {
 }
 
 fn connect(host: &mut SimHost, setup: &Setup) -> Client {
-    let rules = Rules { export: info(), structured: setup.structured };
+    let mut rules = Rules::new(info(), setup.structured);
+    if setup.structured {
+        rules.contexts = [Chosen { id: CONTEXT, key: ContextKey::ALLOCATION }].into();
+    }
     let id = host.connect(rules);
     Client { id, decoder: Decoder::new(setup.structured), in_flight: BTreeMap::new() }
 }
@@ -130,6 +138,9 @@ impl Driver {
             Action::Cache { connection, at, cells } => {
                 let cells = range(at, cells, false);
                 self.send(connection, 0, command::CACHE, &cells, Kind::Cache, &[]);
+            }
+            Action::Status { connection, at, cells, one } => {
+                self.status(connection, range(at, cells, false), one);
             }
             Action::Flush { connection } => {
                 let cookie = self.send(connection, 0, command::FLUSH, &(0..0), Kind::Flush, &[]);
@@ -194,6 +205,16 @@ impl Driver {
         self.reference.issue_read(cookie, cells);
     }
 
+    /// Who has not agreed on structured replies has no contexts, and does not ask.
+    fn status(&mut self, from: usize, cells: Range<usize>, one: bool) {
+        if self.setup.structured {
+            let length = bytes_of(&cells).1;
+            let kind = Kind::Status { length, one };
+            let cookie = self.send(from, bit(one, flag::REQ_ONE), command::BLOCK_STATUS, &cells, kind, &[]);
+            self.reference.issue_read(cookie, cells);
+        }
+    }
+
     fn write(&mut self, to: usize, cells: Range<usize>, fua: bool) {
         let stamp: Stamp = self.next_cookie;
         let payload = fill(stamp).repeat(cells.len());
@@ -217,25 +238,25 @@ impl Driver {
             let client = &mut self.clients[from];
             let in_flight = &client.in_flight;
             let expect = |cookie| {
-                in_flight.get(&cookie).map(|request| Expected {
-                    read: match request.kind {
-                        Kind::Read { offset, length } => Some((offset, length)),
-                        _ => None,
-                    },
+                in_flight.get(&cookie).map(|request| match request.kind {
+                    Kind::Read { offset, length } => {
+                        Expected { read: Some((offset, length)), ..Expected::default() }
+                    }
+                    Kind::Status { length, one } => {
+                        let status = Asked { length: u64::from(length), one, contexts: 1 };
+                        Expected { status: Some(status), ..Expected::default() }
+                    }
+                    _ => Expected::default(),
                 })
             };
             let Some(reply) = client.decoder.next(expect)? else { return Ok(received.len()) };
             let request = client.in_flight.remove(&reply.cookie).ok_or("a reply came twice")?;
-            self.answered(reply.cookie, &request, &reply.result)?;
+            self.answered(&request, &reply)?;
         }
     }
 
-    fn answered(
-        &mut self,
-        cookie: u64,
-        request: &InFlight,
-        result: &Result<Vec<u8>, u32>,
-    ) -> Result<(), String> {
+    fn answered(&mut self, request: &InFlight, reply: &Reply) -> Result<(), String> {
+        let Reply { cookie, ref result, ref status, .. } = *reply;
         if let Err(error) = result {
             self.check_error(request, *error)?;
         }
@@ -249,6 +270,10 @@ impl Driver {
             Kind::Change { fua, .. } => self.reference.change_done(cookie, ok, fua),
             Kind::Flush => self.reference.flush_done(cookie, ok),
             Kind::Cache => {}
+            Kind::Status { .. } => {
+                let extents = status.first().map_or(&[][..], |Status { extents, .. }| extents);
+                self.reference.status_done(cookie, extents)?;
+            }
         }
         Ok(())
     }
@@ -294,7 +319,9 @@ impl Driver {
     fn forget(&mut self, client: Client) {
         for (cookie, request) in client.in_flight {
             match request.kind {
-                Kind::Read { .. } => self.reference.read_done(cookie, None).unwrap_or(()),
+                Kind::Read { .. } | Kind::Status { .. } => {
+                    self.reference.read_done(cookie, None).unwrap_or(());
+                }
                 Kind::Change { .. } => self.reference.change_done(cookie, false, false),
                 Kind::Flush => self.reference.flush_done(cookie, false),
                 Kind::Cache => {}

@@ -43,6 +43,7 @@ fn action() -> impl Strategy<Value = Action> {
         }),
         2 => (0..3_usize, range(), any::<bool>()).prop_map(|(c, (at, n), fua)| Action::Trim { connection: c, at, cells: n, fua }),
         1 => (0..3_usize, range()).prop_map(|(c, (at, n))| Action::Cache { connection: c, at, cells: n }),
+        2 => (0..3_usize, range(), any::<bool>()).prop_map(|(c, (at, n), one)| Action::Status { connection: c, at, cells: n, one }),
         5 => (0..3_usize).prop_map(|connection| Action::Flush { connection }),
         20 => (0..3_usize, prop_oneof![1..64_usize, Just(8192)]).prop_map(|(connection, bytes)| Action::Deliver { connection, bytes }),
         25 => Just(Action::Disk),

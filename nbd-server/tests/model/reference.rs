@@ -5,7 +5,8 @@
 //! overlapping operations have left undecided holds several) and the set that may be there after a power
 //! cut. Invariants checked, by their names in the list of invariants:
 //!
-//! - D1: a read sees a value that the cell may have had between its issue and its reply.
+//! - D1: a read sees a value that the cell may have had between its issue and its reply; what is said to be zero is one
+//!   that a read might have found so.
 //! - D2, D3: after a FLUSH or FUA was answered, a cut may only bring back what that covered, or newer.
 //! - D4: after a cut each cell holds a value of its set, and no 4 KiB block that was only ever written whole
 //!   is torn.
@@ -21,6 +22,9 @@ use fixtures::sim::BLOCK_BYTES;
 pub(crate) const CELL_BYTES: usize = 128;
 /// Cells of a 4 KiB block.
 pub(crate) const BLOCK_CELLS: usize = BLOCK_BYTES / CELL_BYTES;
+
+/// The flag of `base:allocation` for what reads as zero.
+const ZERO: u64 = 2;
 
 pub(crate) type Stamp = u64;
 type Stamps = BTreeSet<Stamp>;
@@ -155,6 +159,28 @@ impl Reference {
             if !allowed.contains(&seen) {
                 return Err(format!("D1: read {cookie} saw {seen} in cell {cell}, allowed {allowed:?}"));
             }
+        }
+        Ok(())
+    }
+
+    /// What was told of a range, length and flags of each extent: where it is said to be zero, a read that was
+    /// issued and answered with the question may have seen zeroes. To say less is always right.
+    pub(crate) fn status_done(&mut self, cookie: u64, extents: &[(u64, u64)]) -> Result<(), String> {
+        let Some(read) = self.reads.remove(&cookie) else { return Ok(()) };
+        let mut start = read.cells.start * CELL_BYTES;
+        for &(length, flags) in extents {
+            let end = start + usize::try_from(length).map_err(|error| error.to_string())?;
+            let told =
+                (start / CELL_BYTES).max(read.cells.start)..end.div_ceil(CELL_BYTES).min(read.cells.end);
+            for cell in told.filter(|_| flags & ZERO != 0) {
+                let allowed = &read.allowed[cell - read.cells.start];
+                if !allowed.contains(&0) {
+                    return Err(format!(
+                        "status {cookie}: cell {cell} is said to be zero, may be {allowed:?}"
+                    ));
+                }
+            }
+            start = end;
         }
         Ok(())
     }

@@ -30,7 +30,7 @@ pub(crate) fn file(dir: &Path, name: &str, bytes: usize, read_only: bool) -> Ima
 
 /// Memory, all holes.
 pub(crate) fn memory(name: &str, size: u64) -> Image {
-    memory_with(ExportInfo { fast_zero: true, ..ExportInfo::new(name, size) })
+    memory_with(ExportInfo { fast_zero: true, tells_allocation: true, ..ExportInfo::new(name, size) })
 }
 
 /// Memory that clients are told this about.
@@ -128,6 +128,7 @@ impl Gate {
             Command::Trim { .. } => "trim",
             Command::WriteZeroes { .. } => "zeroes",
             Command::Cache => "cache",
+            Command::BlockStatus { .. } => "status",
         };
         let line = format!("{name} {}+{}", request.offset, request.length);
         self.journal.lock().unwrap_or_else(PoisonError::into_inner).push(line);

@@ -1,5 +1,5 @@
-//! Bad and good option haggling: rows N1, N2, N5-N8, N10-N14 (N3, N4 and N9 are in `process`, `stopping` and
-//! `names`).
+//! Bad and good option haggling: rows N1, N2, N5-N8, N10-N12 and N14 (N3, N4, N9 and N13 are in `process`, `stopping`,
+//! `names` and `contexts`).
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use fixtures::nbd::client::{
     Client, ClientError, Negotiation, info, info_data, option, option_header, option_message, reply_type,
 };
 use fixtures::nbd::codec::{command, request};
+use nbd_server::handshake::Offer;
 use nbd_server::server::ServerConfig;
 
 use crate::exports::{memory, pattern};
@@ -236,28 +237,6 @@ fn n12_missing_exports_are_all_alike() {
     server.assert_closes(client.wire());
 }
 
-/// Contexts are not supported yet: what a server must do with options it does not know.
-#[test]
-fn n13_meta_contexts_are_unsupported_and_in_step() {
-    let server = TestServer::disk(ServerConfig::default());
-    let mut client = server.negotiation();
-    let query =
-        [&4_u32.to_be_bytes()[..], b"disk", &1_u32.to_be_bytes(), &15_u32.to_be_bytes(), b"base:allocation"];
-    let lies =
-        [&4_u32.to_be_bytes()[..], b"disk", &1_000_000_u32.to_be_bytes(), &u32::MAX.to_be_bytes()].concat();
-    for structured in [false, true] {
-        if structured {
-            client.structured().unwrap();
-        }
-        for number in [option::LIST_META_CONTEXT, option::SET_META_CONTEXT] {
-            for data in [&query.concat(), &lies, &Vec::new()] {
-                assert_eq!(client.ask_one(number, data).unwrap().kind, reply_type::ERR_UNSUP);
-            }
-        }
-    }
-    assert!(client.go(b"disk").unwrap().read(0, 512).is_ok());
-}
-
 #[test]
 fn n14_options_in_any_order() {
     let server = TestServer::disk(ServerConfig::default());
@@ -346,7 +325,8 @@ fn export_name_with_and_without_zeroes() {
 
 #[test]
 fn structured_replies_can_be_switched_off() {
-    let config = ServerConfig { structured_replies: false, ..ServerConfig::default() };
+    let offer = Offer { structured_replies: false, ..Offer::default() };
+    let config = ServerConfig { offer, ..ServerConfig::default() };
     let server = TestServer::disk(config);
     let mut client = server.negotiation();
     assert!(matches!(client.structured(), Err(ClientError::Refused(reply_type::ERR_UNSUP))));

@@ -11,6 +11,9 @@ mod handshake;
 mod names;
 mod transmission;
 
+mod contexts;
+mod status;
+
 mod backend;
 mod limits;
 mod serving;

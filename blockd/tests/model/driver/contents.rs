@@ -25,7 +25,7 @@ pub(super) fn stamps(bytes: &[u8]) -> Vec<u64> {
 
 pub(super) fn content(payload: Payload) -> Vec<u8> {
     match payload {
-        Payload::None => Vec::new(),
+        Payload::None | Payload::Status(_) => Vec::new(),
         Payload::Data(buf) => buf.to_vec(),
         Payload::Extents(extents) => {
             let mut bytes = Vec::new();

@@ -76,8 +76,12 @@ pub(crate) struct Args {
     pub(crate) max_connections: u32,
 
     /// Offer simple replies only, as servers of the old days do.
-    #[arg(long)]
+    #[arg(long, alias = "no-sr")]
     pub(crate) no_structured_replies: bool,
+
+    /// Tell nothing of what is allocated, as servers without meta contexts do.
+    #[arg(long, alias = "no-meta")]
+    pub(crate) no_meta_contexts: bool,
 
     /// Log filter, for example "debug" or "nbd_server=trace".
     #[arg(long, env = "NBD_SERVER_LOG", default_value = "info")]

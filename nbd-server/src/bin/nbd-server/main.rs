@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use nbd_server::export::ExportInfo;
+use nbd_server::handshake::Offer;
 use nbd_server::image::{CacheMode, Image, ImageOptions, open_image};
 use nbd_server::memory_export::MemoryExport;
 use nbd_server::reactor::{ExportSpec, ReactorStats};
@@ -91,7 +92,8 @@ fn memory_image(size: u64, read_only: bool) -> Result<Image, Failure> {
         let next = "nbd-server --memory 1G …    (a size that fits)";
         Failure::new(exit_code::FAILED, format!("cannot serve {size} bytes of memory"), error, next)
     })?;
-    let info = ExportInfo { read_only, fast_zero: true, ..ExportInfo::new("memory", size) };
+    let info =
+        ExportInfo { read_only, fast_zero: true, tells_allocation: true, ..ExportInfo::new("memory", size) };
     let spec = ExportSpec { files: Vec::new(), build: Box::new(move |_| Box::new(memory)) };
     Ok(Image { info, spec })
 }
@@ -135,7 +137,10 @@ async fn run(args: &Args, images: Vec<Image>) -> Result<(), Failure> {
 fn config(args: &Args) -> ServerConfig {
     ServerConfig {
         connections_max: args.max_connections,
-        structured_replies: !args.no_structured_replies,
+        offer: Offer {
+            structured_replies: !args.no_structured_replies,
+            meta_contexts: !args.no_meta_contexts,
+        },
         reactors: usize::from(args.threads),
         poll_window: Duration::from_micros(u64::from(args.poll_us)),
         ..ServerConfig::default()
