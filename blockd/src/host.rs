@@ -24,6 +24,7 @@ use nbd_server::export::{Backend, ExportInfo, Io, Request};
 use nbd_server::handshake::{Directory, ExportAddress};
 use nbd_server::reactor::{ReactorSpec, Waker};
 use nbd_server::server::{Server, ServerConfig};
+use nbd_server::status::MetaContext;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -42,7 +43,8 @@ use crate::recent::RecentFiles;
 use crate::service::{DiffExtent, Engine, Recomputed, VerifyReport};
 use crate::snapshot::{self, ClosedReader, PoolHandle, Sleeps, Trees, with_pin};
 use crate::store::pool::{Pool, PoolFile};
-use crate::store::{Store, Token};
+use crate::store::{self, Store, Token};
+use crate::units::SnapshotId;
 
 /// Commands that wait for the reactor; one more is refused.
 const COMMANDS_MAX: usize = 4096;
@@ -62,7 +64,15 @@ struct Exports {
     names: RwLock<Names>,
 }
 
-type ByName = BTreeMap<String, (ExportAddress, ExportInfo)>;
+type ByName = BTreeMap<String, Shown>;
+
+/// An export, and of what snapshots its changes can be asked for: those of its volume, but for its own.
+struct Shown {
+    address: ExportAddress,
+    info: ExportInfo,
+    snapshots: Arc<[(String, SnapshotId)]>,
+    own: Option<SnapshotId>,
+}
 
 #[derive(Default)]
 struct Names {
@@ -73,8 +83,13 @@ struct Names {
 
 impl Exports {
     fn publish(&self, store: &Store) {
-        let listed =
-            |index, info: ExportInfo| (info.name.clone(), (ExportAddress { reactor: 0, index }, info));
+        let snapshots = store.snapshots_by_volume();
+        let listed = |index, info: ExportInfo| {
+            let (volume, own) = store.shows(index);
+            let snapshots = volume.and_then(|volume| snapshots.get(&volume)).cloned();
+            let snapshots = snapshots.unwrap_or_else(|| Arc::new([]));
+            (info.name.clone(), Shown { address: ExportAddress { reactor: 0, index }, info, snapshots, own })
+        };
         let exports = store.exports().map(|(index, served)| listed(index, served.info()));
         let mut exports: BTreeMap<_, _> = exports.collect();
         // A replica's own name stands for its newest snapshot. Who has opened it stays with the one that it was then.
@@ -92,13 +107,26 @@ impl Directory for Exports {
 
     fn list(&self) -> Vec<ExportInfo> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        names.listed.values().map(|(_, info)| info.clone()).collect()
+        names.listed.values().map(|shown| shown.info.clone()).collect()
     }
 
     fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
-        let name = std::str::from_utf8(name).ok()?;
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        names.listed.get(name).or_else(|| names.doors.get(name)).cloned()
+        names.find(name).map(|shown| (shown.address, shown.info.clone()))
+    }
+
+    fn contexts(&self, name: &[u8]) -> Vec<MetaContext> {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(shown) = names.find(name) else { return Vec::new() };
+        let others = shown.snapshots.iter().filter(|(_, id)| Some(*id) != shown.own);
+        store::contexts(others.map(|(name, id)| (name.as_str(), *id)))
+    }
+}
+
+impl Names {
+    fn find(&self, name: &[u8]) -> Option<&Shown> {
+        let name = std::str::from_utf8(name).ok()?;
+        self.listed.get(name).or_else(|| self.doors.get(name))
     }
 }
 

@@ -17,7 +17,7 @@
 //!
 //! A map of a snapshot is the same with its newest layer as the head that nobody writes to.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use slab::Slab;
 use smallvec::SmallVec;
@@ -113,6 +113,11 @@ impl Entry {
     pub fn visible(&self) -> Mask {
         let head = self.head.map_or(Mask::NONE, |head| head.data);
         self.older.iter().fold(head, |mask, source| mask.with(source.shown))
+    }
+
+    /// Blocks of which the open layer says what they read as.
+    pub fn touched_by_head(&self) -> Mask {
+        self.head.map_or(Mask::NONE, |head| head.data.with(head.zero))
     }
 
     /// Takes blocks away from the older parts.
@@ -474,9 +479,14 @@ impl FlatMap {
 
     /// Clusters of which there is anything, in order, from `from` on.
     pub fn mapped_from(&self, from: u64) -> impl Iterator<Item = ClusterIndex> {
-        let mut at = from;
+        self.mapped_in(from..self.clusters)
+    }
+
+    /// Clusters of a range of which there is anything, in order.
+    pub fn mapped_in(&self, clusters: Range<u64>) -> impl Iterator<Item = ClusterIndex> {
+        let (mut at, end) = (clusters.start, clusters.end.min(self.clusters));
         std::iter::from_fn(move || {
-            while at < self.clusters {
+            while at < end {
                 let (page, inside) = (at as usize / PAGE_ENTRIES, at as usize % PAGE_ENTRIES);
                 let Some(page) = &self.pages[page] else {
                     at += (PAGE_ENTRIES - inside) as u64;

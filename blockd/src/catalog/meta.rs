@@ -4,11 +4,11 @@
 //! and a twin in memory behind it. [`MetaPort`] is how the reactor reaches it: one typed operation in, one
 //! completion out, never blocking; a worker thread or the simulator stands behind it.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use crate::catalog::format::{Change, MapRecord};
 use crate::map::FlatMap;
-use crate::units::{ClusterIndex, LayerId};
+use crate::units::{ClusterIndex, LayerId, Mask};
 
 /// Why a metadata operation failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,6 +78,13 @@ pub enum MetaOp {
         /// At most so many.
         limit: usize,
     },
+    /// Which blocks layers say anything about, of some clusters.
+    Touched {
+        /// In this order.
+        layers: Vec<LayerId>,
+        /// As numbers of clusters.
+        clusters: Range<u64>,
+    },
 }
 
 /// What came of it, in the order of [`MetaOp`].
@@ -89,6 +96,8 @@ pub enum MetaAnswer {
     Map(Box<FlatMap>),
     /// Records in order; fewer than the limit: there are no more.
     Records(Vec<(ClusterIndex, MapRecord)>),
+    /// Clusters in order, and what of each is touched.
+    Touched(Vec<(ClusterIndex, Mask)>),
 }
 
 /// The end of one metadata operation.
@@ -103,6 +112,6 @@ pub struct MetaDone {
 /// How the reactor reaches the metadata.
 pub trait MetaPort {
     /// Takes an operation. Its completion arrives later, never inside this call. Operations may complete in any
-    /// order, but a `Scan` or `LoadMap` sees every `Commit` that had completed before it was submitted.
+    /// order, but whatever reads sees every `Commit` that had completed before it was submitted.
     fn submit(&mut self, tag: u64, op: MetaOp);
 }

@@ -178,7 +178,9 @@ impl Committer {
         for (tag, op) in ops {
             let result = match op {
                 MetaOp::Commit { commit, batch } => self.commit(commit, &batch),
-                MetaOp::LoadMap { .. } | MetaOp::Scan { .. } => unreachable!("reads have their own thread"),
+                MetaOp::LoadMap { .. } | MetaOp::Scan { .. } | MetaOp::Touched { .. } => {
+                    unreachable!("reads have their own thread")
+                }
             };
             let room = result.is_ok();
             done.push(tag, result.map(|()| MetaAnswer::Committed));
@@ -248,6 +250,9 @@ fn run_reads(store: &dyn MetaStore, ops: &Receiver<(u64, MetaOp)>, done: &Done) 
             }
             MetaOp::Scan { layer, from, limit } => {
                 reads::scan_layer(store, layer, from, limit).map(MetaAnswer::Records)
+            }
+            MetaOp::Touched { layers, clusters } => {
+                reads::touched(store, &layers, &clusters).map(MetaAnswer::Touched)
             }
             MetaOp::Commit { .. } => unreachable!("commits have their own thread"),
         };

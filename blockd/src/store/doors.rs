@@ -101,7 +101,10 @@ impl Store {
             _ if disk.hidden => return Err(Errno::Shutdown),
             _ => export,
         };
-        let changes = !matches!(command, Command::Read { .. } | Command::Flush | Command::Cache);
+        let changes = !matches!(
+            command,
+            Command::Read { .. } | Command::Flush | Command::Cache | Command::BlockStatus { .. }
+        );
         if changes && self.disk(target).frozen_until.is_some_and(|until| self.now >= until) {
             return Err(Errno::Perm);
         }
@@ -122,7 +125,7 @@ impl Store {
         // The machine that is being made ready may look at its disk, and has written nothing that could be flushed.
         let shown = disk.shows.and_then(|id| self.catalog.snapshot_exports.get(&id));
         match (command, shown) {
-            (Command::Read { .. }, Some(&shown)) => Ok(Admitted::To(shown)),
+            (Command::Read { .. } | Command::BlockStatus { .. }, Some(&shown)) => Ok(Admitted::To(shown)),
             (Command::Flush | Command::Cache, _) => Ok(Admitted::NothingToDo),
             _ => Err(Errno::Perm),
         }

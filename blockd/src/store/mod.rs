@@ -23,6 +23,7 @@
 //! | `mirror` | what clients change of a volume is at another host before they are answered |
 //! | `moves` | volumes go from one host to another: who may write |
 //! | `doors` | exports of one epoch of a volume |
+//! | `status` | what is allocated, and what has changed since a snapshot |
 //! | `identity` | what volumes and snapshots are called on every host |
 //! | `recent` | what is not committed is kept for the next process |
 //! | `pool` | where clusters lie, which are free |
@@ -41,6 +42,7 @@ mod recent;
 mod reclaim;
 mod replica;
 mod served;
+mod status;
 pub mod superblock;
 mod transfer;
 
@@ -76,6 +78,7 @@ pub use moves::FROZEN_HOLD;
 pub use recent::RecentLog;
 pub use replica::PATCHES_MAX;
 pub use served::Subject;
+pub use status::contexts;
 
 /// Changed map records of a volume are committed when there are so many, asked for or not.
 pub const DIRTY_RECORDS_MAX: usize = 16_384;
@@ -111,6 +114,7 @@ pub struct Store {
     pack: Pack,
     pins: Slab<Vec<LayerId>>,
     applying: Slab<replica::Applying>,
+    asked: status::Asked,
     /// Early writes that are under way.
     writes_soon: u32,
     former_moves: moves::FormerMoves,
@@ -154,6 +158,7 @@ impl Store {
             pack: Pack::default(),
             pins: Slab::new(),
             applying: Slab::new(),
+            asked: status::Asked::default(),
             writes_soon: 0,
             former_moves: moves::FormerMoves::default(),
             doors: doors::Doors::default(),
@@ -244,6 +249,10 @@ impl Store {
         if let Some(disk) = self.find_disk(export) {
             disk.clients -= 1;
             disk.drop_idle_view();
+            let last = disk.clients == 0;
+            if last {
+                self.forget_scans(export);
+            }
             self.drop_idle_door(export);
         }
     }
@@ -314,6 +323,7 @@ impl Store {
             (TAG_RECLAIM, result) => self.reclaim_unread(&format!("{result:?}"), io),
             (TAG_PACK, Ok(MetaAnswer::Records(records))) => self.pack_records(&records, io),
             (TAG_PACK, result) => self.pack_unread(&format!("{result:?}"), io),
+            (tag, result) if tag & status::TAG_STATUS != 0 => self.status_scanned(tag, result, io),
             (tag, result) => {
                 let export = ExportIndex(u32::try_from(tag - TAG_MAP).expect("an export's index"));
                 let result = match result {
@@ -345,6 +355,7 @@ impl Store {
         self.perform_cuts(io);
         self.feed_starved(io);
         self.start_commit(io);
+        self.continue_status(io);
         if std::mem::take(&mut self.commits.settled) {
             self.load_wanted_maps();
         }

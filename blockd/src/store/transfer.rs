@@ -26,6 +26,7 @@ use super::copy::Copying;
 use super::pool::Extension;
 use super::reclaim::{Merge, OWN_WORK};
 use super::served::{MapState, is_aligned};
+use super::status::Asking;
 use super::{DIRTY_RECORDS_LIMIT, DIRTY_RECORDS_MAX, Store};
 use crate::control::replication::Patch;
 use crate::map::Entry;
@@ -70,6 +71,8 @@ pub(super) enum Task {
     Zero { fua: bool, keep: bool },
     /// Read ahead.
     Cache,
+    /// Tell what is known.
+    Status(Asking),
     /// Move a record of a layer that is merged into its child.
     Merge(Merge),
     /// Copy sparse records' blocks into one cluster.
@@ -110,7 +113,7 @@ impl Job {
     }
 
     pub(super) fn changes(&self) -> bool {
-        !matches!(self.task, Task::Read { .. } | Task::ReadAround { .. } | Task::Cache)
+        !matches!(self.task, Task::Read { .. } | Task::ReadAround { .. } | Task::Cache | Task::Status(_))
     }
 
     /// Whether this job must not begin while the other one is there. A zeroing that has begun has no operations
@@ -248,8 +251,7 @@ impl Store {
             Command::Trim { fua } => new(Task::Zero { fua, keep: false }),
             Command::WriteZeroes { fua, no_hole, .. } => new(Task::Zero { fua, keep: no_hole }),
             Command::Cache => new(Task::Cache),
-            // No export of ours has contexts to ask for.
-            Command::BlockStatus { .. } => return io.reply(id, Err(Errno::Inval)),
+            Command::BlockStatus { contexts, one } => new(Task::Status(Asking::new(contexts, one))),
         };
         self.add_job(job, io);
     }
@@ -361,6 +363,7 @@ impl Store {
             Task::Write { .. } => self.begin_write(key, io),
             Task::Zero { .. } => self.begin_zero(key, io),
             Task::Cache => self.read_ahead(key, io),
+            Task::Status(_) => self.begin_status(key, io),
             Task::Merge(_) => self.begin_merge(key, io),
             Task::Pack(_) => self.read_copied(key, io),
         }
@@ -694,7 +697,9 @@ impl Store {
                 pieces[part] = Piece::Data(buf);
             }
             Task::Merge(Merge { copying, .. }) | Task::Pack(copying) => copying.keep(part, buf),
-            Task::Write { .. } | Task::Zero { .. } | Task::Cache => unreachable!("these do not read"),
+            Task::Write { .. } | Task::Zero { .. } | Task::Cache | Task::Status(_) => {
+                unreachable!("these do not read")
+            }
         }
     }
 
@@ -723,6 +728,7 @@ impl Store {
             (Task::Around { .. }, None) => self.change_around(key, io),
             (&mut Task::Zero { fua, .. }, None) => self.end_change(key, fua, io),
             (Task::Cache, None) => self.end_job(key, Ok(Payload::None), io),
+            (Task::Status(_), None) => unreachable!("a question has no parts"),
         }
     }
 

@@ -8,6 +8,7 @@
 mod place;
 mod tools;
 
+mod changed;
 mod clones;
 mod connected;
 mod exports;

@@ -256,6 +256,9 @@ impl Sim {
             MetaOp::Scan { layer, from, limit } => {
                 reads::scan_layer(&*self.store, layer, from, limit).map(MetaAnswer::Records)
             }
+            MetaOp::Touched { layers, clusters } => {
+                reads::touched(&*self.store, &layers, &clusters).map(MetaAnswer::Touched)
+            }
             // `submit` takes commits apart.
             MetaOp::Commit { .. } => unreachable!("a commit is no read"),
         }
