@@ -20,16 +20,17 @@
 //! Bounds ([`Limits`]): a request counts from its header until its reply was handed to the socket, so a
 //! client that never reads its replies stops being read long before memory matters.
 
+use std::collections::VecDeque;
+
 use slab::Slab;
 
 use crate::disk::ExportIndex;
 use crate::export::{Command, Extent, Payload, Reply, Request, RequestId};
 use crate::reactor::buffer::{Buf, Pool};
 use crate::status::{Contexts, STATUS_EXTENTS_MAX, StatusExtents};
-use crate::transmission::{Accepted, CloseReason, Rules, Verdict, judge};
+use crate::transmission::{Accepted, CloseReason, Rules, Verdict, judge, judge_filter};
 use crate::wire::{
-    Errno, REQUEST_HEADER_BYTES, RequestHeader, STATUS_EXTENT_BYTES, chunk, chunk_header, command,
-    data_chunk_header, error_chunk, hole_chunk, simple_reply, status_chunk_header, status_extent,
+    EXTENDED_REQUEST_HEADER_BYTES, Errno, REQUEST_HEADER_BYTES, ReplyTo, RequestHeader, command,
 };
 
 /// Nanoseconds on a clock that only moves forward. Where it comes from is the reactor's business.
@@ -87,6 +88,9 @@ impl Default for Limits {
 const DIRECT_RECEIVE_BYTES: usize = 16 << 10;
 /// How much is read ahead behind such a payload: the next header, and little that has to be copied.
 const LOOK_AHEAD_BYTES: usize = 4 << 10;
+/// The backend is not given more than this at once: with extended headers a request may be about all of a disk, and
+/// would hold up everybody else. The rest follows when that is done. A multiple of every block size.
+const EFFECT_BYTES_MAX: u64 = (1 << 32) - (64 << 10);
 /// First size of a batch's header buffer: enough for 256 replies without holes.
 const HEAD_BYTES: usize = 8 << 10;
 
@@ -223,7 +227,7 @@ enum Want {
     /// `part` is `None` while the ring receives into it.
     Payload {
         header: RequestHeader,
-        fua: bool,
+        accepted: Accepted,
         part: Option<PartialBuf>,
     },
     /// A refused request's payload is skipped before the refusal is sent.
@@ -240,6 +244,15 @@ struct InFlight {
     length: u32,
     wants: Wants,
     payload_bytes: usize,
+    rest: Option<Rest>,
+}
+
+/// What of a large request was not handed on yet.
+#[derive(Clone, Copy)]
+struct Rest {
+    accepted: Accepted,
+    offset: u64,
+    length: u64,
 }
 
 /// What a successful reply has to carry.
@@ -305,6 +318,8 @@ pub struct Connection {
     filled: usize,
     receiving: bool,
     in_flight: Slab<InFlight>,
+    /// Requests in flight of which the next part is to be started.
+    parts: VecDeque<usize>,
     payload_bytes: usize,
     building: SendBatch,
     spare: Option<SendBatch>,
@@ -341,6 +356,7 @@ impl Connection {
             filled: leftover.len(),
             receiving: false,
             in_flight: Slab::new(),
+            parts: VecDeque::new(),
             payload_bytes: 0,
             building: SendBatch::new(pool),
             spare: None,
@@ -366,10 +382,13 @@ impl Connection {
     /// The next valid request among the bytes received, if the limits allow one. Refused requests are
     /// answered on the way.
     pub fn next_request(&mut self, pool: &Pool) -> Option<Request> {
+        if let Some(request) = self.next_part() {
+            return Some(request);
+        }
         while self.stage == Stage::Open && !self.receiving && self.requests() < self.limits.requests_max {
             let step = match &mut self.want {
                 Want::Header => self.step_header(pool),
-                Want::Payload { .. } => self.step_payload(),
+                Want::Payload { .. } => self.step_payload(pool),
                 Want::Skip { .. } => self.step_skip(pool),
             };
             match step {
@@ -381,6 +400,31 @@ impl Connection {
         None
     }
 
+    /// The next part of a large request, the one before being done.
+    fn next_part(&mut self) -> Option<Request> {
+        while let Some(index) = self.parts.pop_front() {
+            if matches!(self.stage, Stage::Broken(_)) {
+                // Nobody waits for the rest.
+                self.payload_bytes -= self.in_flight.remove(index).payload_bytes;
+                continue;
+            }
+            let entry = &mut self.in_flight[index];
+            let Rest { accepted, offset, length } = entry.rest.take()?;
+            let first = length.min(EFFECT_BYTES_MAX);
+            if length > first {
+                entry.rest = Some(Rest { accepted, offset: offset + first, length: length - first });
+            }
+            let command = effect(accepted)?;
+            return Some(Request { id: self.id(index), offset, length: effect_length(first), command });
+        }
+        None
+    }
+
+    fn id(&self, index: usize) -> RequestId {
+        // The table holds at most `requests_max` entries, far below 2^32.
+        RequestId { connection: self.index, index: u32::try_from(index).expect("a small table") }
+    }
+
     fn unparsed(&self) -> &[u8] {
         self.chunk.as_ref().map_or(&[], |chunk| &chunk[self.parsed..self.filled])
     }
@@ -389,10 +433,14 @@ impl Connection {
         if self.stopping && !self.limits.refuse_at_stop {
             return Step::Stop;
         }
-        let Some(bytes) = self.unparsed().first_chunk::<REQUEST_HEADER_BYTES>() else { return Step::Stop };
-        let Some(header) = RequestHeader::parse(bytes) else {
-            return self.give_up(CloseReason::BadRequestMagic);
+        let bytes = self.unparsed();
+        let parsed = if self.rules.extended {
+            bytes.first_chunk().map(RequestHeader::parse_extended)
+        } else {
+            bytes.first_chunk().map(RequestHeader::parse)
         };
+        let Some(header) = parsed else { return Step::Stop };
+        let Some(header) = header else { return self.give_up(CloseReason::BadRequestMagic) };
         let verdict = self.judge(&header);
         if let Verdict::Accept(accepted) = verdict
             && self.must_wait(accepted, &header)
@@ -400,7 +448,7 @@ impl Connection {
             // The header stays where it is until earlier requests have given their buffers back.
             return Step::Stop;
         }
-        self.parsed += REQUEST_HEADER_BYTES;
+        self.parsed += self.header_bytes();
         match verdict {
             Verdict::Accept(accepted) => self.accept(accepted, header, pool),
             Verdict::Refuse { error, skip } => {
@@ -415,6 +463,10 @@ impl Connection {
         }
     }
 
+    fn header_bytes(&self) -> usize {
+        if self.rules.extended { EXTENDED_REQUEST_HEADER_BYTES } else { REQUEST_HEADER_BYTES }
+    }
+
     fn must_wait(&self, accepted: Accepted, header: &RequestHeader) -> bool {
         let unsent = self.building.payload_bytes + self.sending_payload_bytes;
         let ahead = matches!(accepted, Accepted::Read { .. }) && unsent >= self.limits.send_ahead_bytes;
@@ -426,9 +478,10 @@ impl Connection {
     fn cost(&self, accepted: Accepted, header: &RequestHeader) -> usize {
         match accepted {
             Accepted::Read { .. } | Accepted::Write { .. } => header.length as usize,
-            Accepted::BlockStatus { one } => {
+            Accepted::BlockStatus { one, filter } => {
                 let extents = if one { 1 } else { STATUS_EXTENTS_MAX };
-                self.rules.contexts.len() * extents * STATUS_EXTENT_BYTES
+                let reply = self.rules.contexts.len() * extents * self.rules.form().extent_bytes();
+                if filter { reply + header.length as usize } else { reply }
             }
             _ => 0,
         }
@@ -436,8 +489,9 @@ impl Connection {
 
     fn judge(&self, header: &RequestHeader) -> Verdict {
         match judge(header, &self.rules) {
-            Verdict::Accept(_) if self.stopping => {
-                let skip = if header.command == command::WRITE { header.length } else { 0 };
+            Verdict::Accept(accepted) if self.stopping => {
+                let payload = if accepted.has_payload() { header.length } else { 0 };
+                let skip = u32::try_from(payload).expect("what is accepted is bounded");
                 Verdict::Refuse { error: Errno::Shutdown, skip }
             }
             verdict => verdict,
@@ -450,61 +504,67 @@ impl Connection {
     }
 
     fn accept(&mut self, accepted: Accepted, header: RequestHeader, pool: &Pool) -> Step {
+        let payload_bytes = self.cost(accepted, &header);
+        if accepted.has_payload() {
+            let part = PartialBuf { buf: pool.take(header.length as usize), filled: 0 };
+            self.payload_bytes += payload_bytes;
+            self.want = Want::Payload { header, accepted, part: Some(part) };
+            return Step::Again;
+        }
         let command = match accepted {
             Accepted::Nothing => {
                 self.answer_nothing(&header, pool);
                 return Step::Again;
             }
-            Accepted::Write { fua } => {
-                let part = PartialBuf { buf: pool.take(header.length as usize), filled: 0 };
-                self.payload_bytes += self.cost(accepted, &header);
-                self.want = Want::Payload { header, fua, part: Some(part) };
-                return Step::Again;
-            }
-            Accepted::Read { holes } => {
-                self.payload_bytes += self.cost(accepted, &header);
-                Command::Read { buf: pool.take(header.length as usize), holes }
-            }
-            Accepted::Flush => Command::Flush,
-            Accepted::Trim { fua } => Command::Trim { fua },
-            Accepted::WriteZeroes { fua, no_hole, fast } => Command::WriteZeroes { fua, no_hole, fast },
-            Accepted::Cache => Command::Cache,
-            Accepted::BlockStatus { one } => {
-                self.payload_bytes += self.cost(accepted, &header);
+            Accepted::Read { holes } => Command::Read { buf: pool.take(header.length as usize), holes },
+            Accepted::BlockStatus { one, .. } => {
                 Command::BlockStatus { contexts: Contexts::clone(&self.rules.contexts), one }
             }
+            // Whatever else there is has no payload and no data to answer with.
+            _ => effect(accepted).expect("an effect"),
         };
-        let payload_bytes = self.cost(accepted, &header);
-        Step::Request(self.register(&header, command, payload_bytes))
+        self.payload_bytes += payload_bytes;
+        Step::Request(self.register(&header, accepted, command, payload_bytes))
     }
 
     /// A command on zero bytes succeeds without reaching the export.
     fn answer_nothing(&mut self, header: &RequestHeader, pool: &Pool) {
-        if header.command == command::READ && self.rules.structured {
-            self.building.push_head(&chunk_header(header.cookie, chunk::NONE, true, 0), pool);
-        } else {
-            self.building.push_head(&simple_reply(header.cookie, None), pool);
-        }
+        let head = self.to(header.cookie, header.offset).nothing(header.command == command::READ);
+        self.building.push_head(&head, pool);
         self.building.replies += 1;
     }
 
-    fn register(&mut self, header: &RequestHeader, command: Command, payload_bytes: usize) -> Request {
+    fn to(&self, cookie: u64, offset: u64) -> ReplyTo {
+        ReplyTo { form: self.rules.form(), cookie, offset }
+    }
+
+    fn register(
+        &mut self,
+        header: &RequestHeader,
+        accepted: Accepted,
+        command: Command,
+        payload_bytes: usize,
+    ) -> Request {
+        let (offset, length) = match accepted {
+            Accepted::Flush => (0, 0),
+            _ => (header.offset, header.length),
+        };
+        let first = length.min(EFFECT_BYTES_MAX);
+        let rest = Rest { accepted, offset: offset + first, length: length - first };
         let index = self.in_flight.insert(InFlight {
             cookie: header.cookie,
             offset: header.offset,
-            length: header.length,
+            length: effect_length(first),
             wants: Wants::of(&command),
             payload_bytes,
+            // Of a question, and of advice, the beginning is enough.
+            rest: Some(rest).filter(|rest| rest.length > 0 && accepted.changes()),
         });
-        // The table holds at most `requests_max` entries, far below 2^32.
-        let id = RequestId { connection: self.index, index: u32::try_from(index).expect("a small table") };
-        let flush = matches!(command, Command::Flush);
-        let (offset, length) = if flush { (0, 0) } else { (header.offset, header.length) };
-        Request { id, offset, length, command }
+        Request { id: self.id(index), offset, length: effect_length(first), command }
     }
 
-    fn step_payload(&mut self) -> Step {
-        let Want::Payload { header, fua, part: slot } = &mut self.want else { return Step::Stop };
+    fn step_payload(&mut self, pool: &Pool) -> Step {
+        let Want::Payload { header, accepted, part: slot } = &mut self.want else { return Step::Stop };
         let Some(mut part) = slot.take() else { return Step::Stop };
         let available = self.chunk.as_ref().map_or(&[][..], |chunk| &chunk[self.parsed..self.filled]);
         let take = available.len().min(part.buf.len() - part.filled);
@@ -515,10 +575,28 @@ impl Connection {
             *slot = Some(part);
             return Step::Stop;
         }
-        let (header, fua) = (*header, *fua);
+        let (header, accepted) = (*header, *accepted);
         self.want = Want::Header;
-        let payload_bytes = self.cost(Accepted::Write { fua }, &header);
-        Step::Request(self.register(&header, Command::Write { buf: part.buf, fua }, payload_bytes))
+        self.accept_payload(header, accepted, part.buf, pool)
+    }
+
+    /// A request's payload is complete.
+    fn accept_payload(&mut self, header: RequestHeader, accepted: Accepted, buf: Buf, pool: &Pool) -> Step {
+        let payload_bytes = self.cost(accepted, &header);
+        let (header, command) = match accepted {
+            Accepted::BlockStatus { one, .. } => match judge_filter(&header, &buf, &self.rules) {
+                Ok((length, contexts)) => {
+                    (RequestHeader { length, ..header }, Command::BlockStatus { contexts, one })
+                }
+                Err(error) => {
+                    self.payload_bytes -= payload_bytes;
+                    self.answer_error(true, header.cookie, header.offset, error, pool);
+                    return Step::Again;
+                }
+            },
+            _ => (header, Command::Write { buf, fua: accepted.is_durable() }),
+        };
+        Step::Request(self.register(&header, accepted, command, payload_bytes))
     }
 
     fn step_skip(&mut self, pool: &Pool) -> Step {
@@ -533,17 +611,14 @@ impl Connection {
         let (header, error) = (*header, *error);
         self.want = Want::Header;
         let chunked = matches!(header.command, command::READ | command::BLOCK_STATUS);
-        self.answer_error(chunked, header.cookie, error, pool);
+        self.answer_error(chunked, header.cookie, header.offset, error, pool);
         Step::Again
     }
 
     /// Errors of what is answered in chunks take that form when it was negotiated; other commands stay simple.
-    fn answer_error(&mut self, chunked: bool, cookie: u64, error: Errno, pool: &Pool) {
-        if chunked && self.rules.structured {
-            self.building.push_head(&error_chunk(cookie, error), pool);
-        } else {
-            self.building.push_head(&simple_reply(cookie, Some(error)), pool);
-        }
+    fn answer_error(&mut self, chunked: bool, cookie: u64, offset: u64, error: Errno, pool: &Pool) {
+        let head = self.to(cookie, offset).error(error, chunked);
+        self.building.push_head(&head, pool);
         self.building.replies += 1;
     }
 
@@ -553,21 +628,27 @@ impl Connection {
     /// When the request is not in flight, or a reply's payload is not what was asked for: a bug of the export
     /// that must not reach a client as wrong bytes.
     pub fn reply(&mut self, reply: Reply, pool: &Pool) {
-        let request = self.in_flight.remove(reply.id.index as usize);
-        if matches!(self.stage, Stage::Broken(_)) {
+        let (index, broken) = (reply.id.index as usize, matches!(self.stage, Stage::Broken(_)));
+        if reply.outcome.is_ok() && self.in_flight[index].rest.is_some() && !broken {
+            return self.parts.push_back(index);
+        }
+        let request = self.in_flight.remove(index);
+        if broken {
             self.payload_bytes -= request.payload_bytes;
             return;
         }
         match (reply.outcome, &request.wants) {
             (Ok(_), Wants::Nothing) => {
                 self.payload_bytes -= request.payload_bytes;
-                self.building.push_head(&simple_reply(request.cookie, None), pool);
+                let head = self.to(request.cookie, request.offset).nothing(false);
+                self.building.push_head(&head, pool);
                 self.building.replies += 1;
             }
             (Ok(payload), _) => self.push_payload(&request, payload, pool),
             (Err(error), wants) => {
                 self.payload_bytes -= request.payload_bytes;
-                self.answer_error(!matches!(wants, Wants::Nothing), request.cookie, error, pool);
+                let chunked = !matches!(wants, Wants::Nothing);
+                self.answer_error(chunked, request.cookie, request.offset, error, pool);
             }
         }
     }
@@ -602,17 +683,17 @@ impl Connection {
         pool: &Pool,
     ) {
         assert_eq!(status.len(), contexts.len(), "every context is told of");
+        let to = self.to(request.cookie, request.offset);
         for (number, (context, extents)) in (1..).zip(contexts.iter().zip(status)) {
             let told = extents.as_slice();
             assert!(!told.is_empty() && (!one || told.len() == 1), "as many extents as were asked for");
             assert!(extents.covered() <= u64::from(request.length), "of the range that was asked for");
             let done = number == contexts.len();
-            let head = status_chunk_header(request.cookie, done, context.id, told.len());
-            self.building.push_head(&head, pool);
-            let mut body = pool.take(told.len() * STATUS_EXTENT_BYTES);
-            for (place, extent) in body.chunks_exact_mut(STATUS_EXTENT_BYTES).zip(told) {
-                let length = u32::try_from(extent.length).expect("no longer than the request");
-                place.copy_from_slice(&status_extent(length, extent.flags));
+            self.building.push_head(&to.status(done, context.id, told.len()), pool);
+            let bytes = to.form.extent_bytes();
+            let mut body = pool.take(told.len() * bytes);
+            for (place, extent) in body.chunks_exact_mut(bytes).zip(told) {
+                to.write_extent(place, extent.length, extent.flags);
             }
             self.building.push_data(body);
         }
@@ -620,12 +701,8 @@ impl Connection {
 
     /// What stands before all the data of a read in one go.
     fn push_whole_head(&mut self, request: &InFlight, pool: &Pool) {
-        if self.rules.structured {
-            let head = data_chunk_header(request.cookie, true, request.offset, request.length);
-            self.building.push_head(&head, pool);
-        } else {
-            self.building.push_head(&simple_reply(request.cookie, None), pool);
-        }
+        let head = self.to(request.cookie, request.offset).data(true, request.offset, request.length);
+        self.building.push_head(&head, pool);
     }
 
     fn push_extents(&mut self, request: &InFlight, allowed: bool, mut extents: Vec<Extent>, pool: &Pool) {
@@ -649,6 +726,7 @@ impl Connection {
 
     /// One chunk for each hole, and one for all the pieces of data up to the next hole.
     fn push_chunks(&mut self, request: &InFlight, extents: Vec<Extent>, pool: &Pool) {
+        let to = self.to(request.cookie, request.offset);
         let end = request.offset + u64::from(request.length);
         // Data up to `told` have their chunk's header already.
         let (mut at, mut told) = (request.offset, request.offset);
@@ -658,15 +736,14 @@ impl Connection {
             at += u64::from(extent.length());
             match extent {
                 Extent::Hole(length) => {
-                    self.building.push_head(&hole_chunk(request.cookie, at == end, start, length), pool);
+                    self.building.push_head(&to.hole(at == end, start, length), pool);
                     told = at;
                 }
                 Extent::Data(buf) => {
                     if start == told {
                         let run = buf_length(&buf) + data_length(extents.as_slice());
                         told += u64::from(run);
-                        let head = data_chunk_header(request.cookie, told == end, start, run);
-                        self.building.push_head(&head, pool);
+                        self.building.push_head(&to.data(told == end, start, run), pool);
                     }
                     self.building.push_data(buf);
                 }
@@ -723,7 +800,7 @@ impl Connection {
 
     /// A whole header that was not taken: its payload does not fit under the limit yet.
     fn header_waits(&self) -> bool {
-        matches!(self.want, Want::Header) && self.filled - self.parsed >= REQUEST_HEADER_BYTES
+        matches!(self.want, Want::Header) && self.filled - self.parsed >= self.header_bytes()
     }
 
     fn take_large_payload(&mut self) -> Option<PartialBuf> {
@@ -828,6 +905,21 @@ impl Connection {
             self.stage = Stage::Leaving(CloseReason::Shutdown);
         }
     }
+}
+
+/// The command of what changes a range, or is advice about it, without payload; `None` for all else.
+fn effect(accepted: Accepted) -> Option<Command> {
+    match accepted {
+        Accepted::Flush => Some(Command::Flush),
+        Accepted::Trim { fua } => Some(Command::Trim { fua }),
+        Accepted::WriteZeroes { fua, no_hole, fast } => Some(Command::WriteZeroes { fua, no_hole, fast }),
+        Accepted::Cache => Some(Command::Cache),
+        _ => None,
+    }
+}
+
+fn effect_length(bytes: u64) -> u32 {
+    u32::try_from(bytes).expect("no more than EFFECT_BYTES_MAX")
 }
 
 enum Step {

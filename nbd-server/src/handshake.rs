@@ -20,7 +20,7 @@ use crate::status::MetaContext;
 use crate::transmission::Rules;
 use crate::wire::{
     MAX_PAYLOAD_BYTES, MAX_STRING_BYTES, NBD_MAGIC, OPTION_MAGIC, handshake_flag, info, option, option_reply,
-    option_reply_type as reply,
+    option_reply_type as reply, transmission_flag,
 };
 
 pub use meta::QUERIES_MAX;
@@ -98,6 +98,8 @@ pub enum Refusal {
     TooManyOptions,
     /// `EXPORT_NAME` has no other way to say no.
     UnknownExport,
+    /// What the protocol forbids.
+    ExportNameAfterExtendedHeaders,
     /// The server stops.
     Stopping,
 }
@@ -120,13 +122,15 @@ pub enum Step {
 pub struct Offer {
     /// Structured replies.
     pub structured_replies: bool,
-    /// Meta contexts, for clients with structured replies.
+    /// Meta contexts, for clients with structured replies or extended headers.
     pub meta_contexts: bool,
+    /// Extended headers.
+    pub extended_headers: bool,
 }
 
 impl Default for Offer {
     fn default() -> Self {
-        Self { structured_replies: true, meta_contexts: true }
+        Self { structured_replies: true, meta_contexts: true, extended_headers: true }
     }
 }
 
@@ -142,6 +146,7 @@ pub struct Handshake {
     state: State,
     no_zeroes: bool,
     structured: bool,
+    extended: bool,
     choice: Option<meta::Choice>,
     options: usize,
     input: Vec<u8>,
@@ -165,6 +170,7 @@ impl Handshake {
             state: State::ClientFlags,
             no_zeroes: false,
             structured: false,
+            extended: false,
             choice: None,
             options: 0,
             input: Vec::new(),
@@ -252,6 +258,7 @@ impl Handshake {
             option::LIST => self.list(data),
             option::INFO | option::GO => self.info(number, data),
             option::STRUCTURED_REPLY if self.offer.structured_replies => self.structured_reply(data),
+            option::EXTENDED_HEADERS if self.offer.extended_headers => self.extended_headers(data),
             option::LIST_META_CONTEXT if self.offer.meta_contexts => self.list_meta_contexts(data),
             option::SET_META_CONTEXT if self.offer.meta_contexts => self.set_meta_contexts(data),
             _ => {
@@ -289,7 +296,10 @@ impl Handshake {
     }
 
     fn structured_reply(&mut self, data: &[u8]) -> Step {
-        if data.is_empty() {
+        if data.is_empty() && self.extended {
+            let text = "extended headers take precedence";
+            self.refuse(option::STRUCTURED_REPLY, reply::ERR_EXT_HEADER_REQD, text);
+        } else if data.is_empty() {
             self.structured = true;
             self.answer(option::STRUCTURED_REPLY, reply::ACK, &[]);
         } else {
@@ -298,9 +308,23 @@ impl Handshake {
         Step::Again
     }
 
+    /// They bring all that structured replies do.
+    fn extended_headers(&mut self, data: &[u8]) -> Step {
+        if data.is_empty() {
+            (self.extended, self.structured) = (true, true);
+            self.answer(option::EXTENDED_HEADERS, reply::ACK, &[]);
+        } else {
+            self.refuse(option::EXTENDED_HEADERS, reply::ERR_INVALID, "EXTENDED_HEADERS takes no data");
+        }
+        Step::Again
+    }
+
     fn export_name(&mut self, name: &[u8]) -> Step {
         if self.directory.stopping() {
             return Step::Close(Refusal::Stopping);
+        }
+        if self.extended {
+            return Step::Close(Refusal::ExportNameAfterExtendedHeaders);
         }
         let found = if name.len() <= MAX_STRING_BYTES { self.directory.find(name) } else { None };
         let Some((address, export)) = found else { return Step::Close(Refusal::UnknownExport) };
@@ -315,7 +339,7 @@ impl Handshake {
     /// `name`: as the client called it.
     fn done(&mut self, name: &[u8], address: ExportAddress, export: ExportInfo) -> Step {
         let contexts = self.chosen_for(name, address);
-        let rules = Rules { contexts, ..Rules::new(export, self.structured) };
+        let rules = Rules { contexts, extended: self.extended, ..Rules::new(export, self.structured) };
         Step::Done(Agreement { address, rules, leftover: std::mem::take(&mut self.input) })
     }
 
@@ -335,17 +359,25 @@ impl Handshake {
             self.refuse(number, reply::ERR_UNKNOWN, "no such export");
             return Step::Again;
         };
-        self.describe(number, &export, &request);
+        self.describe(number, address, &export, &request);
         self.answer(number, reply::ACK, &[]);
         if number == option::GO { self.done(request.name, address, export) } else { Step::Again }
     }
 
-    fn describe(&mut self, number: u32, export: &ExportInfo, request: &InfoRequest<'_>) {
+    fn describe(
+        &mut self,
+        number: u32,
+        address: ExportAddress,
+        export: &ExportInfo,
+        request: &InfoRequest<'_>,
+    ) {
+        let filter = self.extended && self.has_chosen_for(request.name, address);
+        let filter = if filter { transmission_flag::BLOCK_STATUS_PAYLOAD } else { 0 };
         let mut item = |kind: u16, data: &[u8]| {
             let bytes: Vec<u8> = kind.to_be_bytes().iter().chain(data).copied().collect();
             option_reply(&mut self.output, number, reply::INFO, &bytes);
         };
-        let flags = export.transmission_flags(self.structured).to_be_bytes();
+        let flags = (export.transmission_flags(self.structured) | filter).to_be_bytes();
         item(info::EXPORT, &[&export.size.to_be_bytes()[..], &flags].concat());
         if request.wants_name {
             item(info::NAME, export.name.as_bytes());

@@ -392,6 +392,7 @@ where
         Ok(agreement) => agreement,
         Err(refusal) => return Ok(Some(refusal)),
     };
+    tracing::debug!(replies = ?rules.form(), contexts = rules.contexts.len(), "client enters transmission");
     let client = Negotiated { export: address.index, rules, leftover };
     let mailbox = shared.mailboxes.get(address.reactor);
     let mailbox =
@@ -436,6 +437,7 @@ fn code(refusal: Refusal) -> &'static str {
         Refusal::OptionTooLarge => "OPTION_TOO_LARGE",
         Refusal::TooManyOptions => "TOO_MANY_OPTIONS",
         Refusal::UnknownExport => "UNKNOWN_EXPORT",
+        Refusal::ExportNameAfterExtendedHeaders => "EXPORT_NAME_AFTER_EXTENDED_HEADERS",
         Refusal::Stopping => "STOPPING",
     }
 }

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use fixtures::nbd::client::{context_data, info_data, option, option_message};
-use fixtures::nbd::codec::{Decoder, Expected, command, errno, flag, request};
+use fixtures::nbd::codec::{self, Decoder, Expected, command, errno, extended_request, flag, request};
 use nbd_server::connection::{Limits, Nanos, ReceiveOp, SendBatch, SocketAction};
 use nbd_server::disk::{Disk, DiskOp, ExportIndex};
 use nbd_server::engine::{Engine, Negotiated};
@@ -17,9 +17,9 @@ use nbd_server::export::{Export, ExportInfo, Separate};
 use nbd_server::handshake::{Agreement, Directory, ExportAddress, Handshake, Offer, Refusal, Step};
 use nbd_server::memory_export::MemoryExport;
 use nbd_server::reactor::buffer::Pool;
-use nbd_server::status::{ContextKey, MetaContext};
+use nbd_server::status::{Chosen, ContextKey, MetaContext};
 use nbd_server::transmission::{CloseReason, Rules};
-use nbd_server::wire::Errno;
+use nbd_server::wire::{Errno, ReplyForm};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -146,6 +146,7 @@ fn options() -> impl Strategy<Value = Vec<u8>> {
     let message = prop_oneof![
         20 => Just(option_message(option::LIST, &[])),
         20 => Just(option_message(option::STRUCTURED_REPLY, &[])),
+        10 => Just(option_message(option::EXTENDED_HEADERS, &[])),
         20 => ask.clone().prop_map(|data| option_message(option::INFO, &data)),
         2 => ask.prop_map(|data| option_message(option::GO, &data)),
         1 => (0..3_usize).prop_map(|at| option_message(option::EXPORT_NAME, ["disk", "", "none"][at].as_bytes())),
@@ -213,14 +214,15 @@ fn haggle(input: &[u8], pieces: &mut Pieces) -> Haggled {
 enum Meaning {
     Waits,
     Closes(Refusal),
-    /// The bytes of handshake before transmission, whether structured replies were agreed on, and what contexts.
-    Enters(usize, bool, Vec<u64>),
+    /// The bytes of handshake before transmission, how replies are written, and what contexts were chosen.
+    Enters(usize, ReplyForm, Vec<u64>),
 }
 
 const ERR_UNSUP: u32 = 0x8000_0001;
 const ERR_INVALID: u32 = 0x8000_0003;
 const ERR_UNKNOWN: u32 = 0x8000_0006;
 const ERR_TOO_BIG: u32 = 0x8000_0009;
+const ERR_EXT_HEADER_REQD: u32 = 0x8000_000a;
 
 /// The last answer (1 is ACK) to each option, and the end.
 fn understand(input: &[u8]) -> (Vec<(u32, u32)>, Meaning) {
@@ -231,7 +233,7 @@ fn understand(input: &[u8]) -> (Vec<(u32, u32)>, Meaning) {
     if word(input, 0) > 3 {
         return (answers, Meaning::Closes(Refusal::UnknownClientFlags));
     }
-    let (mut at, mut structured, mut choice) = (4, false, None);
+    let (mut at, mut structured, mut extended, mut choice) = (4, false, false, None);
     let chosen = |choice: Choice<'_>, name: &[u8]| match choice {
         Some((of, keys)) if of == name => keys,
         _ => Vec::new(),
@@ -261,8 +263,14 @@ fn understand(input: &[u8]) -> (Vec<(u32, u32)>, Meaning) {
         let data = &rest[16..16 + length];
         at += 16 + length;
         match number {
+            option::EXPORT_NAME if extended => {
+                return (answers, Meaning::Closes(Refusal::ExportNameAfterExtendedHeaders));
+            }
+            option::STRUCTURED_REPLY if extended && data.is_empty() => {
+                answers.push((number, ERR_EXT_HEADER_REQD));
+            }
             option::EXPORT_NAME if Shelf.find(data).is_some() => {
-                return (answers, Meaning::Enters(at, structured, chosen(choice, data)));
+                return (answers, Meaning::Enters(at, form(structured, extended), chosen(choice, data)));
             }
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
                 let (answer, keys) = answer_to_contexts(data, structured);
@@ -278,13 +286,22 @@ fn understand(input: &[u8]) -> (Vec<(u32, u32)>, Meaning) {
             Some((option::ABORT, _)) => return (answers, Meaning::Closes(Refusal::Aborted)),
             Some((option::GO, 1)) => {
                 let name = &data[4..4 + word(data, 0) as usize];
-                return (answers, Meaning::Enters(at, structured, chosen(choice, name)));
+                return (answers, Meaning::Enters(at, form(structured, extended), chosen(choice, name)));
             }
             Some((option::STRUCTURED_REPLY, 1)) => structured = true,
+            Some((option::EXTENDED_HEADERS, 1)) => (structured, extended) = (true, true),
             _ => {}
         }
     }
     (answers, Meaning::Waits)
+}
+
+fn form(structured: bool, extended: bool) -> ReplyForm {
+    match (structured, extended) {
+        (_, true) => ReplyForm::Extended,
+        (true, false) => ReplyForm::Structured,
+        (false, false) => ReplyForm::Simple,
+    }
 }
 
 fn answer(number: u32, data: &[u8]) -> u32 {
@@ -297,6 +314,8 @@ fn answer(number: u32, data: &[u8]) -> u32 {
                 ERR_INVALID
             }
         }
+        option::EXTENDED_HEADERS if data.is_empty() => 1,
+        option::EXTENDED_HEADERS => ERR_INVALID,
         option::INFO | option::GO => answer_to_info(data),
         _ => ERR_UNSUP,
     }
@@ -391,7 +410,7 @@ proptest! {
             Some(Ok(agreement)) => {
                 let entered = haggled.fed - agreement.leftover.len();
                 let keys = agreement.rules.contexts.iter().map(|chosen| chosen.key.0).collect();
-                prop_assert_eq!(meaning, Meaning::Enters(entered, agreement.rules.structured, keys));
+                prop_assert_eq!(meaning, Meaning::Enters(entered, agreement.rules.form(), keys));
                 prop_assert_eq!(&agreement.leftover[..], &input[entered..haggled.fed]);
                 // Only EXPORT_NAME says anything that is not an option reply.
                 prop_assert!(matches!(rest.len(), 0 | 10 | 134));
@@ -403,6 +422,10 @@ proptest! {
 // Transmission.
 
 const EXPORT_BYTES: usize = 1 << 20;
+/// The unit of memory's allocation.
+const CHUNK_BYTES: usize = 64 << 10;
+/// The number of the only context, where it was chosen.
+const CONTEXT: u32 = 7;
 const PAYLOAD_MAX: u32 = 32 << 20;
 
 struct NoDisk;
@@ -417,6 +440,10 @@ impl Disk for NoDisk {
 #[derive(Clone, Debug)]
 struct Setting {
     structured: bool,
+    /// Extended headers; structured then, too.
+    extended: bool,
+    /// The allocation was chosen; only where structured.
+    contexts: bool,
     read_only: bool,
     fast_zero: bool,
     block: u32,
@@ -427,20 +454,24 @@ struct Setting {
 
 fn setting() -> impl Strategy<Value = Setting> {
     let leftover = prop_oneof![3 => Just(0), 1 => 0..200_usize, 1 => Just(1 << 20)];
-    let choices = (any::<bool>(), prop::bool::weighted(0.1), any::<bool>(), leftover);
+    let forms = prop_oneof![2 => Just((false, false)), 3 => Just((true, false)), 3 => Just((true, true))];
+    let choices = (forms, prop::bool::weighted(0.8), prop::bool::weighted(0.1), any::<bool>(), leftover);
     let sizes =
-        (prop_oneof![4 => Just(1), 1 => Just(512)], 1..12_usize, prop_oneof![28..200_usize, Just(128 << 10)]);
-    (choices, sizes).prop_map(
-        |((structured, read_only, fast_zero, leftover), (block, requests_max, receive_bytes))| Setting {
+        (prop_oneof![4 => Just(1), 1 => Just(512)], 1..12_usize, prop_oneof![32..200_usize, Just(128 << 10)]);
+    (choices, sizes).prop_map(|(choices, (block, requests_max, receive_bytes))| {
+        let ((structured, extended), contexts, read_only, fast_zero, leftover) = choices;
+        Setting {
             structured,
+            extended,
+            contexts: contexts && structured,
             read_only,
             fast_zero,
             block,
             requests_max,
             receive_bytes,
             leftover,
-        },
-    )
+        }
+    })
 }
 
 impl Setting {
@@ -467,9 +498,19 @@ impl Setting {
         (info.read_only, info.fast_zero, info.block_minimum) = (self.read_only, self.fast_zero, self.block);
         info
     }
+
+    fn rules(&self) -> Rules {
+        let chosen: &[Chosen] = &[Chosen { id: CONTEXT, key: ContextKey::ALLOCATION }];
+        let contexts = chosen[..usize::from(self.contexts)].into();
+        Rules { extended: self.extended, contexts, ..Rules::new(self.info(), self.structured) }
+    }
+
+    fn header_bytes(&self) -> usize {
+        if self.extended { 32 } else { 28 }
+    }
 }
 
-fn requests() -> impl Strategy<Value = Vec<u8>> {
+fn requests(extended: bool) -> impl Strategy<Value = Vec<u8>> {
     let offset = prop_oneof![
         6 => 0..EXPORT_BYTES as u64,
         3 => (0..16_u64).prop_map(|chunk| chunk << 16),
@@ -484,13 +525,36 @@ fn requests() -> impl Strategy<Value = Vec<u8>> {
         1 => Just(PAYLOAD_MAX + 1),
         1 => any::<u32>(),
     ];
-    let flags = prop_oneof![6 => Just(0_u16), 3 => (0..5).prop_map(|bit| 1_u16 << bit), 1 => any::<u16>()];
-    let command = prop_oneof![30 => 0..2_u16, 12 => 3..7_u16, 1 => Just(2), 1 => any::<u16>()];
-    let one = (flags, command, any::<u64>(), offset, length, any::<u8>()).prop_map(encode);
+    let flags = prop_oneof![6 => Just(0_u16), 3 => (0..6).prop_map(|bit| 1_u16 << bit), 1 => any::<u16>()];
+    let command = prop_oneof![30 => 0..2_u16, 16 => 3..8_u16, 1 => Just(2), 1 => any::<u16>()];
+    let one = (flags, command, any::<u64>(), offset, length, any::<u8>())
+        .prop_map(move |request| if extended { encode_extended(request) } else { encode(request) });
     vec(one, 0..30).prop_map(|requests| requests.concat())
 }
 
-fn encode((flags, number, cookie, offset, length, fill): (u16, u16, u64, u64, u32, u8)) -> Vec<u8> {
+type Asked = (u16, u16, u64, u64, u32, u8);
+
+/// Writes have the flag of a payload, mostly, and others have not; a payload of a question may be a good one.
+fn encode_extended((flags, number, cookie, offset, length, fill): Asked) -> Vec<u8> {
+    let usual = if number == command::WRITE { flag::PAYLOAD_LEN } else { 0 };
+    let flags = flags ^ usual;
+    if flags & flag::PAYLOAD_LEN == 0 {
+        // Effects may be longer than 32 bits can tell.
+        let length = if fill == 0 { u64::from(length) << 30 } else { u64::from(length) };
+        return extended_request(flags, number, cookie, offset, length);
+    }
+    if number == command::BLOCK_STATUS && fill < 0xe0 {
+        let payload =
+            [&u64::from(length).to_be_bytes()[..], &(CONTEXT - u32::from(fill < 0x20)).to_be_bytes()];
+        return [extended_request(flags, number, cookie, offset, 12), payload.concat()].concat();
+    }
+    let length = length as usize % (300 << 10);
+    let mut bytes = extended_request(flags, number, cookie, offset, length as u64);
+    bytes.resize(32 + length, fill);
+    bytes
+}
+
+fn encode((flags, number, cookie, offset, length, fill): Asked) -> Vec<u8> {
     // A write with a payload beyond all measure would only make the test slow.
     let length = if number == command::WRITE { length % (300 << 10) } else { length };
     let mut bytes = request(flags, number, cookie, offset, length);
@@ -500,8 +564,8 @@ fn encode((flags, number, cookie, offset, length, fill): (u16, u16, u64, u64, u3
     bytes
 }
 
-fn request_bytes() -> impl Strategy<Value = Vec<u8>> {
-    let mutated = (requests(), mutations()).prop_map(|(bytes, mutations)| mutate(bytes, &mutations));
+fn request_bytes(extended: bool) -> impl Strategy<Value = Vec<u8>> {
+    let mutated = (requests(extended), mutations()).prop_map(|(bytes, mutations)| mutate(bytes, &mutations));
     prop_oneof![1 => vec(any::<u8>(), 0..2000), 9 => mutated]
 }
 
@@ -512,6 +576,8 @@ struct Answer {
     expected: Expected,
     result: Result<Vec<u8>, u32>,
     one_piece: bool,
+    /// What is told of the allocation.
+    status: Vec<(u64, u64)>,
 }
 
 /// How a stream of requests ends.
@@ -527,66 +593,109 @@ enum End {
 struct Oracle {
     setting: Setting,
     content: Vec<u8>,
+    allocated: Vec<bool>,
 }
 
 impl Oracle {
     fn new(setting: &Setting) -> Self {
-        Self { setting: setting.clone(), content: vec![0; EXPORT_BYTES] }
+        let allocated = vec![false; EXPORT_BYTES / CHUNK_BYTES];
+        Self { setting: setting.clone(), content: vec![0; EXPORT_BYTES], allocated }
     }
 
     /// Bytes of all answers at most: their data, and a chunk's header for every 64 KiB of them.
     fn said_max(mut self, input: &[u8]) -> usize {
         let bytes = |answer: &Answer| answer.result.as_ref().map_or(0, Vec::len);
-        self.replay(input).0.iter().map(|answer| bytes(answer) + 64 * (2 + bytes(answer) / 65_536)).sum()
+        let most =
+            |answer: &Answer| bytes(answer) + 64 * (2 + bytes(answer) / 65_536) + 16 * answer.status.len();
+        self.replay(input).0.iter().map(most).sum()
     }
 
     fn replay(&mut self, mut input: &[u8]) -> (Vec<Answer>, End) {
         let mut answers = Vec::new();
+        let (bytes, magic) = (self.setting.header_bytes(), self.magic());
         loop {
-            if input.len() < 28 {
+            if input.len() < bytes {
                 return (answers, End::PeerLeft);
             }
-            if word(input, 0) != 0x2560_9513 {
+            if word(input, 0) != magic {
                 return (answers, End::Broken(CloseReason::BadRequestMagic));
             }
-            let (header, rest) = input.split_at(28);
-            let (number, length) = (word(header, 4) as u16, word(header, 24));
-            if number == command::DISC {
+            let (header, rest) = input.split_at(bytes);
+            if word(header, 4) as u16 == command::DISC {
                 return (answers, End::Goodbye);
             }
-            let payload = if number == command::WRITE { length as usize } else { 0 };
+            let payload = if self.has_payload(header) { self.length(header) } else { 0 };
             if payload > 64 << 20 {
                 return (answers, End::Broken(CloseReason::PayloadTooLarge));
             }
-            if payload > rest.len() {
+            let Some((payload, rest)) = rest.split_at_checked(payload as usize) else {
                 return (answers, End::PeerLeft);
-            }
-            let (payload, rest) = rest.split_at(payload);
+            };
             answers.push(self.answer(header, payload));
             input = rest;
         }
     }
 
-    fn answer(&mut self, header: &[u8], payload: &[u8]) -> Answer {
-        let (flags, number) = ((word(header, 4) >> 16) as u16, word(header, 4) as u16);
-        let (cookie, offset, length) = (long(header, 8), long(header, 16), word(header, 24));
-        let read = number == command::READ;
-        let result = match self.refusal(flags, number, offset, length) {
-            Some(error) => Err(error),
-            None => Ok(self.apply(number, offset as usize, length as usize, payload)),
-        };
-        let expected =
-            Expected { read: read.then_some((offset, length.min(PAYLOAD_MAX))), ..Expected::default() };
-        let one_piece = read && flags & flag::DF != 0 && length > 0 && result.is_ok();
-        Answer { cookie, expected, result, one_piece }
+    fn magic(&self) -> u32 {
+        if self.setting.extended { 0x21e4_1c71 } else { 0x2560_9513 }
     }
 
-    fn refusal(&self, flags: u16, number: u16, offset: u64, length: u32) -> Option<u32> {
+    fn length(&self, header: &[u8]) -> u64 {
+        if self.setting.extended { long(header, 24) } else { u64::from(word(header, 24)) }
+    }
+
+    fn has_payload(&self, header: &[u8]) -> bool {
+        let (flags, number) = ((word(header, 4) >> 16) as u16, word(header, 4) as u16);
+        if self.setting.extended { flags & flag::PAYLOAD_LEN != 0 } else { number == command::WRITE }
+    }
+
+    fn answer(&mut self, header: &[u8], payload: &[u8]) -> Answer {
+        let (flags, number) = ((word(header, 4) >> 16) as u16, word(header, 4) as u16);
+        let (cookie, offset, length) = (long(header, 8), long(header, 16), self.length(header));
+        let (read, question) = (number == command::READ, number == command::BLOCK_STATUS);
+        // Of a question with a payload, that says how much is asked about.
+        let filter = question && self.setting.extended && self.has_payload(header);
+        let good = !filter || payload.len() == 12 && word(payload, 8) == CONTEXT;
+        let length = if filter && good { long(payload, 0) } else { length };
+        let refusal = self.refusal(flags, number, offset, length, self.has_payload(header));
+        let result = match refusal.or((!good).then_some(errno::EINVAL)) {
+            Some(error) => Err(error),
+            None => Ok(self.apply(flags, number, offset as usize, length as usize, payload)),
+        };
+        let one = flags & flag::REQ_ONE != 0;
+        let status = if question && result.is_ok() { self.status(offset, length, one) } else { Vec::new() };
+        let expected = Expected {
+            read: read.then_some((offset, length.min(u64::from(PAYLOAD_MAX)) as u32)),
+            status: question.then_some(codec::Asked { length, one, contexts: 1 }),
+            offset,
+        };
+        let one_piece = read && flags & flag::DF != 0 && length > 0 && result.is_ok();
+        Answer { cookie, expected, result, one_piece, status }
+    }
+
+    fn status(&self, offset: u64, length: u64, one: bool) -> Vec<(u64, u64)> {
+        let flags = |at: u64| if self.allocated[at as usize / CHUNK_BYTES] { 0 } else { 3 };
+        let mut told: Vec<(u64, u64)> = Vec::new();
+        for at in offset..offset + length {
+            match told.last_mut() {
+                Some((bytes, same)) if *same == flags(at) => *bytes += 1,
+                Some(_) if one => break,
+                _ => told.push((1, flags(at))),
+            }
+        }
+        told
+    }
+
+    fn refusal(&self, flags: u16, number: u16, offset: u64, length: u64, payload: bool) -> Option<u32> {
+        let with_payload = if self.setting.extended { flag::PAYLOAD_LEN } else { 0 };
         let offered = match number {
             command::READ if self.setting.structured => flag::DF,
-            command::READ | command::WRITE | command::FLUSH | command::TRIM | command::CACHE => 0,
+            command::WRITE if payload => with_payload,
+            command::WRITE => return Some(errno::EINVAL),
+            command::READ | command::FLUSH | command::TRIM | command::CACHE => 0,
             command::WRITE_ZEROES if self.setting.fast_zero => flag::NO_HOLE | flag::FAST_ZERO,
             command::WRITE_ZEROES => flag::NO_HOLE,
+            command::BLOCK_STATUS if self.setting.contexts && length > 0 => flag::REQ_ONE | with_payload,
             _ => return Some(errno::EINVAL),
         };
         let changes = matches!(number, command::WRITE | command::TRIM | command::WRITE_ZEROES);
@@ -598,9 +707,9 @@ impl Oracle {
             Some(errno::EPERM)
         } else if number == command::FLUSH {
             None
-        } else if carries && length > PAYLOAD_MAX
+        } else if carries && length > u64::from(PAYLOAD_MAX)
             || !offset.is_multiple_of(block)
-            || !u64::from(length).is_multiple_of(block)
+            || !length.is_multiple_of(block)
         {
             Some(errno::EINVAL)
         } else if u128::from(offset) + u128::from(length) > EXPORT_BYTES as u128 {
@@ -611,9 +720,20 @@ impl Oracle {
         }
     }
 
-    fn apply(&mut self, number: u16, offset: usize, length: usize, payload: &[u8]) -> Vec<u8> {
+    fn apply(&mut self, flags: u16, number: u16, offset: usize, length: usize, payload: &[u8]) -> Vec<u8> {
         if number == command::FLUSH {
             return Vec::new();
+        }
+        let keeps = number == command::WRITE || flags & flag::NO_HOLE != 0;
+        if matches!(number, command::WRITE | command::TRIM | command::WRITE_ZEROES) && length > 0 {
+            for (chunk, allocated) in self.allocated.iter_mut().enumerate() {
+                let (start, end) = (chunk * CHUNK_BYTES, (chunk + 1) * CHUNK_BYTES);
+                if keeps && offset < end && start < offset + length {
+                    *allocated = true;
+                } else if !keeps && offset <= start && end <= offset + length {
+                    *allocated = false;
+                }
+            }
         }
         let range = &mut self.content[offset..offset + length];
         match number {
@@ -704,7 +824,7 @@ impl World {
         for (number, (setting, input, incoming, outgoing)) in (0..).zip(clients) {
             let fed = setting.leftover.min(input.len());
             let said_max = Oracle::new(&setting).said_max(&input);
-            let rules = Rules::new(setting.info(), setting.structured);
+            let rules = setting.rules();
             let leftover = input[..fed].to_vec();
             let client = Negotiated { export: ExportIndex(number), rules, leftover };
             places.push(engine.connect(client, &mut NoDisk));
@@ -770,7 +890,7 @@ fn memory() -> Box<dyn Export> {
 
 /// Compares what a server said with what it must say.
 fn check(said: &[u8], setting: &Setting, answers: &[Answer], end: &End) -> Result<(), TestCaseError> {
-    let mut decoder = Decoder::new(setting.structured);
+    let mut decoder = if setting.extended { Decoder::extended() } else { Decoder::new(setting.structured) };
     decoder.feed(said);
     let mut answered = 0;
     for answer in answers {
@@ -778,6 +898,8 @@ fn check(said: &[u8], setting: &Setting, answers: &[Answer], end: &End) -> Resul
         let Some(reply) = decoder.next(expect).map_err(TestCaseError::fail)? else { break };
         prop_assert_eq!(reply.cookie, answer.cookie);
         prop_assert!(reply.result == answer.result, "another result for {:x}", answer.cookie);
+        let told: Vec<_> = reply.status.iter().flat_map(|told| &told.extents).copied().collect();
+        prop_assert_eq!(&told, &answer.status);
         if answer.one_piece {
             prop_assert_eq!((reply.content_chunks, reply.holes), (1, 0));
         }
@@ -799,7 +921,10 @@ fn reason(end: &End) -> CloseReason {
 }
 
 fn client() -> impl Strategy<Value = (Setting, Vec<u8>, Pieces, Pieces)> {
-    (setting(), request_bytes(), pieces(), pieces())
+    setting().prop_flat_map(|setting| {
+        let extended = setting.extended;
+        (Just(setting), request_bytes(extended), pieces(), pieces())
+    })
 }
 
 proptest! {

@@ -343,7 +343,8 @@ async fn send_all(
         room.acquire().await.map_err(closed)?.forget();
         *cookie += 1;
         let (header, data) = to_wire(*cookie, request, limits)?;
-        let RequestHeader { command, offset, length, .. } = header;
+        let RequestHeader { command, offset, .. } = header;
+        let length = u32::try_from(header.length).expect("looked at against a limit of 32 bits");
         let pending = Pending { command, offset, length, answered: Vec::new() };
         // Before it is sent: the reply may be read as soon as it is.
         announce.send((*cookie, pending)).map_err(|_| NbdError::Protocol("the transfer has ended"))?;
@@ -368,7 +369,7 @@ fn to_wire(cookie: u64, request: Request, limits: &Limits) -> Result<(RequestHea
             "a request of {length} bytes at {offset} does not fit the export"
         )));
     }
-    Ok((RequestHeader { flags: 0, command, cookie, offset, length }, data))
+    Ok((RequestHeader { flags: 0, command, cookie, offset, length: u64::from(length) }, data))
 }
 
 /// The receiving side of [`NbdClient::run`].

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use blockd::cli::nbd_client::{NbdClient, NbdError, Reply, Request};
 use nbd_server::wire::{
-    NBD_MAGIC, OPTION_MAGIC, RequestHeader, chunk, chunk_header, data_chunk_header, hole_chunk, info, option,
-    option_reply, option_reply_type, simple_reply,
+    Errno, NBD_MAGIC, OPTION_MAGIC, ReplyForm, ReplyTo, RequestHeader, chunk, info, option, option_reply,
+    option_reply_type,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -78,8 +78,16 @@ async fn read(structured: bool, answer: Answer) -> Result<Vec<Reply>, NbdError> 
     Ok(replies)
 }
 
+fn to(cookie: u64) -> ReplyTo {
+    ReplyTo { form: ReplyForm::Structured, cookie, offset: 4096 }
+}
+
+fn simple_reply(cookie: u64) -> Vec<u8> {
+    ReplyTo { form: ReplyForm::Simple, ..to(cookie) }.nothing(false).to_vec()
+}
+
 fn data(cookie: u64, done: bool, offset: u64, length: u32) -> Vec<u8> {
-    let mut bytes = data_chunk_header(cookie, done, offset, length).to_vec();
+    let mut bytes = to(cookie).data(done, offset, length).to_vec();
     bytes.resize(bytes.len() + length as usize, 1);
     bytes
 }
@@ -87,13 +95,12 @@ fn data(cookie: u64, done: bool, offset: u64, length: u32) -> Vec<u8> {
 #[tokio::test]
 async fn data_and_holes_are_told_apart() {
     let replies = read(true, |cookie| {
-        [data(cookie, false, 8192, 4096), hole_chunk(cookie, true, 4096, 4096).to_vec()].concat()
+        [data(cookie, false, 8192, 4096), to(cookie).hole(true, 4096, 4096).to_vec()].concat()
     });
     let replies = replies.await.unwrap();
     assert!(matches!(replies[0], Reply::Data { offset: 8192, .. }), "{replies:?}");
     assert_eq!(replies[1], Reply::Hole { offset: 4096, length: 4096 });
-    let replies =
-        read(false, |cookie| [simple_reply(cookie, None).to_vec(), vec![1; 8192]].concat()).await.unwrap();
+    let replies = read(false, |cookie| [simple_reply(cookie), vec![1; 8192]].concat()).await.unwrap();
     assert!(matches!(&replies[0], Reply::Data { offset: 4096, data } if data.len() == 8192));
 }
 
@@ -108,12 +115,12 @@ async fn a_lying_server_is_not_believed() {
         ("one half twice", |cookie| {
             [data(cookie, false, 4096, 4096), data(cookie, true, 4096, 4096)].concat()
         }),
-        ("a hole that is too large", |cookie| hole_chunk(cookie, true, 4096, u32::MAX).to_vec()),
-        ("an empty hole", |cookie| hole_chunk(cookie, false, 4096, 0).to_vec()),
-        ("a hole of the wrong length", |cookie| chunk_header(cookie, chunk::OFFSET_HOLE, true, 13).to_vec()),
+        ("a hole that is too large", |cookie| to(cookie).hole(true, 4096, u32::MAX).to_vec()),
+        ("an empty hole", |cookie| to(cookie).hole(false, 4096, 0).to_vec()),
+        ("a hole of the wrong length", |cookie| to(cookie).chunk(chunk::OFFSET_HOLE, true, 13).to_vec()),
         ("another's cookie", |cookie| data(cookie + 1, true, 4096, 8192)),
-        ("a simple reply", |cookie| simple_reply(cookie, None).to_vec()),
-        ("an endless message", |cookie| chunk_header(cookie, chunk::ERROR, true, u32::MAX).to_vec()),
+        ("a simple reply", |cookie| simple_reply(cookie)),
+        ("an endless message", |cookie| to(cookie).chunk(chunk::ERROR, true, u64::from(u32::MAX)).to_vec()),
         ("no magic", |_| vec![0; 64]),
     ];
     for (lie, answer) in lies {
@@ -124,8 +131,7 @@ async fn a_lying_server_is_not_believed() {
 
 #[tokio::test]
 async fn a_refusal_is_told_in_words() {
-    let error =
-        read(true, |cookie| nbd_server::wire::error_chunk(cookie, nbd_server::wire::Errno::Io).to_vec());
+    let error = read(true, |cookie| to(cookie).error(Errno::Io, true).to_vec());
     let text = error.await.unwrap_err().to_string();
     assert_eq!(text, "the NBD server refused a read: Input/output error (os error 5)");
 }

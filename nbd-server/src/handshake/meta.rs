@@ -22,6 +22,12 @@ pub(super) struct Choice {
     contexts: Contexts,
 }
 
+impl Choice {
+    fn is_for(&self, name: &[u8], address: ExportAddress) -> bool {
+        self.name == name && self.address == address
+    }
+}
+
 /// The data of both options.
 struct Question<'a> {
     name: &'a [u8],
@@ -60,8 +66,14 @@ impl Handshake {
 
     /// The contexts that count in transmission on this export.
     pub(super) fn chosen_for(&mut self, name: &[u8], address: ExportAddress) -> Contexts {
-        let choice = self.choice.take().filter(|choice| choice.name == name && choice.address == address);
+        let choice = self.choice.take().filter(|choice| choice.is_for(name, address));
         choice.map_or_else(|| Arc::new([]) as Contexts, |choice| choice.contexts)
+    }
+
+    /// Some would count.
+    pub(super) fn has_chosen_for(&self, name: &[u8], address: ExportAddress) -> bool {
+        let choice = self.choice.as_ref().filter(|choice| choice.is_for(name, address));
+        choice.is_some_and(|choice| !choice.contexts.is_empty())
     }
 
     /// What is asked, and what there is to ask of that export. `None`: it was refused.

@@ -21,6 +21,11 @@ pub mod handshake_flag {
     pub const NO_ZEROES: u16 = 1 << 1;
 }
 
+/// Marks every request where extended headers were agreed on.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+/// Marks every chunk of a reply there.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
+
 /// Options a client may send before transmission.
 pub mod option {
     /// Choose an export; cannot report an error, so failure closes the connection.
@@ -39,6 +44,8 @@ pub mod option {
     pub const LIST_META_CONTEXT: u32 = 9;
     /// Choose the meta contexts that `BLOCK_STATUS` tells of.
     pub const SET_META_CONTEXT: u32 = 10;
+    /// Ask for longer headers of requests and replies, with 64-bit lengths.
+    pub const EXTENDED_HEADERS: u32 = 11;
 }
 
 /// Replies to options; errors have the top bit set.
@@ -61,6 +68,8 @@ pub mod option_reply_type {
     pub const ERR_SHUTDOWN: u32 = (1 << 31) + 7;
     /// The option is larger than this server reads.
     pub const ERR_TOO_BIG: u32 = (1 << 31) + 9;
+    /// Extended headers were agreed on, or have to be.
+    pub const ERR_EXT_HEADER_REQD: u32 = (1 << 31) + 10;
 }
 
 /// Kinds of information in an `INFO` reply.
@@ -99,6 +108,8 @@ pub mod transmission_flag {
     pub const SEND_CACHE: u16 = 1 << 10;
     /// The `FAST_ZERO` flag is supported.
     pub const SEND_FAST_ZERO: u16 = 1 << 11;
+    /// `BLOCK_STATUS` takes a list of meta contexts (only with extended headers).
+    pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Commands of the transmission phase.
@@ -133,6 +144,8 @@ pub mod command_flag {
     pub const REQ_ONE: u16 = 1 << 3;
     /// Fail with `ENOTSUP` rather than be slow.
     pub const FAST_ZERO: u16 = 1 << 4;
+    /// The length is that of a payload (only with extended headers).
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 /// Kinds of chunks in a structured reply.
@@ -145,6 +158,8 @@ pub mod chunk {
     pub const OFFSET_HOLE: u16 = 2;
     /// A meta context's number, and its extents.
     pub const BLOCK_STATUS: u16 = 5;
+    /// The same with 64-bit lengths, and the number of extents.
+    pub const BLOCK_STATUS_EXT: u16 = 6;
     /// The request failed.
     pub const ERROR: u16 = (1 << 15) + 1;
     /// Flag of the last chunk of a reply.

@@ -6,11 +6,9 @@
 mod constants;
 mod errno;
 mod header;
+mod reply;
 
 pub use constants::*;
 pub use errno::Errno;
-pub use header::{
-    HOLE_CHUNK_BYTES, REQUEST_HEADER_BYTES, RequestHeader, SIMPLE_REPLY_BYTES, STATUS_EXTENT_BYTES,
-    chunk_header, data_chunk_header, error_chunk, hole_chunk, option_reply, simple_reply,
-    status_chunk_header, status_extent,
-};
+pub use header::{EXTENDED_REQUEST_HEADER_BYTES, REQUEST_HEADER_BYTES, RequestHeader, option_reply};
+pub use reply::{Head, ReplyForm, ReplyTo};

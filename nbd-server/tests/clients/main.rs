@@ -18,6 +18,7 @@ mod maps;
 mod nbdcopy;
 mod nbdinfo;
 mod nbdsh;
+mod newer_qemu;
 mod old_client;
 mod qemu_tools;
 

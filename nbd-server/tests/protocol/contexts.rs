@@ -41,7 +41,7 @@ impl Directory for Contextual {
     }
 }
 
-fn contextual() -> TestServer {
+pub(crate) fn contextual() -> TestServer {
     TestServer::start_with(|| {
         let memory = MemoryExport::new(1 << 20).expect("a small export");
         let spec = ExportSpec { files: Vec::new(), build: Box::new(move |_| Box::new(memory)) };

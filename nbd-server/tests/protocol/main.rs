@@ -12,6 +12,7 @@ mod names;
 mod transmission;
 
 mod contexts;
+mod extended;
 mod status;
 
 mod backend;

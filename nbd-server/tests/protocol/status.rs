@@ -77,7 +77,8 @@ fn x10_bad_questions() {
 fn x10_a_question_about_four_gigabytes() {
     let server = TestServer::of(vec![memory("large", 8 << 30)]);
     let mut client = client(&server);
-    assert_eq!(ask(&mut client, 0, 4096, u32::MAX), [(u64::from(u32::MAX), HOLE)]);
+    // Fewer bytes may be told of than were asked about.
+    assert_eq!(ask(&mut client, 0, 4096, u32::MAX), [((4 << 30) - 65_536, HOLE)]);
     client.write(6 << 30, &[1]).unwrap();
     assert_eq!(map(&mut client), [(6 << 30, HOLE), (65_536, 0), ((2 << 30) - 65_536, HOLE)]);
 }

@@ -79,6 +79,10 @@ pub(crate) struct Args {
     #[arg(long, alias = "no-sr")]
     pub(crate) no_structured_replies: bool,
 
+    /// Offer no extended headers, as most servers do.
+    #[arg(long, alias = "no-eh")]
+    pub(crate) no_extended_headers: bool,
+
     /// Tell nothing of what is allocated, as servers without meta contexts do.
     #[arg(long, alias = "no-meta")]
     pub(crate) no_meta_contexts: bool,

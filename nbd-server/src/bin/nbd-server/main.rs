@@ -140,6 +140,7 @@ fn config(args: &Args) -> ServerConfig {
         offer: Offer {
             structured_replies: !args.no_structured_replies,
             meta_contexts: !args.no_meta_contexts,
+            extended_headers: !args.no_extended_headers && !args.no_structured_replies,
         },
         reactors: usize::from(args.threads),
         poll_window: Duration::from_micros(u64::from(args.poll_us)),
