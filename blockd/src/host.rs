@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::Thread;
 use std::time::Duration;
 
+use nbd_server::client::Client;
 use nbd_server::connection::{Limits, Nanos};
 use nbd_server::disk::{DiskDone, ExportIndex, FileId};
 use nbd_server::export::{Backend, ExportInfo, Io, Request};
@@ -101,21 +102,21 @@ impl Exports {
 }
 
 impl Directory for Exports {
-    fn count(&self) -> usize {
+    fn count(&self, _client: &Client) -> usize {
         self.names.read().unwrap_or_else(PoisonError::into_inner).listed.len()
     }
 
-    fn list(&self) -> Vec<ExportInfo> {
+    fn list(&self, _client: &Client) -> Vec<ExportInfo> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
         names.listed.values().map(|shown| shown.info.clone()).collect()
     }
 
-    fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
+    fn find(&self, _client: &Client, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
         names.find(name).map(|shown| (shown.address, shown.info.clone()))
     }
 
-    fn contexts(&self, name: &[u8]) -> Vec<MetaContext> {
+    fn contexts(&self, client: &Client, name: &[u8]) -> Vec<MetaContext> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
         let Some(shown) = names.find(name) else { return Vec::new() };
         let others = shown.snapshots.iter().filter(|(_, id)| Some(*id) != shown.own);

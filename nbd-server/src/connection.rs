@@ -166,7 +166,21 @@ impl SendBatch {
         self.payload_bytes = 0;
     }
 
-    fn is_empty(&self) -> bool {
+    /// The first `bytes` bytes of `buf`, answering nothing by themselves: records on their way to a socket.
+    pub(crate) fn of_bytes(buf: Buf, bytes: usize) -> Self {
+        Self {
+            head: buf,
+            head_len: bytes,
+            data: Vec::new(),
+            parts: vec![Part::Head { start: 0, end: bytes }],
+            first_part: 0,
+            first_part_sent: 0,
+            replies: 0,
+            payload_bytes: 0,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
         self.first_part == self.parts.len()
     }
 
@@ -207,7 +221,7 @@ impl SendBatch {
     }
 
     /// Notes that the first `bytes` bytes were sent.
-    fn advance(&mut self, mut bytes: usize) {
+    pub(crate) fn advance(&mut self, mut bytes: usize) {
         while bytes > 0 && !self.is_empty() {
             let rest = self.part(self.parts[self.first_part]).len() - self.first_part_sent;
             if bytes < rest {
@@ -889,6 +903,23 @@ impl Connection {
         if stalled && !matches!(self.stage, Stage::Broken(_)) {
             self.stage = Stage::Broken(CloseReason::Stalled);
         }
+    }
+
+    /// Gives the connection up, for a reason that lies outside of it. The first reason stays.
+    pub(crate) fn fail(&mut self, reason: CloseReason) {
+        if !matches!(self.stage, Stage::Broken(_)) {
+            self.stage = Stage::Broken(reason);
+        }
+    }
+
+    /// It ends in order: what was answered has been sent, and there is time for a last word.
+    pub(crate) fn is_leaving(&self) -> bool {
+        matches!(self.stage, Stage::Leaving(_))
+    }
+
+    /// How long the client may leave us waiting.
+    pub(crate) fn patience(&self) -> std::time::Duration {
+        self.limits.stall
     }
 
     /// The server stops: requests that arrive from now on are answered ESHUTDOWN, or not read any more.

@@ -5,6 +5,8 @@
 //!  disk_done ─► Backend::disk_done ─► replies ─► Connection::reply ─► next_action ─► socket
 //! ```
 //!
+//! With TLS a [`Relay`] stands between a connection and its socket; without, there is nothing in between.
+//!
 //! The reactor drives an engine with a ring, the simulator with a simulated disk and sockets. All state
 //! is owned here, by one thread; there is no lock. A connection keeps its place until its last request
 //! was answered and its last socket operation has come back, so a reply never meets a stranger.
@@ -13,10 +15,12 @@ use std::collections::VecDeque;
 
 use slab::Slab;
 
+use crate::client::Client;
 use crate::connection::{Connection, Limits, Nanos, ReceiveOp, SendBatch, SocketAction};
 use crate::disk::{Disk, DiskDone, ExportIndex};
 use crate::export::{Backend, Io, Reply, Request};
 use crate::reactor::buffer::Pool;
+use crate::tls::{Next, Relay, Session};
 use crate::transmission::{CloseReason, Rules};
 
 /// Payload bytes that one connection may start per turn; what it has beyond waits for the next. Keeps a
@@ -47,10 +51,22 @@ pub struct Engine {
 
 struct Place {
     connection: Connection,
+    /// Stands between the connection and its socket, if they speak TLS.
+    relay: Option<Box<Relay>>,
+    client: Client,
     ready: bool,
     /// The last turn in which it started something, and the bytes that it started then.
     turn: u64,
     turn_bytes: usize,
+}
+
+impl Place {
+    fn next(&mut self, pool: &Pool, now: Nanos) -> Next {
+        match &mut self.relay {
+            None => self.connection.next_action(pool, now).map_or(Next::Nothing, Next::Socket),
+            Some(relay) => relay.next_action(&mut self.connection, pool, now),
+        }
+    }
 }
 
 /// A client that has left the handshake.
@@ -62,6 +78,17 @@ pub struct Negotiated {
     pub rules: Rules,
     /// Bytes received behind the last option.
     pub leftover: Vec<u8>,
+    /// The TLS session that it goes on in.
+    pub session: Option<Box<Session>>,
+    /// Who it is.
+    pub client: Client,
+}
+
+impl Negotiated {
+    /// A client over a Unix socket that has sent nothing yet.
+    pub fn new(export: ExportIndex, rules: Rules) -> Self {
+        Self { export, rules, leftover: Vec::new(), session: None, client: Client::unix() }
+    }
 }
 
 impl Engine {
@@ -106,13 +133,14 @@ impl Engine {
         let place = entry.key();
         // Connections are bounded by the server's limit, far below 2^32.
         let index = u32::try_from(place).expect("a small table");
-        let Negotiated { export, rules, leftover } = client;
+        let Negotiated { export, rules, leftover, session, client } = client;
         let mut connection =
             Connection::new(index, export, rules, self.limits.clone(), &leftover, &self.pool);
         if self.stopping {
             connection.begin_stop();
         }
-        entry.insert(Place { connection, ready: false, turn: 0, turn_bytes: 0 });
+        let relay = session.map(|session| Box::new(Relay::new(*session, &self.pool, self.now)));
+        entry.insert(Place { connection, relay, client, ready: false, turn: 0, turn_bytes: 0 });
         self.tell(export, disk, |backend, io| backend.connected(export, io));
         self.pump(place, disk);
         place
@@ -126,7 +154,11 @@ impl Engine {
         result: Result<usize, crate::wire::Errno>,
         disk: &mut dyn Disk,
     ) {
-        self.connections[place].connection.received(op, result, self.now);
+        let entry = &mut self.connections[place];
+        match &mut entry.relay {
+            None => entry.connection.received(op, result, self.now),
+            Some(relay) => relay.received(op, result, self.now),
+        }
         self.pump(place, disk);
     }
 
@@ -137,7 +169,11 @@ impl Engine {
         batch: SendBatch,
         result: Result<usize, crate::wire::Errno>,
     ) -> Option<SendBatch> {
-        let rest = self.connections[place].connection.sent(batch, result, self.now);
+        let entry = &mut self.connections[place];
+        let rest = match &mut entry.relay {
+            None => entry.connection.sent(batch, result, self.now),
+            Some(relay) => relay.sent(batch, result, &mut entry.connection, (&self.pool, self.now)),
+        };
         self.mark_ready(place);
         rest
     }
@@ -185,9 +221,10 @@ impl Engine {
             if std::mem::take(&mut self.unrecorded) {
                 self.backend.before_replies();
             }
-            let entry = &mut self.connections[place];
-            match entry.connection.next_action(&self.pool, self.now) {
-                Some(action) => {
+            let next = self.connections[place].next(&self.pool, self.now);
+            match next {
+                Next::Parse => {}
+                Next::Socket(action) => {
                     if matches!(action, SocketAction::Close(_)) {
                         self.ready.pop_front();
                         let export = self.connections.remove(place).connection.export();
@@ -195,8 +232,8 @@ impl Engine {
                     }
                     return Some((place, action));
                 }
-                None => {
-                    entry.ready = false;
+                Next::Nothing => {
+                    self.connections[place].ready = false;
                     self.ready.pop_front();
                 }
             }
@@ -267,13 +304,31 @@ impl Engine {
 
     /// Closes clients that have stalled. Call it now and then.
     pub fn check_stalls(&mut self) {
-        self.for_each_connection(Connection::check_stall);
+        self.for_each_place(|place, now| {
+            place.connection.check_stall(now);
+            if let Some(relay) = &place.relay {
+                relay.check_stall(&mut place.connection, now);
+            }
+        });
+    }
+
+    /// Gives up clients that are not admitted any more.
+    pub fn expel(&mut self, mut admits: impl FnMut(&Client) -> bool) {
+        self.for_each_place(|place, _| {
+            if !admits(&place.client) {
+                tracing::info!(
+                    peer = place.client.place(),
+                    "a client is disconnected: it is not let in any more"
+                );
+                place.connection.fail(CloseReason::Revoked);
+            }
+        });
     }
 
     /// The server stops: what is in flight is finished, what arrives from now on is answered ESHUTDOWN.
     pub fn begin_stop(&mut self, disk: &mut dyn Disk) {
         self.stopping = true;
-        self.for_each_connection(|connection, _| connection.begin_stop());
+        self.for_each_place(|place, _| place.connection.begin_stop());
         self.tell(ExportIndex::NONE, disk, |backend, io| backend.begin_stop(io));
     }
 
@@ -284,14 +339,14 @@ impl Engine {
 
     /// Ends connections with nothing in flight; with `force` all of them.
     pub fn end_stop(&mut self, force: bool) {
-        self.for_each_connection(|connection, _| connection.end_stop(force));
+        self.for_each_place(|place, _| place.connection.end_stop(force));
     }
 
-    fn for_each_connection(&mut self, mut act: impl FnMut(&mut Connection, Nanos)) {
+    fn for_each_place(&mut self, mut act: impl FnMut(&mut Place, Nanos)) {
         let now = self.now;
         let places: Vec<usize> = self.connections.iter().map(|(place, _)| place).collect();
         for place in places {
-            act(&mut self.connections[place].connection, now);
+            act(&mut self.connections[place], now);
             self.mark_ready(place);
         }
     }
@@ -306,5 +361,7 @@ pub fn describe(reason: CloseReason) -> &'static str {
         CloseReason::PeerGone => "PEER_GONE",
         CloseReason::Left => "LEFT",
         CloseReason::Shutdown => "SHUTDOWN",
+        CloseReason::BrokenTls => "BROKEN_TLS",
+        CloseReason::Revoked => "REVOKED",
     }
 }

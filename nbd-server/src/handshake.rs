@@ -6,6 +6,14 @@
 //!                  └─ anything the protocol forbids ────► Close(reason)
 //! ```
 //!
+//! Before a client that must speak TLS is listened to, it must:
+//!
+//! ```text
+//!  Options (Required) ──STARTTLS──► StartTls: the driver's TLS handshake ──secured──► Options (Done), all forgotten
+//!     ├─ EXPORT_NAME, bytes behind STARTTLS ► Close
+//!     └─ anything else but ABORT ► ERR_TLS_REQD
+//! ```
+//!
 //! The driver sends [`Handshake::greeting`], then alternates: [`Handshake::advance`] handles at most one
 //! message and leaves its answer in [`Handshake::take_output`]; only when it asks for input is more read.
 //! So neither input nor output can grow beyond one option and its answer, whatever a client sends.
@@ -15,6 +23,7 @@ mod meta;
 
 use std::sync::Arc;
 
+use crate::client::Client;
 use crate::export::ExportInfo;
 use crate::status::MetaContext;
 use crate::transmission::Rules;
@@ -42,18 +51,24 @@ const LEGACY_ZERO_BYTES: usize = 124;
 /// taken out meanwhile: what then becomes of the client is for the backend to say. Names have 1 to
 /// [`MAX_STRING_BYTES`] bytes and no NUL, descriptions no more.
 pub trait Directory: Send + Sync {
-    /// How many exports there are. Asked for every option.
-    fn count(&self) -> usize {
-        self.list().len()
+    /// How many exports there are for a client. Asked for every option.
+    fn count(&self, client: &Client) -> usize {
+        self.list(client).len()
     }
-    /// Every export a client may see.
-    fn list(&self) -> Vec<ExportInfo>;
-    /// The export for a name as it came over the wire (`""` is the default export), and its address.
-    fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)>;
+    /// Every export that client may see.
+    fn list(&self, client: &Client) -> Vec<ExportInfo>;
+    /// The export for a name as it came over the wire (`""` is the default export), and its address. What a client may
+    /// not see does not exist for it; what it may only read is read-only for it.
+    fn find(&self, client: &Client, name: &[u8]) -> Option<(ExportAddress, ExportInfo)>;
+    /// Whether a client that was let in still is. Asked when it enters transmission, and by
+    /// [`crate::server::Acceptor::review`].
+    fn admits(&self, _client: &Client) -> bool {
+        true
+    }
     /// What may be asked of an export with `BLOCK_STATUS`, under the name that [`Self::find`] knows it by; each name
     /// once.
-    fn contexts(&self, name: &[u8]) -> Vec<MetaContext> {
-        let tells = self.find(name).is_some_and(|(_, export)| export.tells_allocation);
+    fn contexts(&self, client: &Client, name: &[u8]) -> Vec<MetaContext> {
+        let tells = self.find(client, name).is_some_and(|(_, export)| export.tells_allocation);
         if tells { vec![MetaContext::allocation()] } else { Vec::new() }
     }
     /// No client may enter transmission any more. A directory need not know: the server that it is given to
@@ -102,6 +117,10 @@ pub enum Refusal {
     ExportNameAfterExtendedHeaders,
     /// The server stops.
     Stopping,
+    /// `EXPORT_NAME` before TLS.
+    TlsRequired,
+    /// Bytes in clear behind `STARTTLS`: somebody may have put them there.
+    PlaintextAfterStarttls,
 }
 
 /// What the driver should do.
@@ -111,6 +130,8 @@ pub enum Step {
     NeedInput,
     /// Send the output, call [`Handshake::advance`] again.
     Again,
+    /// Send the output, carry the TLS handshake out, call [`Handshake::secured`].
+    StartTls,
     /// Send the output; the client is in transmission.
     Done(Agreement),
     /// Send the output, close.
@@ -139,11 +160,24 @@ enum State {
     Options,
 }
 
+/// How TLS stands with a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tls {
+    /// It is not spoken here.
+    Off,
+    /// It must come first.
+    Required,
+    /// It has come.
+    Done,
+}
+
 /// One client in negotiation.
 pub struct Handshake {
     directory: Arc<dyn Directory>,
+    client: Client,
     offer: Offer,
     state: State,
+    tls: Tls,
     no_zeroes: bool,
     structured: bool,
     extended: bool,
@@ -162,12 +196,14 @@ struct InfoRequest<'a> {
 }
 
 impl Handshake {
-    /// A client that has just connected.
+    /// A client that has just connected over a Unix socket.
     pub fn new(directory: Arc<dyn Directory>, offer: Offer) -> Self {
         Self {
             directory,
+            client: Client::unix(),
             offer,
             state: State::ClientFlags,
+            tls: Tls::Off,
             no_zeroes: false,
             structured: false,
             extended: false,
@@ -176,6 +212,36 @@ impl Handshake {
             input: Vec::new(),
             output: Vec::new(),
         }
+    }
+
+    /// The same for that client.
+    #[must_use]
+    pub fn with_client(mut self, client: Client) -> Self {
+        self.client = client;
+        self
+    }
+
+    /// The same, but nothing is agreed on before the client has begun TLS.
+    #[must_use]
+    pub fn requiring_tls(mut self) -> Self {
+        self.tls = Tls::Required;
+        self
+    }
+
+    /// TLS has begun, and the client is known by its certificate. Whatever was agreed on before is forgotten: it may
+    /// have come from somebody else. Only its flags stay, as the protocol demands; they lay out one reply.
+    pub fn secured(&mut self, client: Client) {
+        self.client = client;
+        self.tls = Tls::Done;
+        self.structured = false;
+        self.extended = false;
+        self.choice = None;
+        self.input.clear();
+    }
+
+    /// Who it is.
+    pub fn client(&self) -> &Client {
+        &self.client
     }
 
     /// The first bytes a server sends.
@@ -240,7 +306,7 @@ impl Handshake {
             return Step::NeedInput;
         }
         self.options += 1;
-        if self.options > MAX_OPTIONS + OPTIONS_PER_EXPORT * self.directory.count() {
+        if self.options > MAX_OPTIONS + OPTIONS_PER_EXPORT * self.directory.count(&self.client) {
             return Step::Close(Refusal::TooManyOptions);
         }
         let data: Vec<u8> =
@@ -249,7 +315,14 @@ impl Handshake {
     }
 
     fn dispatch(&mut self, number: u32, data: &[u8]) -> Step {
+        if self.tls == Tls::Required && number != option::ABORT {
+            return self.before_tls(number, data);
+        }
         match number {
+            option::STARTTLS if self.tls == Tls::Done => {
+                self.refuse(number, reply::ERR_INVALID, "TLS has begun already");
+                Step::Again
+            }
             option::EXPORT_NAME => self.export_name(data),
             option::ABORT => {
                 self.answer(number, reply::ACK, &[]);
@@ -263,6 +336,25 @@ impl Handshake {
             option::SET_META_CONTEXT if self.offer.meta_contexts => self.set_meta_contexts(data),
             _ => {
                 self.refuse(number, reply::ERR_UNSUP, "option not supported");
+                Step::Again
+            }
+        }
+    }
+
+    fn before_tls(&mut self, number: u32, data: &[u8]) -> Step {
+        match number {
+            option::EXPORT_NAME => Step::Close(Refusal::TlsRequired),
+            option::STARTTLS if !data.is_empty() => {
+                self.refuse(number, reply::ERR_INVALID, "STARTTLS takes no data");
+                Step::Again
+            }
+            option::STARTTLS if !self.input.is_empty() => Step::Close(Refusal::PlaintextAfterStarttls),
+            option::STARTTLS => {
+                self.answer(number, reply::ACK, &[]);
+                Step::StartTls
+            }
+            _ => {
+                self.refuse(number, reply::ERR_TLS_REQD, "begin with STARTTLS");
                 Step::Again
             }
         }
@@ -282,7 +374,7 @@ impl Handshake {
             self.refuse(option::LIST, reply::ERR_INVALID, "LIST takes no data");
             return Step::Again;
         }
-        for export in self.directory.list() {
+        for export in self.directory.list(&self.client) {
             let name = export.name.as_bytes();
             let mut entry = Vec::with_capacity(4 + name.len() + export.description.len());
             // Names are bounded by MAX_STRING_BYTES when an export is made.
@@ -326,7 +418,8 @@ impl Handshake {
         if self.extended {
             return Step::Close(Refusal::ExportNameAfterExtendedHeaders);
         }
-        let found = if name.len() <= MAX_STRING_BYTES { self.directory.find(name) } else { None };
+        let found =
+            if name.len() <= MAX_STRING_BYTES { self.directory.find(&self.client, name) } else { None };
         let Some((address, export)) = found else { return Step::Close(Refusal::UnknownExport) };
         self.output.extend_from_slice(&export.size.to_be_bytes());
         self.output.extend_from_slice(&export.transmission_flags(self.structured).to_be_bytes());
@@ -355,7 +448,7 @@ impl Handshake {
             self.refuse(number, reply::ERR_SHUTDOWN, "the server is stopping");
             return Step::Again;
         }
-        let Some((address, export)) = self.directory.find(request.name) else {
+        let Some((address, export)) = self.directory.find(&self.client, request.name) else {
             self.refuse(number, reply::ERR_UNKNOWN, "no such export");
             return Step::Again;
         };

@@ -1,6 +1,6 @@
 //! The whole NBD protocol, served by one io_uring thread per reactor.
 //!
-//! What lives here: the protocol ([`wire`], [`handshake`], [`transmission`], [`connection`]), the
+//! What lives here: the protocol ([`wire`], [`handshake`], [`transmission`], [`connection`]), TLS under it ([`tls`]), the
 //! bookkeeping that ties requests to connections and exports ([`engine`]), the traits that a disk, and
 //! all that a reactor serves, are served through ([`export`]), two exports (a plain file, memory), and the two
 //! things that touch the world: the [`reactor`] (sockets and disk files on one ring) and the [`server`]
@@ -27,8 +27,11 @@ pub mod status;
 pub mod disk;
 pub mod export;
 
+pub mod client;
 pub mod handshake;
 pub mod transmission;
+
+pub mod tls;
 
 pub mod connection;
 pub mod engine;
@@ -39,4 +42,6 @@ pub mod memory_export;
 
 #[allow(unsafe_code)] // The one room that may: argued block by block there.
 pub mod reactor;
+
+mod line;
 pub mod server;

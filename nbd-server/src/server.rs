@@ -1,7 +1,7 @@
 //! Listening, handshakes and stopping, on tokio; transmission is the reactors'.
 //!
 //! ```text
-//!  accept ─ limit ─ handshake (10 s) ─ agreement ─► mailbox of the export's reactor
+//!  accept ─ limit ─ handshake, TLS in it (10 s) ─ agreement ─► mailbox of the export's reactor
 //! ```
 //!
 //! The directory may be the caller's and change while the server runs; the stop is the server's own.
@@ -21,20 +21,28 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use crate::client::{Client, quoted};
 use crate::connection::Limits;
 use crate::disk::ExportIndex;
 use crate::engine::Negotiated;
 use crate::export::ExportInfo;
 use crate::handshake::{Agreement, Directory, ExportAddress, Handshake, Offer, Refusal, Step};
 use crate::image::Image;
+use crate::line::{Line, LineError};
 use crate::reactor::{ExportSpec, Mailbox, Reactor, ReactorConfig, ReactorSpec, ReactorStats, Waker};
 use crate::status::MetaContext;
+use crate::tls::{Security, Session};
 use crate::wire::MAX_STRING_BYTES;
 
 /// What a Unix socket may hold of replies on their way, as far as the system allows (net.core.wmem_max).
 /// With the default, 208 KiB, large reads stop and go: the sender sleeps until three quarters are drained,
 /// and the receiver is idle before it has woken up.
 const UNIX_SEND_BYTES: usize = 1 << 20;
+
+/// Bytes of a client that was turned away which are thrown away before its socket is closed.
+const PARTING_BYTES_MAX: usize = 64 << 10;
+/// How long that may take.
+const PARTING_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Longer than a client needs between two requests, also when it must be woken first.
 pub const DEFAULT_POLL_WINDOW: Duration = Duration::from_micros(100);
@@ -54,6 +62,8 @@ pub struct ServerConfig {
     pub reactors: usize,
     /// See [`ReactorConfig::poll_window`].
     pub poll_window: Duration,
+    /// Clients over TCP must speak TLS and show a certificate; `None`: they speak in clear.
+    pub security: Option<Arc<dyn Security>>,
 }
 
 impl Default for ServerConfig {
@@ -65,6 +75,7 @@ impl Default for ServerConfig {
             offer: Offer::default(),
             reactors: 1,
             poll_window: DEFAULT_POLL_WINDOW,
+            security: None,
         }
     }
 }
@@ -102,15 +113,15 @@ struct Catalog {
 }
 
 impl Directory for Catalog {
-    fn count(&self) -> usize {
+    fn count(&self, _client: &Client) -> usize {
         self.exports.len()
     }
 
-    fn list(&self) -> Vec<ExportInfo> {
+    fn list(&self, _client: &Client) -> Vec<ExportInfo> {
         self.exports.iter().map(|(info, _)| info.clone()).collect()
     }
 
-    fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
+    fn find(&self, _client: &Client, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
         let index = if name.is_empty() { 0 } else { *self.by_name.get(name)? };
         self.exports.get(index).map(|(info, address)| (*address, info.clone()))
     }
@@ -123,20 +134,24 @@ struct Reception {
 }
 
 impl Directory for Reception {
-    fn count(&self) -> usize {
-        self.directory.count()
+    fn count(&self, client: &Client) -> usize {
+        self.directory.count(client)
     }
 
-    fn list(&self) -> Vec<ExportInfo> {
-        self.directory.list()
+    fn list(&self, client: &Client) -> Vec<ExportInfo> {
+        self.directory.list(client)
     }
 
-    fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
-        self.directory.find(name)
+    fn find(&self, client: &Client, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
+        self.directory.find(client, name)
     }
 
-    fn contexts(&self, name: &[u8]) -> Vec<MetaContext> {
-        self.directory.contexts(name)
+    fn admits(&self, client: &Client) -> bool {
+        self.directory.admits(client)
+    }
+
+    fn contexts(&self, client: &Client, name: &[u8]) -> Vec<MetaContext> {
+        self.directory.contexts(client, name)
     }
 
     fn stopping(&self) -> bool {
@@ -261,7 +276,7 @@ impl Acceptor {
         loop {
             match &listener {
                 Listener::Unix(listener) => match listener.accept().await {
-                    Ok((stream, _)) => self.spawn(stream, |stream| {
+                    Ok((stream, _)) => self.spawn(stream, Client::unix(), |stream| {
                         let stream = stream.into_std()?;
                         set_socket_send_buffer_size(&stream, UNIX_SEND_BYTES)?;
                         stream.set_nonblocking(false)?;
@@ -270,7 +285,7 @@ impl Acceptor {
                     Err(error) => survive(error).await?,
                 },
                 Listener::Tcp(listener) => match listener.accept().await {
-                    Ok((stream, _)) => self.spawn(stream, |stream| {
+                    Ok((stream, from)) => self.spawn(stream, Client::tcp(from), |stream| {
                         stream.set_nodelay(true)?;
                         let stream = stream.into_std()?;
                         stream.set_nonblocking(false)?;
@@ -282,26 +297,113 @@ impl Acceptor {
         }
     }
 
-    fn spawn<S>(&self, stream: S, into_fd: impl FnOnce(S) -> io::Result<OwnedFd> + Send + 'static)
-    where
+    /// Disconnects the clients in transmission that the directory does not admit any more, whichever reactor serves
+    /// them. Those in the handshake are looked at when they leave it.
+    ///
+    /// # Errors
+    /// A reactor cannot be reached.
+    pub fn review(&self) -> io::Result<()> {
+        let reception = &self.shared.reception;
+        self.shared.mailboxes.iter().try_for_each(|mailbox| {
+            let reception = Arc::clone(reception);
+            mailbox.send_review(Box::new(move |client| reception.admits(client)))
+        })
+    }
+
+    fn spawn<S>(
+        &self,
+        stream: S,
+        client: Client,
+        into_fd: impl FnOnce(S) -> io::Result<OwnedFd> + Send + 'static,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Ok(permit) = Arc::clone(&self.shared.permits).try_acquire_owned() else {
             tracing::warn!(code = "TOO_MANY_CONNECTIONS", "client turned away");
             return;
         };
-        let shared = Arc::clone(&self.shared);
+        let acceptor = self.clone();
         tokio::spawn(async move {
-            match admit(&shared, stream, permit, into_fd).await {
-                Ok(None) => {}
-                Ok(Some(Refusal::Aborted)) => tracing::debug!(code = "ABORTED", "handshake ended"),
-                Ok(Some(refusal)) => tracing::info!(code = code(refusal), "client turned away"),
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    tracing::info!(code = "HANDSHAKE_TIMEOUT", "client turned away");
+            let peer = client.place();
+            match acceptor.admit(stream, client, permit, into_fd).await {
+                Ok(()) => {}
+                Err(NotAdmitted::Refused(Refusal::Aborted)) => {
+                    tracing::debug!(code = "ABORTED", "handshake ended");
                 }
-                Err(error) => tracing::debug!(%error, "handshake failed"),
+                Err(NotAdmitted::Refused(refusal)) => {
+                    tracing::info!(code = code(refusal), peer, "client turned away");
+                }
+                Err(NotAdmitted::Tls(why)) => {
+                    tracing::info!(
+                        code = "TLS_CLIENT_REJECTED",
+                        peer,
+                        why = quoted(&why),
+                        "client turned away"
+                    );
+                }
+                Err(NotAdmitted::TimedOut) => {
+                    tracing::info!(code = "HANDSHAKE_TIMEOUT", peer, "client turned away");
+                }
+                Err(NotAdmitted::Failed(error)) => tracing::debug!(%error, peer, "handshake failed"),
             }
         });
+    }
+
+    /// Takes a client through the handshake and hands it to its reactor.
+    async fn admit<S>(
+        &self,
+        mut stream: S,
+        client: Client,
+        permit: OwnedSemaphorePermit,
+        into_fd: impl FnOnce(S) -> io::Result<OwnedFd>,
+    ) -> Result<(), NotAdmitted>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let shared = &self.shared;
+        let handshake = negotiate(shared, &mut stream, client);
+        let entered = tokio::time::timeout(shared.config.handshake_timeout, handshake).await;
+        let entered = entered.unwrap_or(Err(NotAdmitted::TimedOut));
+        if let Err(NotAdmitted::Tls(_)) = &entered {
+            part(&mut stream).await;
+        }
+        let Entered { agreement, session, client } = entered?;
+        let Agreement { address, rules, leftover } = agreement;
+        let known = client.clone();
+        let client = Negotiated { export: address.index, rules, leftover, session, client };
+        let mailbox = shared.mailboxes.get(address.reactor);
+        let mailbox =
+            mailbox.ok_or_else(|| io::Error::other("the directory named a reactor that is not there"))?;
+        mailbox.send_client(into_fd(stream)?, client, permit)?;
+        // After it was handed over: whoever changes his mind later finds it there.
+        if !shared.reception.admits(&known) {
+            self.review()?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a client does not come in.
+enum NotAdmitted {
+    Refused(Refusal),
+    /// What was wrong with its TLS or its certificate.
+    Tls(String),
+    TimedOut,
+    Failed(io::Error),
+}
+
+impl From<io::Error> for NotAdmitted {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<LineError> for NotAdmitted {
+    fn from(error: LineError) -> Self {
+        match error {
+            LineError::Io(error) => Self::Failed(error),
+            LineError::Tls(error) => Self::Tls(error.to_string()),
+        }
     }
 }
 
@@ -373,60 +475,91 @@ async fn survive(error: io::Error) -> io::Result<()> {
     }
 }
 
-/// Takes a client through the handshake and hands it to its reactor; tells why not, if not.
-async fn admit<S>(
-    shared: &Shared,
-    mut stream: S,
-    permit: OwnedSemaphorePermit,
-    into_fd: impl FnOnce(S) -> io::Result<OwnedFd>,
-) -> io::Result<Option<Refusal>>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let handshake = negotiate(shared, &mut stream);
-    let agreement = match tokio::time::timeout(shared.config.handshake_timeout, handshake).await {
-        Ok(result) => result?,
-        Err(_) => return Err(io::ErrorKind::TimedOut.into()),
-    };
-    let Agreement { address, rules, leftover } = match agreement {
-        Ok(agreement) => agreement,
-        Err(refusal) => return Ok(Some(refusal)),
-    };
-    tracing::debug!(replies = ?rules.form(), contexts = rules.contexts.len(), "client enters transmission");
-    let client = Negotiated { export: address.index, rules, leftover };
-    let mailbox = shared.mailboxes.get(address.reactor);
-    let mailbox =
-        mailbox.ok_or_else(|| io::Error::other("the directory named a reactor that is not there"))?;
-    mailbox.send_client(into_fd(stream)?, client, permit)?;
-    Ok(None)
+/// A client that may enter transmission.
+struct Entered {
+    agreement: Agreement,
+    session: Option<Box<Session>>,
+    client: Client,
 }
 
-async fn negotiate<S>(shared: &Shared, stream: &mut S) -> io::Result<Result<Agreement, Refusal>>
+async fn negotiate<S>(shared: &Shared, stream: &mut S, client: Client) -> Result<Entered, NotAdmitted>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let directory: Arc<dyn Directory> = Arc::<Reception>::clone(&shared.reception);
-    let mut handshake = Handshake::new(directory, shared.config.offer);
-    let mut chunk = [0; 4096];
-    stream.write_all(&Handshake::greeting()).await?;
+    let security = shared.config.security.as_deref().filter(|_| client.address.is_some());
+    let mut handshake = Handshake::new(directory, shared.config.offer).with_client(client);
+    if security.is_some() {
+        handshake = handshake.requiring_tls();
+    }
+    let mut line = Line::new(stream);
+    line.send(&Handshake::greeting()).await?;
     loop {
         let step = handshake.advance();
         let output = handshake.take_output();
-        let sent = stream.write_all(&output).await;
-        match step {
+        let sent = line.send(&output).await;
+        match (step, security) {
             // A client that aborts need not wait for the answer.
-            Step::Close(refusal) => return Ok(Err(refusal)),
-            Step::Done(agreement) => return sent.map(|()| Ok(agreement)),
-            Step::Again => sent?,
-            Step::NeedInput => {
+            (Step::Close(refusal), _) => return Err(NotAdmitted::Refused(refusal)),
+            (Step::Done(agreement), _) => {
                 sent?;
-                match stream.read(&mut chunk).await? {
-                    0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                    bytes => handshake.receive(&chunk[..bytes]),
-                }
+                let client = handshake.client().clone();
+                return Ok(Entered { agreement, session: line.into_session(), client });
+            }
+            (Step::Again, _) => sent?,
+            (Step::NeedInput, _) => {
+                sent?;
+                handshake.receive(&line.receive().await?);
+            }
+            (Step::StartTls, Some(security)) => {
+                sent?;
+                start_tls(&mut handshake, &mut line, security).await?;
+            }
+            (Step::StartTls, None) => {
+                return Err(io::Error::other("TLS is begun where none is spoken").into());
             }
         }
     }
+}
+
+/// Lets a client read why it is turned away: a socket that is closed while bytes of the client wait in it is reset, and
+/// what we have sent is lost.
+async fn part<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
+    let mut waste = [0; 4096];
+    let drain = async {
+        stream.shutdown().await?;
+        let mut left = PARTING_BYTES_MAX;
+        while left > 0 {
+            match stream.read(&mut waste).await? {
+                0 => break,
+                bytes => left = left.saturating_sub(bytes),
+            }
+        }
+        io::Result::Ok(())
+    };
+    match tokio::time::timeout(PARTING_TIME_MAX, drain).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::trace!(%error, "the client has gone first"),
+        Err(_) => tracing::trace!("the client stays"),
+    }
+}
+
+/// Carries the TLS handshake out, and finds out who is there.
+async fn start_tls<S>(
+    handshake: &mut Handshake,
+    line: &mut Line<'_, S>,
+    security: &dyn Security,
+) -> Result<(), NotAdmitted>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let config = security.config().map_err(NotAdmitted::Tls)?;
+    let behind = line.start_tls(config).await?;
+    let chain = line.session().map(Session::chain).unwrap_or_default();
+    let identity = security.identify(chain).map_err(NotAdmitted::Tls)?;
+    handshake.secured(Client { identity, verified: true, ..handshake.client().clone() });
+    handshake.receive(&behind);
+    Ok(())
 }
 
 fn code(refusal: Refusal) -> &'static str {
@@ -439,5 +572,7 @@ fn code(refusal: Refusal) -> &'static str {
         Refusal::UnknownExport => "UNKNOWN_EXPORT",
         Refusal::ExportNameAfterExtendedHeaders => "EXPORT_NAME_AFTER_EXTENDED_HEADERS",
         Refusal::Stopping => "STOPPING",
+        Refusal::TlsRequired => "TLS_REQUIRED",
+        Refusal::PlaintextAfterStarttls => "PLAINTEXT_AFTER_STARTTLS",
     }
 }

@@ -141,6 +141,10 @@ pub enum CloseReason {
     Left,
     /// The server stops and the client did not leave in time.
     Shutdown,
+    /// What came was no TLS, or TLS that was tampered with.
+    BrokenTls,
+    /// The directory does not admit this client any more.
+    Revoked,
 }
 
 /// Judges one request.

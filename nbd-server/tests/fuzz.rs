@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use fixtures::nbd::client::{context_data, info_data, option, option_message};
 use fixtures::nbd::codec::{self, Decoder, Expected, command, errno, extended_request, flag, request};
+use nbd_server::client::Client;
 use nbd_server::connection::{Limits, Nanos, ReceiveOp, SendBatch, SocketAction};
 use nbd_server::disk::{Disk, DiskOp, ExportIndex};
 use nbd_server::engine::{Engine, Negotiated};
@@ -113,21 +114,21 @@ const SHELF: [&str; 2] = ["disk", "other"];
 const CONTEXTS: [&str; 3] = ["base:allocation", "x-fuzz:a", "x-fuzz:b"];
 
 impl Directory for Shelf {
-    fn count(&self) -> usize {
+    fn count(&self, _client: &Client) -> usize {
         SHELF.len()
     }
 
-    fn list(&self) -> Vec<ExportInfo> {
+    fn list(&self, _client: &Client) -> Vec<ExportInfo> {
         SHELF.map(|name| ExportInfo::new(name, 1 << 20)).to_vec()
     }
 
-    fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
+    fn find(&self, _client: &Client, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
         let found = SHELF.iter().position(|known| name.is_empty() || known.as_bytes() == name)?;
         let index = ExportIndex(u32::try_from(found).expect("a short shelf"));
         Some((ExportAddress { reactor: 0, index }, ExportInfo::new(SHELF[found], 1 << 20)))
     }
 
-    fn contexts(&self, name: &[u8]) -> Vec<MetaContext> {
+    fn contexts(&self, _client: &Client, name: &[u8]) -> Vec<MetaContext> {
         let context = |(key, name): (u64, &str)| MetaContext { name: name.into(), key: ContextKey(key) };
         if name == b"other" { Vec::new() } else { (0..).zip(CONTEXTS).map(context).collect() }
     }
@@ -195,6 +196,7 @@ fn haggle(input: &[u8], pieces: &mut Pieces) -> Haggled {
         said.extend_from_slice(&output);
         match step {
             Step::Again => fed_since_progress = 0,
+            Step::StartTls => panic!("TLS is begun where none is spoken"),
             Step::Done(agreement) => return Haggled { end: Some(Ok(agreement)), said, fed },
             Step::Close(refusal) => return Haggled { end: Some(Err(refusal)), said, fed },
             Step::NeedInput if fed == input.len() => return Haggled { end: None, said, fed },
@@ -269,7 +271,7 @@ fn understand(input: &[u8]) -> (Vec<(u32, u32)>, Meaning) {
             option::STRUCTURED_REPLY if extended && data.is_empty() => {
                 answers.push((number, ERR_EXT_HEADER_REQD));
             }
-            option::EXPORT_NAME if Shelf.find(data).is_some() => {
+            option::EXPORT_NAME if Shelf.find(&Client::unix(), data).is_some() => {
                 return (answers, Meaning::Enters(at, form(structured, extended), chosen(choice, data)));
             }
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
@@ -376,7 +378,7 @@ fn answer_to_info(data: &[u8]) -> u32 {
     }
     match &data[4 + name..] {
         [a, b, kinds @ ..] if kinds.len() == 2 * usize::from(u16::from_be_bytes([*a, *b])) => {
-            if Shelf.find(&data[4..4 + name]).is_some() { 1 } else { ERR_UNKNOWN }
+            if Shelf.find(&Client::unix(), &data[4..4 + name]).is_some() { 1 } else { ERR_UNKNOWN }
         }
         _ => ERR_INVALID,
     }
@@ -826,7 +828,7 @@ impl World {
             let said_max = Oracle::new(&setting).said_max(&input);
             let rules = setting.rules();
             let leftover = input[..fed].to_vec();
-            let client = Negotiated { export: ExportIndex(number), rules, leftover };
+            let client = Negotiated { leftover, ..Negotiated::new(ExportIndex(number), rules) };
             places.push(engine.connect(client, &mut NoDisk));
             peers.push(Peer {
                 input,

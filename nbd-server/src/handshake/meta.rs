@@ -86,9 +86,9 @@ impl Handshake {
             Err(kind) => (kind, "malformed or oversized queries"),
             Ok(_) if !self.structured => (reply::ERR_INVALID, "structured replies come first"),
             Ok(_) if self.directory.stopping() => (reply::ERR_SHUTDOWN, "the server is stopping"),
-            Ok(question) => match self.directory.find(question.name) {
+            Ok(question) => match self.directory.find(&self.client, question.name) {
                 Some((address, _)) => {
-                    let known = self.directory.contexts(question.name);
+                    let known = self.directory.contexts(&self.client, question.name);
                     return Some((question, known, address));
                 }
                 None => (reply::ERR_UNKNOWN, "no such export"),

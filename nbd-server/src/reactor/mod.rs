@@ -18,5 +18,6 @@ pub use file_map::FileMap;
 pub use heap::keep_freed_memory;
 pub use ring::{OpenFile, RingOptions};
 pub use run::{
-    BuildBackend, BuildExport, ExportSpec, Mailbox, Reactor, ReactorConfig, ReactorSpec, ReactorStats, Waker,
+    Admits, BuildBackend, BuildExport, ExportSpec, Mailbox, Reactor, ReactorConfig, ReactorSpec,
+    ReactorStats, Waker,
 };

@@ -19,6 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::buffer::Pool;
 use super::idle::IdlePoll;
 use super::ring::{Completed, OpenFile, Ring, RingOptions};
+use crate::client::Client;
 use crate::connection::{Limits, Nanos, SocketAction};
 use crate::disk::FileId;
 use crate::engine::{Engine, Negotiated, describe};
@@ -98,6 +99,9 @@ pub struct ReactorStats {
     pub abandoned: usize,
 }
 
+/// Whether a client may stay.
+pub type Admits = Box<dyn Fn(&Client) -> bool + Send>;
+
 /// A client's socket, with the right to exist that its accept has taken: returned when it is closed.
 struct Socket {
     fd: OwnedFd,
@@ -105,7 +109,7 @@ struct Socket {
 }
 
 enum Message {
-    Client { socket: Socket, client: Negotiated },
+    Client { socket: Socket, client: Box<Negotiated> },
     Stop,
 }
 
@@ -148,12 +152,15 @@ impl Waker {
 struct Mail {
     woken: bool,
     messages: VecDeque<Message>,
+    review: Option<Admits>,
 }
 
 #[derive(Default)]
 struct Inbox {
     /// Bounded by the server's connection limit: a message is a client or the one stop.
     messages: VecDeque<Message>,
+    /// After all messages, clients whom this does not admit are given up.
+    review: Option<Admits>,
     /// The reactor has ended: nobody would ever take a message.
     closed: bool,
 }
@@ -180,7 +187,19 @@ impl Mailbox {
         client: Negotiated,
         permit: OwnedSemaphorePermit,
     ) -> io::Result<()> {
-        self.send(Message::Client { socket: Socket { fd, _permit: permit }, client })
+        self.send(Message::Client { socket: Socket { fd, _permit: permit }, client: Box::new(client) })
+    }
+
+    /// Gives up the clients whom `admits` does not admit, those included that were sent before.
+    ///
+    /// # Errors
+    /// The reactor cannot be woken.
+    pub fn send_review(&self, admits: Admits) -> io::Result<()> {
+        let mut inbox = self.shared.open_inbox()?;
+        // It is about clients as they are when it comes: the last is enough.
+        inbox.review = Some(admits);
+        drop(inbox);
+        self.shared.raise()
     }
 
     /// Asks the reactor to finish what is in flight and end.
@@ -192,10 +211,7 @@ impl Mailbox {
     }
 
     fn send(&self, message: Message) -> io::Result<()> {
-        let mut inbox = self.shared.inbox();
-        if inbox.closed {
-            return Err(io::Error::other("the reactor has ended"));
-        }
+        let mut inbox = self.shared.open_inbox()?;
         inbox.messages.push_back(message);
         drop(inbox);
         self.shared.raise()
@@ -208,9 +224,11 @@ impl Mailbox {
             Err(error) => return Err(error.into()),
         }
         // In this order: who wakes us and then hands a client over is not seen the other way round.
-        let messages = std::mem::take(&mut self.shared.inbox().messages);
+        let mut inbox = self.shared.inbox();
+        let (messages, review) = (std::mem::take(&mut inbox.messages), inbox.review.take());
+        drop(inbox);
         let woken = self.shared.wake.swap(false, Ordering::AcqRel);
-        Ok(Mail { woken, messages })
+        Ok(Mail { woken, messages, review })
     }
 
     /// Refuses messages from now on, and drops those that nobody took: a client among them is closed.
@@ -227,6 +245,12 @@ impl MailboxShared {
     fn raise(&self) -> io::Result<()> {
         rustix::io::write(&self.event, &1u64.to_ne_bytes())?;
         Ok(())
+    }
+
+    /// As long as the reactor takes messages.
+    fn open_inbox(&self) -> io::Result<MutexGuard<'_, Inbox>> {
+        let inbox = self.inbox();
+        if inbox.closed { Err(io::Error::other("the reactor has ended")) } else { Ok(inbox) }
     }
 
     /// A thread that panicked with the lock held has left nothing half done: messages are whole.
@@ -397,12 +421,15 @@ impl Loop {
         }
         for message in mail.messages {
             match message {
-                Message::Client { socket, client } => self.add_client(socket, client),
+                Message::Client { socket, client } => self.add_client(socket, *client),
                 Message::Stop => {
                     self.engine.begin_stop(&mut self.ring);
                     self.stopping_since = Some(self.now());
                 }
             }
+        }
+        if let Some(admits) = mail.review {
+            self.engine.expel(admits);
         }
         self.ring.wake_on(self.mailbox.shared.event.as_fd());
         Ok(())

@@ -34,6 +34,8 @@ pub mod option {
     pub const ABORT: u32 = 2;
     /// List the exports.
     pub const LIST: u32 = 3;
+    /// Go on inside TLS.
+    pub const STARTTLS: u32 = 5;
     /// Describe an export.
     pub const INFO: u32 = 6;
     /// Describe an export and enter transmission.
@@ -62,6 +64,8 @@ pub mod option_reply_type {
     pub const ERR_UNSUP: u32 = (1 << 31) + 1;
     /// The option's data are wrong.
     pub const ERR_INVALID: u32 = (1 << 31) + 3;
+    /// Not without TLS.
+    pub const ERR_TLS_REQD: u32 = (1 << 31) + 5;
     /// There is no such export (or none that this client may see: the same answer).
     pub const ERR_UNKNOWN: u32 = (1 << 31) + 6;
     /// The server is stopping.

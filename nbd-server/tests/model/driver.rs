@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use fixtures::nbd::codec::{self, Asked, Decoder, Expected, Reply, Status, command, errno, flag};
+use fixtures::nbd::tls::MemoryClient;
 use fixtures::sim::{ConnectionId, Fault, SimDisk, SimHost};
 use nbd_server::connection::Limits;
-use nbd_server::disk::FileId;
+use nbd_server::disk::{ExportIndex, FileId};
+use nbd_server::engine::Negotiated;
 use nbd_server::export::ExportInfo;
 use nbd_server::file_export::{FileExport, FileGeometry};
 use nbd_server::status::{Chosen, ContextKey};
@@ -27,25 +29,79 @@ pub(crate) struct Setup {
     pub(crate) transfer_align: u32,
     pub(crate) zero_align: u32,
     pub(crate) structured: bool,
+    /// The first client speaks TLS, in this version.
+    pub(crate) tls: Option<Tls>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tls {
+    Version12,
+    Version13,
 }
 
 /// `whole`: the range is widened to whole 4 KiB blocks.
 #[derive(Clone, Debug)]
 pub(crate) enum Action {
-    Read { connection: usize, at: usize, cells: usize, whole: bool },
-    Write { connection: usize, at: usize, cells: usize, whole: bool, fua: bool },
-    Zero { connection: usize, at: usize, cells: usize, fua: bool, no_hole: bool, fast: bool },
-    Trim { connection: usize, at: usize, cells: usize, fua: bool },
-    Cache { connection: usize, at: usize, cells: usize },
-    Status { connection: usize, at: usize, cells: usize, one: bool },
-    Flush { connection: usize },
-    Deliver { connection: usize, bytes: usize },
+    Read {
+        connection: usize,
+        at: usize,
+        cells: usize,
+        whole: bool,
+    },
+    Write {
+        connection: usize,
+        at: usize,
+        cells: usize,
+        whole: bool,
+        fua: bool,
+    },
+    Zero {
+        connection: usize,
+        at: usize,
+        cells: usize,
+        fua: bool,
+        no_hole: bool,
+        fast: bool,
+    },
+    Trim {
+        connection: usize,
+        at: usize,
+        cells: usize,
+        fua: bool,
+    },
+    Cache {
+        connection: usize,
+        at: usize,
+        cells: usize,
+    },
+    Status {
+        connection: usize,
+        at: usize,
+        cells: usize,
+        one: bool,
+    },
+    Flush {
+        connection: usize,
+    },
+    Deliver {
+        connection: usize,
+        bytes: usize,
+    },
+    /// Of the client that speaks TLS, if it can.
+    RenewKeys,
     Disk,
-    Drain { connection: usize, bytes: usize },
+    Drain {
+        connection: usize,
+        bytes: usize,
+    },
     Fault(u8),
-    FillUp { room: usize },
+    FillUp {
+        room: usize,
+    },
     Heal,
-    Disconnect { connection: usize },
+    Disconnect {
+        connection: usize,
+    },
     Settle,
     PowerCut,
 }
@@ -71,6 +127,7 @@ struct Client {
     id: ConnectionId,
     decoder: Decoder,
     in_flight: BTreeMap<u64, InFlight>,
+    tls: Option<MemoryClient>,
 }
 
 /// See the module.
@@ -97,17 +154,19 @@ fn start(setup: &Setup, disk: SimDisk) -> (SimHost, Vec<Client>) {
     let limits =
         Limits { requests_max: 8, payload_bytes_max: 64 << 10, receive_bytes: 4096, ..Limits::default() };
     let mut host = SimHost::new(Box::new(export), disk, limits);
-    let clients = (0..CONNECTIONS).map(|_| connect(&mut host, setup)).collect();
+    let clients = (0..CONNECTIONS).map(|number| connect(&mut host, setup, number)).collect();
     (host, clients)
 }
 
-fn connect(host: &mut SimHost, setup: &Setup) -> Client {
+fn connect(host: &mut SimHost, setup: &Setup, number: usize) -> Client {
     let mut rules = Rules::new(info(), setup.structured);
     if setup.structured {
         rules.contexts = [Chosen { id: CONTEXT, key: ContextKey::ALLOCATION }].into();
     }
-    let id = host.connect(rules);
-    Client { id, decoder: Decoder::new(setup.structured), in_flight: BTreeMap::new() }
+    let ends = setup.tls.filter(|_| number == 0).map(|tls| MemoryClient::pair(tls == Tls::Version12));
+    let (tls, session) = ends.unzip();
+    let id = host.connect_as(Negotiated { session, ..Negotiated::new(ExportIndex(0), rules) });
+    Client { id, decoder: Decoder::new(setup.structured), in_flight: BTreeMap::new(), tls }
 }
 
 impl Driver {
@@ -150,6 +209,7 @@ impl Driver {
                 let id = self.clients[connection].id;
                 self.host().deliver(id, bytes);
             }
+            Action::RenewKeys => self.renew_keys(),
             Action::Disk => {
                 self.host().disk_step();
             }
@@ -162,6 +222,14 @@ impl Driver {
             Action::PowerCut => return self.power_cut(),
         }
         Ok(())
+    }
+
+    fn renew_keys(&mut self) {
+        let client = &mut self.clients[0];
+        if let (Some(tls), Some(Tls::Version13)) = (&mut client.tls, self.setup.tls) {
+            let (id, asked) = (client.id, tls.renew_keys());
+            self.host().client_sends(id, &asked);
+        }
     }
 
     fn inject(&mut self, number: u8) {
@@ -194,8 +262,16 @@ impl Driver {
         let client = &mut self.clients[to];
         client.in_flight.insert(cookie, request);
         let id = client.id;
-        self.host().client_sends(id, &codec::request(flags, command, cookie, offset, length));
-        self.host().client_sends(id, payload);
+        let header = codec::request(flags, command, cookie, offset, length);
+        for piece in [&header[..], payload] {
+            match &mut self.clients[to].tls {
+                Some(tls) => {
+                    let sealed = tls.seal(piece);
+                    self.host().client_sends(id, &sealed);
+                }
+                None => self.host().client_sends(id, piece),
+            }
+        }
         cookie
     }
 
@@ -233,7 +309,11 @@ impl Driver {
     fn drain(&mut self, from: usize, bytes: usize) -> Result<usize, String> {
         let id = self.clients[from].id;
         let received = self.host().drain(id, bytes);
-        self.clients[from].decoder.feed(&received);
+        let client = &mut self.clients[from];
+        match &mut client.tls {
+            Some(tls) => client.decoder.feed(&tls.receive(&received).map_err(|error| error.to_string())?),
+            None => client.decoder.feed(&received),
+        }
         loop {
             let client = &mut self.clients[from];
             let in_flight = &client.in_flight;
@@ -310,7 +390,7 @@ impl Driver {
             return Err("D7: a vanished client's connection was never closed".into());
         }
         let setup = self.setup.clone();
-        let client = connect(self.host(), &setup);
+        let client = connect(self.host(), &setup, connection);
         let gone = std::mem::replace(&mut self.clients[connection], client);
         self.forget(gone);
         Ok(())

@@ -1,13 +1,15 @@
 //! The model test: random requests on random connections against a simulated disk that loses, tears and
 //! reorders unsynced writes, fails and fills up, compared with a reference after every reply.
 //!
+//! In half of the cases one of the clients speaks TLS, in whatever pieces its records come and go.
+//!
 //! A case is a list of actions and a seed; both shrink. `MODEL_CASES` sets the number of cases.
 //! What is checked is in `reference`; how the server is driven, in `driver`.
 
 mod driver;
 mod reference;
 
-use driver::{Action, Driver, Setup};
+use driver::{Action, Driver, Setup, Tls};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::Config;
@@ -22,12 +24,15 @@ fn setup() -> impl Strategy<Value = Setup> {
         prop_oneof![Just(1_u32), Just(512), Just(4096)],
         prop_oneof![Just(1_u32), Just(4)],
         any::<bool>(),
+        // Keys take time: half of the cases have none.
+        prop_oneof![2 => Just(None), 1 => Just(Some(Tls::Version13)), 1 => Just(Some(Tls::Version12))],
     )
-        .prop_map(|(seed, transfer_align, zero_factor, structured)| Setup {
+        .prop_map(|(seed, transfer_align, zero_factor, structured, tls)| Setup {
             seed,
             transfer_align,
             zero_align: if transfer_align == 1 && zero_factor > 1 { 512 } else { transfer_align },
             structured,
+            tls,
         })
 }
 
@@ -46,6 +51,7 @@ fn action() -> impl Strategy<Value = Action> {
         2 => (0..3_usize, range(), any::<bool>()).prop_map(|(c, (at, n), one)| Action::Status { connection: c, at, cells: n, one }),
         5 => (0..3_usize).prop_map(|connection| Action::Flush { connection }),
         20 => (0..3_usize, prop_oneof![1..64_usize, Just(8192)]).prop_map(|(connection, bytes)| Action::Deliver { connection, bytes }),
+        1 => Just(Action::RenewKeys),
         25 => Just(Action::Disk),
         15 => (0..3_usize, prop_oneof![1..64_usize, Just(1 << 20)]).prop_map(|(connection, bytes)| Action::Drain { connection, bytes }),
         3 => (0..6_u8).prop_map(Action::Fault),

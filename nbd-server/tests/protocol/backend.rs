@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use fixtures::nbd::client::{Client, ClientError, reply_type};
 use fixtures::nbd::codec::{command, errno};
+use nbd_server::client::Client as Who;
 use nbd_server::connection::Nanos;
 use nbd_server::disk::{DiskDone, ExportIndex};
 use nbd_server::export::{Backend, Command, ExportInfo, Io, Payload, Request, RequestId};
@@ -65,11 +66,11 @@ impl Counter {
 }
 
 impl Directory for Counter {
-    fn list(&self) -> Vec<ExportInfo> {
+    fn list(&self, _client: &Who) -> Vec<ExportInfo> {
         lock(&self.shelf).keys().map(|name| ExportInfo::new(name, SIZE_BYTES)).collect()
     }
 
-    fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
+    fn find(&self, _client: &Who, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
         let name = std::str::from_utf8(name).ok()?;
         let index = ExportIndex(*lock(&self.shelf).get(name)?);
         Some((ExportAddress { reactor: 0, index }, ExportInfo::new(name, SIZE_BYTES)))

@@ -27,7 +27,7 @@ fn engine(limits: Limits, leftover: Vec<u8>, now: Nanos) -> (Engine, usize) {
     let mut engine = Engine::new(Box::new(Separate::new(vec![Box::new(memory)])), Pool::new(), limits);
     engine.begin_turn(now);
     let rules = Rules::new(ExportInfo::new("memory", 8 * MIB), false);
-    let client = Negotiated { export: ExportIndex(0), rules, leftover };
+    let client = Negotiated { leftover, ..Negotiated::new(ExportIndex(0), rules) };
     let place = engine.connect(client, &mut NoDisk);
     (engine, place)
 }

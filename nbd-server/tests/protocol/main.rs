@@ -9,6 +9,8 @@ mod harness;
 
 mod handshake;
 mod names;
+mod tls;
+mod tls_fuzz;
 mod transmission;
 
 mod contexts;

@@ -16,6 +16,10 @@ Examples:
       boot from it
   nbd-server web=web.img db=/dev/vg0/db --listen 127.0.0.1:10809
       two disks under their names, on a loopback port
+  nbd-server web=web.img --listen 0.0.0.0:10809 --tls-certificates /etc/pki/nbd
+      to other hosts: TLS, and only clients whose certificate the CA there has signed
+  nbdinfo \"nbds://HOST/web?tls-certificates=/etc/pki/nbd\"
+      from there, with client-cert.pem and client-key.pem
   nbd-server --memory 1G --unix /run/scratch.sock
       serve memory
   nbdinfo [ nbd-server disk.img ]
@@ -46,8 +50,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) listen: Option<SocketAddr>,
 
+    /// Insist on TLS over TCP. In DIR: server-cert.pem, server-key.pem, ca-cert.pem (whose clients are let in) and perhaps
+    /// ca-crl.pem. Replaced files are used for new clients.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tls_certificates: Option<PathBuf>,
+
     /// Allow --listen on an address that other hosts can reach. Nothing is encrypted or authenticated.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "tls_certificates")]
     pub(crate) insecure_tcp: bool,
 
     /// How images are cached.

@@ -51,7 +51,9 @@ pub(crate) fn open(args: &Args) -> Result<Listeners, Failure> {
     let nothing_yet = found.listeners.is_empty();
     let default = nothing_yet.then(|| SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT)));
     if let Some(address) = args.listen.or(default) {
-        found.uris.push(bind_tcp(&mut found.listeners, address, args.insecure_tcp)?);
+        let tls = args.tls_certificates.is_some();
+        let uri = bind_tcp(&mut found.listeners, address, args.insecure_tcp || tls)?;
+        found.uris.push(if tls { uri.replacen("nbd", "nbds", 1) } else { uri });
     }
     Ok(found)
 }
@@ -100,11 +102,11 @@ fn bind_unix(path: &Path) -> Result<UnixListener, Failure> {
     bound.map_err(|error| socket_failure(&path.display().to_string(), &error))
 }
 
-fn bind_tcp(listeners: &mut Vec<Listener>, address: SocketAddr, insecure: bool) -> Result<String, Failure> {
-    if !address.ip().is_loopback() && !insecure {
+fn bind_tcp(listeners: &mut Vec<Listener>, address: SocketAddr, anywhere: bool) -> Result<String, Failure> {
+    if !address.ip().is_loopback() && !anywhere {
         let why = "other hosts could reach it, and nothing would be encrypted or authenticated";
         let next = format!(
-            "nbd-server … --listen 127.0.0.1:{}    (or --insecure-tcp on a trusted link)",
+            "nbd-server … --listen 127.0.0.1:{}    (or --tls-certificates DIR; or --insecure-tcp on a trusted link)",
             address.port()
         );
         return Err(Failure::new(exit_code::REFUSED, format!("will not listen on {address}"), why, next));

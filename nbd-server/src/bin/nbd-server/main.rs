@@ -9,6 +9,7 @@ mod listeners;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
@@ -18,6 +19,7 @@ use nbd_server::image::{CacheMode, Image, ImageOptions, open_image};
 use nbd_server::memory_export::MemoryExport;
 use nbd_server::reactor::{ExportSpec, ReactorStats};
 use nbd_server::server::{Server, ServerConfig};
+use nbd_server::tls::{CertificateFiles, Security};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -107,7 +109,7 @@ async fn run(args: &Args, images: Vec<Image>) -> Result<(), Failure> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(fail)?;
     let found = listeners::open(args)?;
     let names: Vec<String> = images.iter().map(describe).collect();
-    let mut server = Server::start(images, config(args))?;
+    let mut server = Server::start(images, config(args)?)?;
     for name in names {
         tracing::info!("serving {name}");
     }
@@ -134,8 +136,9 @@ async fn run(args: &Args, images: Vec<Image>) -> Result<(), Failure> {
     report(server.stop().await.map_err(fail)?)
 }
 
-fn config(args: &Args) -> ServerConfig {
-    ServerConfig {
+fn config(args: &Args) -> Result<ServerConfig, Failure> {
+    let security = args.tls_certificates.as_deref().map(certificates).transpose()?;
+    Ok(ServerConfig {
         connections_max: args.max_connections,
         offer: Offer {
             structured_replies: !args.no_structured_replies,
@@ -144,7 +147,18 @@ fn config(args: &Args) -> ServerConfig {
         },
         reactors: usize::from(args.threads),
         poll_window: Duration::from_micros(u64::from(args.poll_us)),
+        security,
         ..ServerConfig::default()
+    })
+}
+
+fn certificates(dir: &Path) -> Result<Arc<dyn Security>, Failure> {
+    match CertificateFiles::open(dir) {
+        Ok(files) => Ok(Arc::new(files)),
+        Err(error) => {
+            let next = format!("ls -l {}    (server-cert.pem, server-key.pem, ca-cert.pem)", dir.display());
+            Err(Failure::new(exit_code::FAILED, "the certificates cannot be used", error, next))
+        }
     }
 }
 
