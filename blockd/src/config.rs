@@ -20,6 +20,7 @@ use crate::jobs::files::{JOBS_FILE, STATE_DIRECTORY};
 use crate::jobs::job::Job;
 use crate::jobs::keep::Keep;
 use crate::jobs::sections::{self, JobSection};
+use crate::nbd_door::{AccessRule, RULES_MAX, is_host_name};
 use crate::peer::PEER_DIRECTORY;
 use crate::size::Size;
 
@@ -103,13 +104,29 @@ pub struct Settings {
     #[arg(long, value_name = "GROUP", env = "BLOCKD_NBD_GROUP")]
     pub nbd_group: Option<String>,
 
-    /// Address for NBD clients. Refused without insecure_tcp: nothing is encrypted or authenticated yet.
+    /// Address for NBD clients: with TLS, for clients with a certificate (blockctl client create), unless insecure_tcp is
+    /// set.
     #[arg(long, value_name = "ADDR:PORT", env = "BLOCKD_NBD_LISTEN")]
     pub nbd_listen: Option<SocketAddr>,
 
-    /// Allow NBD over TCP, on a trusted link.
+    /// NBD over TCP in clear, for whoever can reach it: on a trusted link only. Default: false.
     #[arg(long, value_name = "BOOL", env = "BLOCKD_INSECURE_TCP", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub insecure_tcp: Option<bool>,
+
+    /// Names and addresses that NBD clients may reach this host under, besides its own name, the address it listens at and
+    /// localhost: its certificate is good for them.
+    #[arg(long, value_name = "NAME", env = "BLOCKD_NBD_TLS_NAMES", value_delimiter = ',')]
+    pub nbd_tls_names: Vec<String>,
+
+    /// Directory with other certificates for NBD over TCP than this host's own: server-cert.pem, server-key.pem,
+    /// ca-cert.pem (whose clients are let in), perhaps ca-crl.pem. Replaced files are used for new clients.
+    #[arg(long, value_name = "DIR", env = "BLOCKD_NBD_TLS_DIR")]
+    pub nbd_tls_dir: Option<PathBuf>,
+
+    /// Who may see which exports over TCP: [[nbd_access]] with identity, exports, mode; the first that fits decides. Only in
+    /// the file. Default: clients with a certificate may write to all, paired hosts see nothing.
+    #[arg(skip)]
+    pub nbd_access: Vec<AccessRule>,
 
     /// Address where paired hosts connect, always with TLS. Default: none; this host can still connect to others.
     #[arg(long, value_name = "ADDR:PORT", env = "BLOCKD_PEER_LISTEN")]
@@ -188,8 +205,16 @@ pub struct Config {
     pub nbd_unix: PathBuf,
     /// Group that may open the NBD socket.
     pub nbd_group: Option<String>,
-    /// Address for NBD clients; only with `insecure_tcp`.
+    /// Address for NBD clients.
     pub nbd_listen: Option<SocketAddr>,
+    /// NBD over TCP in clear.
+    pub insecure_tcp: bool,
+    /// Names that this host's certificate for NBD clients is good for, besides the usual.
+    pub nbd_tls_names: Vec<String>,
+    /// Other certificates for NBD clients.
+    pub nbd_tls_dir: Option<PathBuf>,
+    /// Who may see which exports.
+    pub nbd_access: Vec<AccessRule>,
     /// Address where paired hosts connect.
     pub peer_listen: Option<SocketAddr>,
     /// Socket of this host's agent.
@@ -281,6 +306,12 @@ impl Settings {
             nbd_group: self.nbd_group.or(other.nbd_group),
             nbd_listen: self.nbd_listen.or(other.nbd_listen),
             insecure_tcp: self.insecure_tcp.or(other.insecure_tcp),
+            nbd_tls_names: match self.nbd_tls_names.is_empty() {
+                true => other.nbd_tls_names,
+                false => self.nbd_tls_names,
+            },
+            nbd_tls_dir: self.nbd_tls_dir.or(other.nbd_tls_dir),
+            nbd_access: other.nbd_access,
             peer_listen: self.peer_listen.or(other.peer_listen),
             agent_socket: self.agent_socket.or(other.agent_socket),
             cache: self.cache.or(other.cache),
@@ -330,12 +361,35 @@ fn locate_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError
     ConfigError::new(format!("{}:{number}{place}", path.display()), reason)
 }
 
+/// Rules that fit nobody, and names that no certificate can have.
+fn check_access(
+    rules: &[AccessRule],
+    names: &[String],
+    locate: &dyn Fn(&str) -> String,
+) -> Result<(), ConfigError> {
+    if rules.len() > RULES_MAX {
+        return Err(ConfigError::new(locate("nbd_access"), format!("has more than {RULES_MAX} rules")));
+    }
+    for rule in rules {
+        rule.check().map_err(|why| ConfigError::new(locate("nbd_access"), why))?;
+    }
+    match names.iter().find(|name| !is_host_name(name)) {
+        Some(name) => Err(ConfigError::new(locate("nbd_tls_names"), format!("{name:?} is no host's name"))),
+        None => Ok(()),
+    }
+}
+
 fn finish(settings: Settings, locate: &dyn Fn(&str) -> String) -> Result<Config, ConfigError> {
     let refuse = |key: &str, reason: &str| Err(ConfigError::new(locate(key), reason));
     let Some(data) = settings.data else { return refuse("data", "is missing: where is the store?") };
-    if settings.nbd_listen.is_some() && settings.insecure_tcp != Some(true) {
-        return refuse("nbd_listen", "needs insecure_tcp = true: nothing is encrypted or authenticated yet");
+    let insecure_tcp = settings.insecure_tcp.unwrap_or(false);
+    if insecure_tcp && settings.nbd_tls_dir.is_some() {
+        return refuse("insecure_tcp", "contradicts nbd_tls_dir: is TCP in clear, or not?");
     }
+    if insecure_tcp && !settings.nbd_access.is_empty() {
+        return refuse("insecure_tcp", "contradicts nbd_access: in clear nobody can be told from another");
+    }
+    check_access(&settings.nbd_access, &settings.nbd_tls_names, locate)?;
     let name = settings.name.unwrap_or_else(host_name);
     if !is_valid_name(&name) {
         return refuse("name", "must be 1 to 255 of A-Z a-z 0-9 . _ -, not beginning with . or -");
@@ -358,6 +412,10 @@ fn finish(settings: Settings, locate: &dyn Fn(&str) -> String) -> Result<Config,
         nbd_unix: settings.nbd_unix.unwrap_or_else(|| NBD_UNIX_DEFAULT.into()),
         nbd_group: settings.nbd_group,
         nbd_listen: settings.nbd_listen,
+        insecure_tcp,
+        nbd_tls_names: settings.nbd_tls_names,
+        nbd_tls_dir: settings.nbd_tls_dir,
+        nbd_access: settings.nbd_access,
         peer_listen: settings.peer_listen,
         agent_socket: settings.agent_socket.unwrap_or_else(|| AGENT_SOCKET_DEFAULT.into()),
         cache: settings.cache.unwrap_or(Cache::Writeback),
@@ -522,8 +580,16 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_together_is_refused() {
-        let tcp = refusal("data = '/x'\nnbd_listen = '127.0.0.1:10809'\n");
-        assert!(tcp.starts_with("b.toml:2: nbd_listen: needs insecure_tcp"), "{tcp}");
+        let tcp = refusal("data = '/x'\ninsecure_tcp = true\nnbd_tls_dir = '/c'\n");
+        assert!(tcp.starts_with("b.toml:2: insecure_tcp: contradicts nbd_tls_dir"), "{tcp}");
+        let rule = "[[nbd_access]]\nidentity = 'a'\nexports = ['*']\nmode = 'read'\n";
+        assert!(check(&format!("data = '/x'\n{rule}")).is_ok());
+        let tcp = refusal(&format!("data = '/x'\ninsecure_tcp = true\n{rule}"));
+        assert!(tcp.contains("contradicts nbd_access"), "{tcp}");
+        let tcp = refusal(&format!("data = '/x'\n{}", rule.replace("'a'", "'user:a'")));
+        assert!(tcp.starts_with("b.toml:2: nbd_access: identity \"user:a\""), "{tcp}");
+        assert!(refusal(&format!("data = '/x'\n{}", rule.replace("read", "own"))).contains("b.toml:5"));
+        assert!(refusal("data = '/x'\nnbd_tls_names = ['a b']\n").contains("is no host's name"));
         assert!(check("data = '/x'\nnbd_listen = '127.0.0.1:10809'\ninsecure_tcp = true\n").is_ok());
         assert!(refusal("data = '/x'\nname = '../x'\n").contains("name: must be"));
         assert!(refusal("data = '/x'\npool_size = 4096\n").contains("below 16 MiB"));

@@ -28,6 +28,7 @@ use crate::jobs::carrier::{Carrier, NoPeers};
 use crate::jobs::clock::SystemClock;
 use crate::jobs::files::JobFiles;
 use crate::jobs::runner::Setup;
+use crate::nbd_door::NbdDoor;
 use crate::peer::{
     CloseAtOnce, LazyPeers, PeerError, PeerErrorKind, PeerHandler, PeerLimits, PeersConfig, Reception,
 };
@@ -49,6 +50,8 @@ pub struct Opening<'a> {
     pub events: Events,
     /// Where NBD clients come from; set to non-blocking.
     pub nbd: Vec<Listener>,
+    /// Who of them is let in over TCP, and what he may see. It is opened when the store is.
+    pub door: NbdDoor,
 }
 
 /// A store that is open and serves its exports.
@@ -79,13 +82,18 @@ pub async fn serve<B: Backend>(
 ) -> Result<(), Failure> {
     // Before the sockets: a client that finds one may send SIGTERM as soon as it is done.
     let mut signals = Signals::new().map_err(|error| cannot_start(&error))?;
+    let door = NbdDoor::new(config)?;
     let sockets = Sockets::open(config)?;
     let events = Events::default();
     let addresses = sockets.addresses.clone();
     let Parts { api: api_listeners, nbd, peer, files } = sockets.into_parts();
-    let mut backend = open(Opening { config, events: events.clone(), nbd }).await?;
+    let mut backend = open(Opening { config, events: events.clone(), nbd, door: door.clone() }).await?;
     let peers = lazy_peers(config, &events);
+    if addresses.tcp.is_some() {
+        open_door(&door, &peers).await?;
+    }
     let service = Service::new(backend.engine(), events.clone(), addresses).with_peers(peers.clone());
+    let service = service.with_door(door);
     let replicator = replicator(&service, &peers, config);
     let handler = replicator.clone().map_or_else(
         || Arc::new(CloseAtOnce) as Arc<dyn PeerHandler>,
@@ -138,6 +146,16 @@ pub async fn serve<B: Backend>(
 fn lazy_peers(config: &Config, events: &Events) -> LazyPeers {
     let (data, name, events) = (config.data.clone(), config.name.clone(), events.clone());
     LazyPeers::new(PeersConfig { data, name, events, limits: PeerLimits::default() })
+}
+
+/// Lets NBD clients over TCP come, with this host's identity where that is what they trust.
+async fn open_door(door: &NbdDoor, peers: &LazyPeers) -> Result<(), Failure> {
+    let peers = match door.needs_peers() {
+        true => Some(peers.get().await.map_err(|error| peer_failure(&error))?),
+        false => None,
+    };
+    door.open(peers);
+    Ok(())
 }
 
 /// Replication, if the store can be replicated.
@@ -206,6 +224,7 @@ struct Parts {
 impl Sockets {
     fn open(config: &Config) -> Result<Self, Failure> {
         let mut sockets = Self::default();
+        sockets.addresses.tls = !config.insecure_tcp;
         sockets.inherit().map_err(|error| cannot_start(&error))?;
         if sockets.api.is_empty() {
             let listener = sockets.bind_path(&config.socket, config.socket_group.as_deref())?;

@@ -24,7 +24,7 @@ use nbd_server::disk::{DiskDone, ExportIndex, FileId};
 use nbd_server::export::{Backend, ExportInfo, Io, Request};
 use nbd_server::handshake::{Directory, ExportAddress};
 use nbd_server::reactor::{ReactorSpec, Waker};
-use nbd_server::server::{Server, ServerConfig};
+use nbd_server::server::{Listener, Server, ServerConfig};
 use nbd_server::status::MetaContext;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -39,6 +39,7 @@ use crate::daemon::{self, Opening};
 use crate::exit_code;
 use crate::failure::Failure;
 use crate::lock::DataLock;
+use crate::nbd_door::{AccessMode, NbdDoor};
 use crate::open::{self, OpenError, OpenStore};
 use crate::recent::RecentFiles;
 use crate::service::{DiffExtent, Engine, Recomputed, VerifyReport};
@@ -60,9 +61,9 @@ const BUSY_PAUSE: Duration = Duration::from_millis(50);
 type Reply = oneshot::Sender<Result<Answer, ControlError>>;
 
 /// What handshakes look into.
-#[derive(Default)]
 struct Exports {
     names: RwLock<Names>,
+    door: NbdDoor,
 }
 
 type ByName = BTreeMap<String, Shown>;
@@ -83,6 +84,18 @@ struct Names {
 }
 
 impl Exports {
+    fn new(door: NbdDoor) -> Self {
+        Self { names: RwLock::default(), door }
+    }
+
+    /// An export as a client sees it, if it does.
+    fn shown(&self, client: &Client, info: &ExportInfo) -> Option<ExportInfo> {
+        // A door is its volume in one epoch, and for the same eyes.
+        let name = info.name.split(':').next().unwrap_or_default();
+        let mode = self.door.mode(client, name)?;
+        Some(ExportInfo { read_only: info.read_only || mode == AccessMode::Read, ..info.clone() })
+    }
+
     fn publish(&self, store: &Store) {
         let snapshots = store.snapshots_by_volume();
         let listed = |index, info: ExportInfo| {
@@ -102,25 +115,38 @@ impl Exports {
 }
 
 impl Directory for Exports {
-    fn count(&self, _client: &Client) -> usize {
-        self.names.read().unwrap_or_else(PoisonError::into_inner).listed.len()
+    fn count(&self, client: &Client) -> usize {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        match client.identity {
+            None => names.listed.len(),
+            Some(_) => names.listed.values().filter_map(|shown| self.shown(client, &shown.info)).count(),
+        }
     }
 
-    fn list(&self, _client: &Client) -> Vec<ExportInfo> {
+    fn list(&self, client: &Client) -> Vec<ExportInfo> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        names.listed.values().map(|shown| shown.info.clone()).collect()
+        names.listed.values().filter_map(|shown| self.shown(client, &shown.info)).collect()
     }
 
-    fn find(&self, _client: &Client, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
+    fn find(&self, client: &Client, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        names.find(name).map(|shown| (shown.address, shown.info.clone()))
+        let shown = names.find(name)?;
+        Some((shown.address, self.shown(client, &shown.info)?))
     }
 
     fn contexts(&self, client: &Client, name: &[u8]) -> Vec<MetaContext> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
         let Some(shown) = names.find(name) else { return Vec::new() };
-        let others = shown.snapshots.iter().filter(|(_, id)| Some(*id) != shown.own);
+        let volume = shown.info.name.split([':', '@']).next().unwrap_or_default();
+        // A snapshot that a client may not see does not exist for it, under no name.
+        let others = shown.snapshots.iter().filter(|(snapshot, id)| {
+            Some(*id) != shown.own && self.door.mode(client, &format!("{volume}@{snapshot}")).is_some()
+        });
         store::contexts(others.map(|(name, id)| (name.as_str(), *id)))
+    }
+
+    fn admits(&self, client: &Client) -> bool {
+        self.door.admits(client)
     }
 }
 
@@ -474,7 +500,8 @@ impl Host {
     pub fn start(opening: Opening<'_>) -> Result<Self, Failure> {
         let data = &opening.config.data;
         let store = open::open(opening.config).map_err(|error| refusal(data, &error))?;
-        let (queue, exports) = (Arc::<Queue>::default(), Arc::<Exports>::default());
+        let door = opening.door;
+        let (queue, exports) = (Arc::<Queue>::default(), Arc::new(Exports::new(door.clone())));
         let late = Arc::<OnceLock<Waker>>::default();
         let trees = Trees::new(data, store.loaded.store.identity);
         let (lock, reader, parts) = OpenParts::of(store);
@@ -492,14 +519,21 @@ impl Host {
         // QEMU waits for the next daemon when a connection ends, but hands ESHUTDOWN on as an error of the disk.
         let limits = Limits { refuse_at_stop: false, ..Limits::default() };
         let connections_max = opening.config.connections_max;
-        let config = ServerConfig { connections_max, limits, ..ServerConfig::default() };
+        let security = door.security();
+        let config = ServerConfig { connections_max, limits, security, ..ServerConfig::default() };
         let directory: Arc<dyn Directory> = Arc::<Exports>::clone(&exports);
         let server = Server::start_with(vec![spec], directory, config).map_err(|e| cannot_serve(data, &e))?;
         let waker = server.wakers().pop().expect("one reactor");
         let acceptor = server.acceptor();
+        door.attach(acceptor.clone());
         let accept = |listener| {
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move { acceptor.serve(listener).await })
+            let (acceptor, door) = (acceptor.clone(), door.clone());
+            tokio::spawn(async move {
+                if matches!(listener, Listener::Tcp(_)) {
+                    door.opened().await;
+                }
+                acceptor.serve(listener).await
+            })
         };
         let accepting = opening.nbd.into_iter().map(accept).collect();
         let handle = Arc::new(Handle { queue, waker, reader, hasher: OnceLock::new(), pins_in_the_way });

@@ -34,6 +34,8 @@ pub use local_api::exit_code;
 pub mod failure;
 pub mod size;
 
+pub mod nbd_door;
+
 pub mod config;
 pub mod daemon;
 pub mod host;

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use crate::control::{Answer, Control, ControlError, ErrorKind, SnapshotName};
 use crate::events::Events;
 use crate::jobs::desk::Jobs;
+use crate::nbd_door::NbdDoor;
 use crate::peer::LazyPeers;
 use crate::snapshot::ClosedReader;
 use crate::sync::mirroring::Mirrors;
@@ -195,6 +196,8 @@ pub struct NbdAddresses {
     pub unix: Option<String>,
     /// `ADDR:PORT`.
     pub tcp: Option<String>,
+    /// There TLS is spoken.
+    pub tls: bool,
 }
 
 impl NbdAddresses {
@@ -202,6 +205,7 @@ impl NbdAddresses {
     pub fn uri(&self, export: &str) -> Option<String> {
         match (&self.unix, &self.tcp) {
             (Some(path), _) => Some(format!("nbd+unix:///{export}?socket={}", escape(path))),
+            (None, Some(address)) if self.tls => Some(format!("nbds://{address}/{export}")),
             (None, Some(address)) => Some(format!("nbd://{address}/{export}")),
             (None, None) => None,
         }
@@ -234,6 +238,8 @@ pub struct Service {
     pub repairer: Option<Arc<dyn Repairer>>,
     /// What mirrors volumes to them.
     pub mirrors: Option<Arc<dyn Mirrors>>,
+    /// Where NBD clients come in over TCP.
+    pub door: NbdDoor,
 }
 
 impl Service {
@@ -249,6 +255,7 @@ impl Service {
             peers: None,
             repairer: None,
             mirrors: None,
+            door: NbdDoor::in_clear(),
         }
     }
 
@@ -262,6 +269,12 @@ impl Service {
     #[must_use]
     pub fn with_peers(self, peers: LazyPeers) -> Self {
         Self { peers: Some(peers), ..self }
+    }
+
+    /// The same, with a door for NBD clients over TCP.
+    #[must_use]
+    pub fn with_door(self, door: NbdDoor) -> Self {
+        Self { door, ..self }
     }
 
     /// The same, with somebody who mirrors volumes.

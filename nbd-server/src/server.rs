@@ -370,6 +370,7 @@ impl Acceptor {
         let Entered { agreement, session, client } = entered?;
         let Agreement { address, rules, leftover } = agreement;
         let known = client.clone();
+        tracing::debug!(replies = ?rules.form(), contexts = rules.contexts.len(), "client enters transmission");
         let client = Negotiated { export: address.index, rules, leftover, session, client };
         let mailbox = shared.mailboxes.get(address.reactor);
         let mailbox =

@@ -6,6 +6,7 @@
 pub mod types;
 
 mod answer;
+pub mod clients;
 mod exports;
 pub mod hosts;
 pub mod jobs;

@@ -15,7 +15,7 @@ use super::types::{
     CreateSnapshots, CreateVolume, Done, EventsQuery, Kind, NewName, PAGE_ITEMS_MAX, PageQuery,
     PinnedSnapshot, Reason, ResizeVolume, Snapshots, Status, Volumes,
 };
-use super::{exports, hosts, jobs, long, metrics, mirrors, moves, prune, replicas, scrub, tunnel};
+use super::{clients, exports, hosts, jobs, long, metrics, mirrors, moves, prune, replicas, scrub, tunnel};
 use crate::control::{Answer, Control, ControlError, ErrorKind, SnapshotInfo, SnapshotName, VolumeInfo};
 use crate::events::{EventsPage, now_ms};
 use crate::service::Service;
@@ -75,6 +75,9 @@ fn table() -> Vec<Route> {
         route(post.clone(), "/v1/snapshots/{name}/verify", long::verify),
         route(delete.clone(), "/v1/pins/{pin}", unpin),
         route(get.clone(), "/v1/diff", long::diff),
+        route(get.clone(), "/v1/clients", clients::list),
+        route(post.clone(), "/v1/clients", clients::create),
+        route(delete.clone(), "/v1/clients/{name}", clients::revoke),
         route(get.clone(), "/v1/hosts", hosts::list),
         route(get.clone(), "/v1/hosts/{name}", hosts::show),
         route(delete, "/v1/hosts/{name}", hosts::remove),
@@ -193,6 +196,7 @@ async fn status(Extract(state): Context) -> Reply<Status> {
             started_ms: state.service.events.started_ms(),
             now_ms: now_ms(),
             store: *store,
+            nbd_tls_trouble: clients::trouble(&state).await?,
         })),
         other => Err(unexpected(&other)),
     }

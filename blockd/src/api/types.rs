@@ -167,6 +167,9 @@ pub struct Status {
     pub now_ms: u64,
     /// The store.
     pub store: StoreStatus,
+    /// What is wrong with the certificates for NBD over TCP; the last good ones are in use. Missing: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nbd_tls_trouble: Option<String>,
 }
 
 /// `POST /v1/snapshots/{name}/pin`.

@@ -86,6 +86,9 @@ pub enum Command {
     /// Snapshots in S3 or a directory.
     #[command(subcommand)]
     Archive(ArchiveCommand),
+    /// NBD clients over TCP: their certificates.
+    #[command(subcommand)]
+    Client(super::client::ClientCommand),
     /// Other hosts: pairing, trust.
     #[command(subcommand)]
     Host(super::host::HostCommand),

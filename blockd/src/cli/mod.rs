@@ -11,6 +11,7 @@ mod output;
 mod progress;
 mod time;
 
+pub mod client;
 mod export;
 pub mod host;
 pub mod keep;
@@ -77,6 +78,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Export(command) => export::run(&context, command).await,
         Command::Mirror(command) => mirror::run(&context, command).await,
         Command::Archive(command) => archive::run(&context, command).await,
+        Command::Client(command) => client::run(&context, command).await,
         Command::Host(command) => host::run(&context, command).await,
         Command::Replica(command) => replica::run(&context, command).await,
         Command::Status => watch::status(&context).await,

@@ -48,6 +48,9 @@ pub(super) async fn status(context: &Context) -> Result<(), Failure> {
         return output::object(&StatusAndMore { status: &status, jobs, replicas });
     }
     output::write(page(&status).as_bytes())?;
+    if let Some(trouble) = &status.nbd_tls_trouble {
+        output::line(format!("NBD TLS  {trouble}; the last good certificates are in use"))?;
+    }
     if let Some(summary) = replica::summary(&replicas) {
         output::line(format!("replicas {summary}"))?;
     }
@@ -350,7 +353,7 @@ mod tests {
             recent_log: true,
             health,
         };
-        Status { version: "0.1.0".to_owned(), started_ms: 0, now_ms: 65_000, store }
+        Status { version: "0.1.0".to_owned(), started_ms: 0, now_ms: 65_000, store, nbd_tls_trouble: None }
     }
 
     #[test]

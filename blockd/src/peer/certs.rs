@@ -1,7 +1,9 @@
 //! Certificates: how ours are made, and what is asked of anybody's.
 //!
 //! ```text
-//! CA (self-signed, 20 years, signs hosts only) ── host certificate (1 year): URI blockd://HOSTID, DNS name
+//! CA (self-signed, 20 years) ─┬─ host certificate (1 year): URI blockd://HOSTID, DNS name
+//!                             ├─ NBD server certificate (90 days): DNS names and addresses, for servers only
+//!                             └─ NBD clients' certificates: URI blockd-client://NAME, CN NAME, for clients only
 //! ```
 //! Keys are ECDSA P-256: every TLS library speaks it, those of QEMU's clients too.
 
@@ -23,12 +25,15 @@ use webpki::EndEntityCert;
 
 use super::error::PeerError;
 use super::host_id::HostId;
+use crate::control::is_valid_name;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long a CA is good.
 const CA_LIFE: Duration = Duration::from_secs(DAY.as_secs() * 365 * 20);
 /// How long a host certificate is good.
 pub(super) const HOST_LIFE: Duration = Duration::from_secs(DAY.as_secs() * 365);
+/// How long our certificate for NBD clients is good. It lives in memory only.
+pub(super) const NBD_SERVER_LIFE: Duration = Duration::from_secs(DAY.as_secs() * 90);
 /// Certificates begin earlier than they are made: the other host's clock may be behind ours.
 const CLOCK_SKEW: Duration = DAY;
 /// Largest certificate that is accepted from another host.
@@ -37,6 +42,12 @@ pub(super) const CERTIFICATE_BYTES_MAX: usize = 4096;
 const SERIAL_BYTES: usize = 16;
 /// What a host's identity is called in its certificate.
 const URI_PREFIX: &str = "blockd://";
+/// What an NBD client is called in its certificate.
+const CLIENT_URI_PREFIX: &str = "blockd-client://";
+/// QEMU 7.2 refuses certificates whose critical usages leave the encipherment of keys out, though no cipher of ours has
+/// any.
+const END_ENTITY_USAGES: [KeyUsagePurpose; 2] =
+    [KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
 /// Later than any certificate ends.
 const NEVER: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1 << 40));
 
@@ -94,6 +105,54 @@ pub(super) fn make_host(
     params.signed_by(key, &issuer).map_err(|error| PeerError::crypto("cannot make a certificate", error))
 }
 
+/// A certificate for NBD clients to see, signed by the host's CA.
+pub(super) fn make_nbd_server(
+    id: HostId,
+    names: &[String],
+    key: &KeyPair,
+    ca_key: KeyPair,
+    now: SystemTime,
+) -> Result<rcgen::Certificate, PeerError> {
+    let bad = |error| PeerError::crypto("cannot make a certificate", error);
+    let mut params = CertificateParams::new(names.to_vec()).map_err(bad)?;
+    params.distinguished_name = common_name(&format!("blockd NBD {id}"));
+    end_entity(&mut params, ExtendedKeyUsagePurpose::ServerAuth, (now, now + NBD_SERVER_LIFE))?;
+    params.signed_by(key, &Issuer::new(ca_params(id), ca_key)).map_err(bad)
+}
+
+/// An NBD client's certificate, signed by the host's CA.
+pub(super) fn make_client(
+    id: HostId,
+    name: &str,
+    key: &KeyPair,
+    ca_key: KeyPair,
+    life: (SystemTime, SystemTime),
+) -> Result<rcgen::Certificate, PeerError> {
+    let bad = |error| PeerError::crypto("cannot make a certificate", error);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = common_name(name);
+    let uri = format!("{CLIENT_URI_PREFIX}{name}").try_into().map_err(bad)?;
+    params.subject_alt_names.push(SanType::URI(uri));
+    end_entity(&mut params, ExtendedKeyUsagePurpose::ClientAuth, life)?;
+    params.signed_by(key, &Issuer::new(ca_params(id), ca_key)).map_err(bad)
+}
+
+/// What certificates of NBD have in common.
+fn end_entity(
+    params: &mut CertificateParams,
+    purpose: ExtendedKeyUsagePurpose,
+    (from, until): (SystemTime, SystemTime),
+) -> Result<(), PeerError> {
+    params.not_before = (from - CLOCK_SKEW).into();
+    params.not_after = until.into();
+    params.serial_number = Some(serial()?);
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = END_ENTITY_USAGES.to_vec();
+    params.extended_key_usages = vec![purpose];
+    params.use_authority_key_identifier_extension = true;
+    Ok(())
+}
+
 fn ca_params(id: HostId) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = common_name(&format!("blockd CA {id}"));
@@ -112,7 +171,7 @@ fn host_params(id: HostId, name: &str) -> Result<CertificateParams, PeerError> {
         params.subject_alt_names.push(SanType::DnsName(name.try_into().map_err(bad)?));
     }
     params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.key_usages = END_ENTITY_USAGES.to_vec();
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
@@ -143,6 +202,17 @@ pub(super) fn host_id_of(certificate: &CertificateDer<'_>) -> Result<HostId, Err
     match (ids.next().map(str::parse), ids.next()) {
         (Some(Ok(id)), None) => Ok(id),
         // With two of them it would depend on the reader who that is.
+        _ => Err(refused()),
+    }
+}
+
+/// The NBD client that a certificate speaks for, if it is one's. Says nothing about who signed it.
+pub(super) fn client_name_of(certificate: &CertificateDer<'_>) -> Result<Option<String>, Error> {
+    let certificate = parse(certificate)?;
+    let mut names = certificate.valid_uri_names().filter_map(|uri| uri.strip_prefix(CLIENT_URI_PREFIX));
+    match (names.next(), names.next()) {
+        (None, _) => Ok(None),
+        (Some(name), None) if is_valid_name(name) => Ok(Some(name.to_owned())),
         _ => Err(refused()),
     }
 }

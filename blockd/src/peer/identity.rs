@@ -7,6 +7,7 @@
 //! | `host.key` | the host's key, PEM | never |
 //! | `host.crt` | the host's certificate, PEM | when it is renewed |
 //! | `hosts.json` | paired hosts (`registry`) | with every pairing |
+//! | `clients.json` | certificates of NBD clients (`clients`); missing before the first | when one is made or revoked |
 //!
 //! All are made at once, in `DATA/peer.new`, which is then renamed: a crash leaves none or all. What is there and does
 //! not fit together is named and left alone, for other hosts know us by it.
@@ -93,6 +94,14 @@ impl Identity {
     /// The CA that others know us by.
     pub(super) fn ca(&self) -> &CertificateDer<'static> {
         &self.ca
+    }
+
+    /// The CA's key, out of its file: it is not kept in memory.
+    ///
+    /// # Errors
+    /// As [`Identity::open`].
+    pub(super) fn ca_key(&self) -> Result<KeyPair, PeerError> {
+        read_ca_key(&self.dir)
     }
 
     /// Certificate, CA and key as they are shown to others from now on.

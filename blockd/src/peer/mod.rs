@@ -18,6 +18,7 @@ mod files;
 mod addresses;
 mod agent;
 mod certs;
+mod clients;
 mod identity;
 mod registry;
 mod token;
@@ -29,6 +30,7 @@ mod links;
 mod teller;
 
 mod dial;
+mod nbd;
 mod pairing;
 mod server;
 
@@ -39,7 +41,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustls::pki_types::CertificateDer;
@@ -47,6 +49,7 @@ use tokio::net::TcpListener;
 
 use crate::events::Events;
 use addresses::check_addresses;
+use clients::Clients;
 use identity::Identity;
 use links::Links;
 use registry::{Consent, Registry};
@@ -55,6 +58,7 @@ use token::{OpenTokens, Secret};
 
 pub use addresses::{ADDRESS_BYTES_MAX, ADDRESSES_MAX};
 pub use agent::{Reception, TUNNEL_BUFFER_BYTES};
+pub use clients::{CLIENTS_MAX, NbdClient};
 pub use dial::PeerCheck;
 pub use error::{PeerError, PeerErrorKind};
 pub use frames::MESSAGE_BYTES_MAX;
@@ -62,6 +66,7 @@ pub use host_id::HostId;
 pub use identity::PEER_DIRECTORY;
 pub use lazy::LazyPeers;
 pub use links::{CloseAtOnce, Closed, Closer, LinkIo, PeerHandler, PeerLink, Purpose};
+pub use nbd::{CLIENT_DAYS_MAX, MadeClient};
 pub use pairing::PairRequest;
 pub use registry::{HOSTS_MAX, PairedHost};
 pub use token::{OPEN_TOKENS_MAX, TOKEN_TIME_MAX, Token, WRONG_PROOFS_MAX};
@@ -136,11 +141,14 @@ struct Inner {
     state: Mutex<State>,
     tokens: Mutex<OpenTokens>,
     listening: Mutex<Option<SocketAddr>>,
+    /// Called when somebody has lost a right.
+    on_revocation: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 /// Who is trusted, and the links with them: one lock, so that no link slips in behind a removal.
 struct State {
     registry: Registry,
+    clients: Clients,
     links: Links,
 }
 
@@ -173,6 +181,7 @@ impl Peers {
     pub fn start(config: PeersConfig) -> Result<Self, PeerError> {
         let identity = Identity::open(&config.data, &config.name)?;
         let registry = Registry::load(identity.dir())?;
+        let clients = Clients::load(identity.dir())?;
         let limits = config.limits;
         let links = Links::new(limits.links_max, limits.links_per_host_max);
         Ok(Self(Arc::new(Inner {
@@ -181,9 +190,10 @@ impl Peers {
             limits,
             teller: Teller::new(config.events),
             changing: Mutex::default(),
-            state: Mutex::new(State { registry, links }),
+            state: Mutex::new(State { registry, clients, links }),
             tokens: Mutex::default(),
             listening: Mutex::default(),
+            on_revocation: OnceLock::new(),
         })))
     }
 
@@ -372,10 +382,36 @@ impl Inner {
             state.registry = registry;
             if closes_links(&host) {
                 state.links.close(host.id);
+                drop(state);
+                inner.tell_revocation();
             }
             Ok(host)
         });
         changing.await.map_err(|error| PeerError::io("the list of hosts was not changed", error))?
+    }
+
+    /// Changes the list of NBD clients, the same way.
+    async fn change_clients<T: Send + 'static>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&Self, &Clients) -> Result<(Clients, T), PeerError> + Send + 'static,
+    ) -> Result<T, PeerError> {
+        let inner = Arc::clone(self);
+        let changing = tokio::task::spawn_blocking(move || {
+            let _one_at_a_time = lock(&inner.changing);
+            let before = lock(&inner.state).clients.clone();
+            let (clients, result) = change(&inner, &before)?;
+            clients.save(inner.identity.dir())?;
+            lock(&inner.state).clients = clients;
+            inner.tell_revocation();
+            Ok(result)
+        });
+        changing.await.map_err(|error| PeerError::io("the list of clients was not changed", error))?
+    }
+
+    fn tell_revocation(&self) {
+        if let Some(act) = self.on_revocation.get() {
+            act();
+        }
     }
 
     /// What the operator agrees to with a token, made or used.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustls::pki_types::UnixTime;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::Acceptor;
 use rustls::{CertificateError, Error};
 use tokio::net::{TcpListener, TcpStream};
@@ -194,16 +194,23 @@ fn failed(error: &io::Error) -> PeerError {
 
 /// Lets in whoever is paired and trusted now, by exactly the CA that was stored.
 fn of_paired_hosts(inner: Arc<Inner>) -> Arc<ChainVerifier> {
-    ChainVerifier::new(move |certificate, _, now: UnixTime| {
-        let id = certs::host_id_of(certificate)?;
-        let host = lock(&inner.state).registry.with_id(id).cloned();
-        let unknown = || Error::InvalidCertificate(CertificateError::UnknownIssuer);
-        let host = host.ok_or_else(unknown)?;
-        let ca = host.ca().ok_or_else(unknown)?;
-        tls::check_host(certificate, id, &ca, Usage::Client, now)?;
-        // After the chain: only who is the host itself is told that it is not trusted.
-        if host.trusted { Ok(()) } else { Err(Error::InvalidCertificate(CertificateError::Revoked)) }
-    })
+    ChainVerifier::new(move |certificate, _, now: UnixTime| check_paired(&inner, certificate, now))
+}
+
+/// Whether a certificate is that of a host that is paired and trusted now.
+pub(super) fn check_paired(
+    inner: &Inner,
+    certificate: &CertificateDer<'_>,
+    now: UnixTime,
+) -> Result<(), Error> {
+    let id = certs::host_id_of(certificate)?;
+    let host = lock(&inner.state).registry.with_id(id).cloned();
+    let unknown = || Error::InvalidCertificate(CertificateError::UnknownIssuer);
+    let host = host.ok_or_else(unknown)?;
+    let ca = host.ca().ok_or_else(unknown)?;
+    tls::check_host(certificate, id, &ca, Usage::Client, now)?;
+    // After the chain: only who is the host itself is told that it is not trusted.
+    if host.trusted { Ok(()) } else { Err(Error::InvalidCertificate(CertificateError::Revoked)) }
 }
 
 impl Inner {

@@ -85,7 +85,10 @@ impl Daemon {
                 let listener = tokio::net::UnixListener::bind(place).unwrap();
                 let acceptor = server.acceptor();
                 let accepting = tokio::spawn(async move { acceptor.serve(Listener::Unix(listener)).await });
-                let addresses = NbdAddresses { unix: Some(nbd.to_string_lossy().into_owned()), tcp: None };
+                let addresses = NbdAddresses {
+                    unix: Some(nbd.to_string_lossy().into_owned()),
+                    ..NbdAddresses::default()
+                };
                 let carrier = Arc::new(TestCarrier(Arc::clone(&own_engine)));
                 let service = Service::new(own_engine, Events::default(), addresses);
                 let jobs = start(Setup {

@@ -16,6 +16,7 @@ mod hashes;
 mod hosts;
 mod mirrors;
 mod moves;
+mod nbd_tls;
 mod repair;
 mod replicas;
 mod soak;

@@ -12,6 +12,7 @@ use blockd::control::{Answer, Control, ControlError};
 use blockd::daemon::{Backend, Opening};
 use blockd::events::Events;
 use blockd::host::Host;
+use blockd::nbd_door::NbdDoor;
 use blockd::service::{Engine, NbdAddresses, Service};
 use fixtures::nbd::client::Client;
 use nbd_server::server::Listener;
@@ -108,9 +109,10 @@ async fn serve(config: &Config, ready: &mpsc::Sender<Arc<dyn Engine>>, stopped: 
     nbd.set_nonblocking(true).unwrap();
     let nbd = vec![Listener::Unix(tokio::net::UnixListener::from_std(nbd).unwrap())];
     let events = Events::default();
-    let host = Host::start(Opening { config, events: events.clone(), nbd }).unwrap();
+    let host =
+        Host::start(Opening { config, events: events.clone(), nbd, door: NbdDoor::in_clear() }).unwrap();
     let unix = Some(config.nbd_unix.display().to_string());
-    let service = Service::new(host.engine(), events, NbdAddresses { unix, tcp: None });
+    let service = Service::new(host.engine(), events, NbdAddresses { unix, ..NbdAddresses::default() });
     let api = server::start(vec![api], service, None, 8).unwrap();
     ready.send(host.engine()).unwrap();
     // Also when the test has failed and dropped its end.

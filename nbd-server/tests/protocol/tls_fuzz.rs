@@ -6,7 +6,7 @@ use fixtures::nbd::client::{info_data, option, option_message, reply_type};
 use fixtures::nbd::tls::MemoryClient;
 use nbd_server::client::Client;
 use nbd_server::export::ExportInfo;
-use nbd_server::handshake::{Directory, ExportAddress, Handshake, Step};
+use nbd_server::handshake::{Directory, ExportAddress, Handshake, Offer, Step};
 use nbd_server::tls::sealed_bytes_max;
 use proptest::collection::vec;
 use proptest::prelude::*;
