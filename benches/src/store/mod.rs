@@ -7,7 +7,8 @@
 //!          qcow2 in four ways, files on   ├─ first-writes   before and after a snapshot
 //!          XFS and on btrfs               ├─ deep-reads     with many snapshots and with none
 //!          stores whose metadata are made ├─ diff, snapshot-calls
-//!          directly                       └─ full-store     memory, idleness, starts, snapshot-calls
+//!          directly                       ├─ full-store     memory, idleness, starts, snapshot-calls
+//!          a file in the page cache       └─ tls            the plain server over TLS, beside nbdkit
 //! ```
 //!
 //! Everything goes through the host's page cache. Within a scenario the disks take turns in rounds, and ratios are of
@@ -26,6 +27,7 @@ pub mod diff;
 pub mod first_writes;
 pub mod full;
 pub mod steady;
+pub mod tls;
 
 pub mod record;
 pub mod targets;
@@ -67,6 +69,8 @@ pub enum Scenario {
     SnapshotCalls,
     /// Memory, idle CPU, starts and snapshot calls of a large store.
     FullStore,
+    /// The plain server over TCP with TLS, beside nbdkit.
+    Tls,
 }
 
 impl Scenario {
@@ -79,6 +83,7 @@ impl Scenario {
             Self::Diff => rows == diff::NAME,
             Self::SnapshotCalls => rows == calls::NAME,
             Self::FullStore => rows == full::NAME || rows == calls::NAME,
+            Self::Tls => rows == tls::NAME,
         }
     }
 }
@@ -268,6 +273,7 @@ fn with_made_stores(plan: &StorePlan, recorder: &mut Recorder, interrupt: &Inter
     let small = plan.wants(Scenario::Diff) || plan.wants(Scenario::SnapshotCalls);
     stand_alone(small, diff::NAME, diff_and_calls);
     stand_alone(plan.wants(Scenario::FullStore), full::NAME, full::run);
+    stand_alone(plan.wants(Scenario::Tls), tls::NAME, tls::run);
 }
 
 fn diff_and_calls(room: &Room<'_>, recorder: &mut Recorder) -> Result<(), Trouble> {

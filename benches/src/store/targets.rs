@@ -2,7 +2,7 @@
 
 use super::Scenario;
 use super::record::Row;
-use super::{calls, deep_reads, diff, first_writes, full, steady};
+use super::{calls, deep_reads, diff, first_writes, full, steady, tls};
 use crate::jobs::{RANDREAD_QD1, RANDREAD_QD64, RANDWRITE_QD1, RANDWRITE_QD64, READ_256K, WRITE_256K};
 use crate::targets::{Direction, Outcome, verdict};
 
@@ -44,7 +44,7 @@ pub(crate) fn outcome(class: &'static str, target: &Target, rows: &[Row]) -> Out
 fn targets() -> Vec<Target> {
     let calls = call_targets("4 GiB").into_iter().chain(call_targets("1 TiB"));
     let rest = steady_targets().into_iter().chain(snapshot_targets());
-    rest.chain(calls).chain(full_targets()).collect()
+    rest.chain(calls).chain(full_targets()).chain(tls_targets()).collect()
 }
 
 pub(crate) fn at_least(scenario: &'static str, subject: &'static str, measure: &str, bound: f64) -> Target {
@@ -95,6 +95,10 @@ fn full_targets() -> Vec<Target> {
     let memory = full::RESIDENT.map(|(_, measure)| at_most(full::NAME, "1 TiB", measure, 140.0, "MiB"));
     let idle = at_most(full::NAME, "1 TiB", full::IDLE, 0.5, "%");
     starts.into_iter().chain(memory).chain([idle]).collect()
+}
+
+fn tls_targets() -> Vec<Target> {
+    tls::CPU.map(|measure| at_least(tls::NAME, tls::RATIO, measure, 1.2)).into()
 }
 
 #[cfg(test)]
