@@ -359,7 +359,7 @@ fn answer_to_contexts(data: &[u8], structured: bool) -> (u32, Choice<'_>) {
     if at != data.len() || !structured {
         return (ERR_INVALID, None);
     }
-    let Some(_) = Shelf.find(strings[0]) else { return (ERR_UNKNOWN, None) };
+    let Some(_) = Shelf.find(&Client::unix(), strings[0]) else { return (ERR_UNKNOWN, None) };
     let wanted = |name: &str| strings[0] != b"other" && strings[1..].contains(&name.as_bytes());
     let keys = (0..).zip(CONTEXTS).filter(|(_, name)| wanted(name)).map(|(key, _)| key).collect();
     (1, Some((strings[0], keys)))

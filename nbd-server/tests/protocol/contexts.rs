@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fixtures::nbd::client::{ClientError, context_data, option, reply_type};
 use fixtures::nbd::codec::{command, errno};
+use nbd_server::client::Client;
 use nbd_server::disk::ExportIndex;
 use nbd_server::export::ExportInfo;
 use nbd_server::handshake::{Directory, ExportAddress, Offer};
@@ -26,16 +27,16 @@ fn two() -> TestServer {
 struct Contextual;
 
 impl Directory for Contextual {
-    fn list(&self) -> Vec<ExportInfo> {
+    fn list(&self, _client: &Client) -> Vec<ExportInfo> {
         vec![ExportInfo::new("3", 1 << 20), ExportInfo::new("100", 1 << 20)]
     }
 
-    fn find(&self, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
-        let found = self.list().into_iter().find(|export| export.name.as_bytes() == name)?;
+    fn find(&self, client: &Client, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
+        let found = self.list(client).into_iter().find(|export| export.name.as_bytes() == name)?;
         Some((ExportAddress { reactor: 0, index: ExportIndex(0) }, found))
     }
 
-    fn contexts(&self, name: &[u8]) -> Vec<MetaContext> {
+    fn contexts(&self, _client: &Client, name: &[u8]) -> Vec<MetaContext> {
         let count: u64 = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok()).unwrap_or(0);
         (0..count).map(|key| MetaContext { name: format!("x-test:c{key}"), key: ContextKey(key) }).collect()
     }
