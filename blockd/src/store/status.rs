@@ -35,8 +35,9 @@ use crate::units::{
 
 /// Added to a job's number: the tag of its scan.
 pub(super) const TAG_STATUS: u64 = 1 << 63;
-/// Scans that the metadata thread is given at once: others wait for it, too.
-const SCANS_MAX: u32 = 4;
+/// Questions that read records at once: the metadata thread has others to serve, too, and what was read is held until
+/// the answer.
+const READERS_MAX: u32 = 4;
 /// Records that one scan reads at most, but for [`SCAN_CLUSTERS_MIN`] of very many layers.
 const SCAN_RECORDS_MAX: usize = 65_536;
 /// Clusters that one scan is about, at least.
@@ -103,21 +104,23 @@ pub(super) struct Asking {
     contexts: Contexts,
     one: bool,
     scans: Vec<Rc<Scan>>,
+    /// It is one of those that may read.
+    reads: bool,
     /// What is being read: its records are still to come.
     reading: Option<Scan>,
 }
 
 impl Asking {
     pub(super) fn new(contexts: Contexts, one: bool) -> Self {
-        Self { contexts, one, scans: Vec::new(), reading: None }
+        Self { contexts, one, scans: Vec::new(), reads: false, reading: None }
     }
 }
 
 /// What all questions share.
 #[derive(Default)]
 pub(super) struct Asked {
-    running: u32,
-    /// Jobs that wait for records to be durable, or for their turn; bounded by the connections' limits.
+    readers: u32,
+    /// Jobs that wait for records to be durable, or for their turn to read; bounded by the connections' limits.
     waiting: VecDeque<usize>,
     kept: VecDeque<Rc<Scan>>,
 }
@@ -155,13 +158,18 @@ impl Store {
             self.pool.operation_ended(era);
         }
         match self.find_scans(key) {
-            Err(error) => self.end_job(key, Err(error), io),
+            Err(error) => self.end_status(key, Err(error), io),
             Ok(None) => {
                 let status = self.tell_status(key);
-                self.end_job(key, Ok(Payload::Status(status)), io);
+                self.end_status(key, Ok(Payload::Status(status)), io);
             }
             Ok(Some((scan, layers))) => self.start_scan(key, scan, layers, io),
         }
+    }
+
+    fn end_status(&mut self, key: usize, outcome: Result<Payload, Errno>, io: &mut Io<'_>) {
+        self.asked.readers -= u32::from(self.asking(key).reads);
+        self.end_job(key, outcome, io);
     }
 
     /// Questions that waited go on, if they can.
@@ -181,6 +189,10 @@ impl Store {
     /// Finds all scans that the answer needs. If one is missing: the scan to make, and the layers to read for it.
     fn find_scans(&mut self, key: usize) -> Result<Option<(Scan, Vec<LayerId>)>, Errno> {
         let (export, start) = (self.jobs[key].export, self.jobs[key].range.start / CLUSTER_BYTES);
+        if start >= self.disk(export).map().clusters() {
+            // Rolled back since the client was told of the size.
+            return Err(Errno::Inval);
+        }
         let contexts = Contexts::clone(&self.asking(key).contexts);
         for chosen in contexts.iter() {
             let Context::ChangedSince(since) = Context::of(chosen.key).ok_or(Errno::Inval)? else { continue };
@@ -250,12 +262,18 @@ impl Store {
     fn start_scan(&mut self, key: usize, scan: Scan, layers: Vec<LayerId>, io: &mut Io<'_>) {
         let unsettled = layers.iter().any(|layer| self.commits.is_unsettled(*layer));
         if unsettled && self.commits.meta_failed {
-            return self.end_job(key, Err(Errno::Io), io);
+            return self.end_status(key, Err(Errno::Io), io);
         }
-        if unsettled || self.asked.running >= SCANS_MAX {
+        if !self.asking(key).reads && self.asked.readers >= READERS_MAX {
+            // It holds nothing while it waits.
+            self.asking(key).scans.clear();
             return self.asked.waiting.push_back(key);
         }
-        self.asked.running += 1;
+        self.asked.readers += u32::from(!self.asking(key).reads);
+        self.asking(key).reads = true;
+        if unsettled {
+            return self.asked.waiting.push_back(key);
+        }
         let clusters = scan.clusters.clone();
         self.asking(key).reading = Some(scan);
         self.meta.submit(TAG_STATUS | key as u64, MetaOp::Touched { layers, clusters });
@@ -268,7 +286,6 @@ impl Store {
         io: &mut Io<'_>,
     ) {
         let key = usize::try_from(tag & !TAG_STATUS).expect("a job's number");
-        self.asked.running -= 1;
         let scan = self.asking(key).reading.take();
         match (result, scan) {
             (Ok(MetaAnswer::Touched(touched)), Some(scan)) => {
@@ -277,7 +294,7 @@ impl Store {
             }
             (result, _) => {
                 tracing::warn!(error = ?result.err(), "what has changed cannot be read");
-                self.end_job(key, Err(Errno::Io), io);
+                self.end_status(key, Err(Errno::Io), io);
             }
         }
     }

@@ -215,6 +215,39 @@ fn answered_writes_are_told_of_while_snapshots_come_and_go() {
     assert!(written.len() > 10, "{} writes", written.len());
 }
 
+/// More than may read records at once, each about several snapshots.
+#[test]
+fn very_many_questions_at_once_get_their_answers() {
+    let place = Place::new();
+    let _daemon = place.serve();
+    place.ok(&format!("volume create web --size {SIZE}"));
+    let names: Vec<String> = (0..8).map(|number| format!("s{number}")).collect();
+    for (seed, name) in (51..).zip(&names) {
+        change(&place, seed);
+        place.ok(&format!("snapshot create web@{name}"));
+    }
+    let contexts: Vec<String> = names.iter().map(|name| format!("x-blockd:changed:{name}")).collect();
+    let contexts: Vec<&str> = contexts.iter().map(String::as_str).collect();
+    let mut negotiation = negotiation(&place);
+    assert_eq!(negotiation.choose_contexts(b"web", &contexts).unwrap().len(), 8);
+    let mut client = negotiation.go(b"web").unwrap();
+    let places: Vec<u64> = (0..200).map(|number| number * 83 * BLOCK).collect();
+    let mut asked = Vec::new();
+    for &at in &places {
+        asked.push((client.submit(0, command::BLOCK_STATUS, at, 8 << 20).unwrap(), at));
+    }
+    let mut answers = std::collections::BTreeMap::new();
+    for _ in &places {
+        let mut reply = client.reply().unwrap();
+        assert_eq!(reply.result, Ok(Vec::new()));
+        reply.status.sort_unstable_by_key(|told| told.context);
+        answers.insert(reply.cookie, reply.status);
+    }
+    for (cookie, at) in asked {
+        assert_eq!(client.block_status(0, at, 8 << 20).unwrap(), answers[&cookie], "at {at}");
+    }
+}
+
 #[test]
 fn a_snapshot_that_is_deleted_ends_the_questions_about_it() {
     let place = Place::new();

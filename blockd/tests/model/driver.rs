@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `draw` | what happens next: requests, commands, faults, clients that come and go, crashes |
 //! | `requests` | requests are drawn, and their replies checked |
+//! | `questions` | what has changed since a snapshot is asked for |
 //! | `commands` | commands are drawn |
 //! | `effects` | what commands have done, by their answers |
 //! | `pins` | snapshots are pinned; what a pin promises is checked |
@@ -27,6 +28,7 @@ mod draw;
 mod effects;
 mod finish;
 mod pins;
+mod questions;
 mod requests;
 mod restart;
 mod seen;
@@ -44,6 +46,7 @@ use crate::reference::Reference;
 use crate::world::{PackedRecord, World};
 
 use pins::Pin;
+use questions::Question;
 pub(crate) use seen::Seen;
 
 const KIB: u64 = 1024;
@@ -67,6 +70,8 @@ enum Kind {
     Check {
         name: (String, String),
     },
+    /// What has changed since a snapshot.
+    Question(Box<Question>),
 }
 
 /// A command under way.

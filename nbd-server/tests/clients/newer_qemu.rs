@@ -1,14 +1,14 @@
 //! A QEMU that agrees on extended headers (8.2 and later), where one can be had: Debian's backport, unpacked beside the
 //! machine's own.
 
-use std::fs::{self, File};
+use std::io::Write;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::Stdio;
 
 use fixtures::guest::{OtherQemu, default_cache};
 
 use crate::server::{Place, Server};
-use crate::tools::run;
+use crate::tools::tool;
 
 const MIB: u64 = 1 << 20;
 
@@ -30,16 +30,24 @@ fn newer(test: &str) -> Option<PathBuf> {
     new_enough.then_some(other.program)
 }
 
-/// Opens the disk in a QEMU without a machine, and has it do these commands of `qemu-io`; what it said.
-fn qemu_io(place: &Place, qemu: &PathBuf, server: &Server, commands: &[&str]) -> String {
-    let words = place.path("words");
-    let lines: String = commands.iter().map(|command| format!("qemu-io d \"{command}\"\n")).collect();
-    fs::write(&words, lines + "quit\n").unwrap();
+/// Opens the disk in a QEMU without a machine, and has it do these commands of `qemu-io`; what it said. One that hangs is
+/// ended after a while.
+fn qemu_io(qemu: &PathBuf, server: &Server, commands: &[&str]) -> String {
     let socket = server.socket().display();
     let disk = format!("driver=nbd,node-name=d,discard=unmap,server.type=unix,server.path={socket}");
-    let mut command = Command::new(qemu);
-    command.args(["-machine", "none", "-nodefaults", "-display", "none", "-monitor", "stdio", "-blockdev"]);
-    run(command.arg(disk).stdin(File::open(words).unwrap())).stdout
+    let mut command = tool("timeout");
+    command.arg("60").arg(qemu).args(["-machine", "none", "-nodefaults", "-display", "none"]);
+    command.args(["-monitor", "stdio", "-blockdev"]).arg(disk);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut words = child.stdin.take().unwrap();
+    for command in commands {
+        writeln!(words, "qemu-io d \"{command}\"").unwrap();
+    }
+    writeln!(words, "quit").unwrap();
+    let ended = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+    assert!(ended.status.success(), "{said}");
+    said
 }
 
 /// How the server says that a client came in.
@@ -71,7 +79,7 @@ fn a_newer_qemu_agrees_on_extended_headers() {
         (&["--no-sr"], "replies=Simple contexts=0"),
     ] {
         let server = place.serve(&[&["disk.img", "--log", "debug"], arguments].concat());
-        let said = qemu_io(&place, &qemu, &server, &commands);
+        let said = qemu_io(&qemu, &server, &commands);
         assert!(entered(&server, form), "{form}: {}", server.log());
         assert!(!said.contains("failed") && !said.contains("error"), "{form}: {said}");
         assert!(said.contains("read 16777216/16777216 bytes"), "{form}: {said}");
