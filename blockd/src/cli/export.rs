@@ -63,7 +63,7 @@ fn show(export: &ExportInfo) -> Result<(), Failure> {
 /// How a client reaches the daemon.
 enum Address<'a> {
     Unix(&'a str),
-    Tcp { host: &'a str, port: &'a str },
+    Tcp { host: &'a str, port: &'a str, tls: bool },
 }
 
 /// Where an export is reached; the socket on the same host first.
@@ -72,7 +72,9 @@ fn address(export: &ExportInfo) -> Option<Address<'_>> {
         return Some(Address::Unix(path));
     }
     let (host, port) = export.tcp.as_deref()?.rsplit_once(':')?;
-    Some(Address::Tcp { host: host.trim_matches(['[', ']']), port })
+    // With TCP alone the URI is of it.
+    let tls = export.uri.as_deref().is_some_and(|uri| uri.starts_with("nbds:"));
+    Some(Address::Tcp { host: host.trim_matches(['[', ']']), port, tls })
 }
 
 /// Whether the guest's disk may have a volatile cache. What the guest has not flushed must be lost only with the guest
@@ -109,13 +111,15 @@ fn libvirt_disk(export: &ExportInfo, address: &Address<'_>, cache: GuestCache) -
     let cache = if cache == GuestCache::Volatile { "none" } else { "directsync" };
     let host = match address {
         Address::Unix(path) => format!("<host transport='unix' socket='{}'/>", xml(path)),
-        Address::Tcp { host, port } => format!("<host name='{}' port='{port}'/>", xml(host)),
+        Address::Tcp { host, port, .. } => format!("<host name='{}' port='{port}'/>", xml(host)),
     };
+    // libvirt looks for the client's certificate where its qemu.conf says (nbd_tls_x509_cert_dir).
+    let tls = if matches!(address, Address::Tcp { tls: true, .. }) { " tls='yes'" } else { "" };
     let read_only = if export.read_only { "\n  <readonly/>" } else { "" };
     format!(
         "<disk type='network' device='disk'>
   <driver name='qemu' type='raw' cache='{cache}' discard='unmap' error_policy='stop' rerror_policy='stop'/>
-  <source protocol='nbd' name='{}'>
+  <source protocol='nbd' name='{}'{tls}>
     {host}
     <reconnect delay='300'/>
   </source>
@@ -129,15 +133,21 @@ fn qemu_arguments(export: &ExportInfo, address: &Address<'_>, cache: GuestCache)
     let cache = if cache == GuestCache::Volatile { "on" } else { "off" };
     let server = match address {
         Address::Unix(path) => format!("server.type=unix,server.path={}", commas(path)),
-        Address::Tcp { host, port } => format!("server.type=inet,server.host={host},server.port={port}"),
+        Address::Tcp { host, port, .. } => format!("server.type=inet,server.host={host},server.port={port}"),
     };
     let mut block = format!("driver=nbd,node-name=disk0,{server},export={}", commas(&export.name));
+    let mut object = "";
+    if let Address::Tcp { tls: true, .. } = address {
+        // The directory that `blockctl client create` has made, wherever it is on the client's host.
+        object = "-object tls-creds-x509,id=tls0,dir=DIR,endpoint=client \\\n";
+        block.push_str(",tls-creds=tls0");
+    }
     if export.read_only {
         block.push_str(",read-only=on");
     }
     block.push_str(",reconnect-delay=300,discard=unmap,cache.direct=on");
     format!(
-        "-blockdev '{block}' \\\n-device virtio-blk-pci,drive=disk0,write-cache={cache},werror=stop,rerror=stop"
+        "{object}-blockdev '{block}' \\\n-device virtio-blk-pci,drive=disk0,write-cache={cache},werror=stop,rerror=stop"
     )
 }
 
@@ -164,6 +174,22 @@ mod tests {
             tcp: tcp.map(str::to_owned),
             uri: None,
         }
+    }
+
+    #[test]
+    fn over_tls_clients_are_told_of_certificates() {
+        let uri = Some("nbds://10.0.0.1:10809/web".to_owned());
+        let web = ExportInfo { uri, ..export("web", false, None, Some("10.0.0.1:10809")) };
+        let text = snippet(&web, true, qemu_arguments).unwrap();
+        assert!(
+            text.starts_with("-object tls-creds-x509,id=tls0,dir=DIR,endpoint=client \\\n-blockdev"),
+            "{text}"
+        );
+        assert!(text.contains("export=web,tls-creds=tls0,reconnect"), "{text}");
+        let text = snippet(&web, true, libvirt_disk).unwrap();
+        assert!(text.contains("<source protocol='nbd' name='web' tls='yes'>"), "{text}");
+        let plain = export("web", false, None, Some("10.0.0.1:10809"));
+        assert!(!snippet(&plain, true, qemu_arguments).unwrap().contains("tls"));
     }
 
     #[test]
