@@ -251,6 +251,18 @@ impl Owner {
         }
     }
 
+    /// A move may end the QEMU of a VM that it holds, and of no other: when what it asked for is done late, the move is over, and the guest
+    /// may have come back.
+    fn check_stopper(&self, by: Option<&str>) -> Result<(), Error> {
+        let held_by = self.record.held_by.as_deref();
+        if by.is_some() && by != held_by {
+            let name = &self.record.definition.name;
+            let now = held_by.map_or_else(|| "by nobody".to_owned(), |holder| format!("by {holder}"));
+            return Err(Error::one_line(Kind::Busy, format!("{name} is held {now} now")));
+        }
+        self.check_holder(by)
+    }
+
     /// Changes the record, on disk first.
     fn write(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), Error> {
         let mut record = self.record.clone();

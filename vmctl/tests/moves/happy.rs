@@ -1,5 +1,7 @@
 //! Moves that go well.
 
+use std::time::Duration;
+
 use fixtures::cutover::{Daemon, Host};
 use fixtures::process::{ProcessError, wait_until};
 
@@ -97,4 +99,23 @@ fn a_hold_that_a_killed_agent_left_is_let_go_of() {
     let at = last(&rig.b);
     migrate(&rig.b, &rig.a);
     goes_on(&rig.a, at);
+}
+
+/// The source's QEMU is told to end several times, and each is done late: the guest has come back by then. It was ended by a move
+/// that was over. (Kill matrix: blockd-destination/cleanup/kill, on a busy machine.)
+#[test]
+fn a_guest_that_has_come_back_is_not_ended_by_the_move_before() {
+    let (mut rig, _dir) = rig();
+    rig.a.settings.hold = Some("cleanup=3000".to_owned());
+    rig.a.restart_agent().unwrap();
+    rig.boot().unwrap();
+    migrate(&rig.a, &rig.b);
+    let at = last(&rig.b);
+    migrate(&rig.b, &rig.a);
+    goes_on(&rig.a, at);
+    // Until the last of them was done: what must not happen has no event.
+    std::thread::sleep(Duration::from_secs(4));
+    goes_on(&rig.a, last(&rig.a));
+    assert_eq!(rig.a.state().unwrap().as_deref(), Some("running"));
+    judge(&rig, &rig.a, 2);
 }

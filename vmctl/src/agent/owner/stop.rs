@@ -41,7 +41,7 @@ impl Owner {
         by: Option<&str>,
         reply: oneshot::Sender<Result<(), Error>>,
     ) {
-        if let Err(error) = self.check_holder(by) {
+        if let Err(error) = self.check_stopper(by) {
             return answer(reply, Err(error));
         }
         if self.live.is_none() {
