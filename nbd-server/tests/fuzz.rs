@@ -648,7 +648,7 @@ impl Oracle {
 
     fn has_payload(&self, header: &[u8]) -> bool {
         let (flags, number) = ((word(header, 4) >> 16) as u16, word(header, 4) as u16);
-        if self.setting.extended { flags & flag::PAYLOAD_LEN != 0 } else { number == command::WRITE }
+        number == command::WRITE || self.setting.extended && flags & flag::PAYLOAD_LEN != 0
     }
 
     fn answer(&mut self, header: &[u8], payload: &[u8]) -> Answer {
@@ -659,7 +659,7 @@ impl Oracle {
         let filter = question && self.setting.extended && self.has_payload(header);
         let good = !filter || payload.len() == 12 && word(payload, 8) == CONTEXT;
         let length = if filter && good { long(payload, 0) } else { length };
-        let refusal = self.refusal(flags, number, offset, length, self.has_payload(header));
+        let refusal = self.refusal(flags, number, offset, length);
         let result = match refusal.or((!good).then_some(errno::EINVAL)) {
             Some(error) => Err(error),
             None => Ok(self.apply(flags, number, offset as usize, length as usize, payload)),
@@ -688,12 +688,11 @@ impl Oracle {
         told
     }
 
-    fn refusal(&self, flags: u16, number: u16, offset: u64, length: u64, payload: bool) -> Option<u32> {
+    fn refusal(&self, flags: u16, number: u16, offset: u64, length: u64) -> Option<u32> {
         let with_payload = if self.setting.extended { flag::PAYLOAD_LEN } else { 0 };
         let offered = match number {
             command::READ if self.setting.structured => flag::DF,
-            command::WRITE if payload => with_payload,
-            command::WRITE => return Some(errno::EINVAL),
+            command::WRITE => with_payload,
             command::READ | command::FLUSH | command::TRIM | command::CACHE => 0,
             command::WRITE_ZEROES if self.setting.fast_zero => flag::NO_HOLE | flag::FAST_ZERO,
             command::WRITE_ZEROES => flag::NO_HOLE,
