@@ -231,7 +231,7 @@ fn very_many_questions_at_once_get_their_answers() {
     let mut negotiation = negotiation(&place);
     assert_eq!(negotiation.choose_contexts(b"web", &contexts).unwrap().len(), 8);
     let mut client = negotiation.go(b"web").unwrap();
-    let places: Vec<u64> = (0..200).map(|number| number * 83 * BLOCK).collect();
+    let places: Vec<u64> = (0..200).map(|number| number * 43 * BLOCK).collect();
     let mut asked = Vec::new();
     for &at in &places {
         asked.push((client.submit(0, command::BLOCK_STATUS, at, 8 << 20).unwrap(), at));

@@ -4,7 +4,6 @@
 //! |---|---|
 //! | `draw` | what happens next: requests, commands, faults, clients that come and go, crashes |
 //! | `requests` | requests are drawn, and their replies checked |
-//! | `questions` | what has changed since a snapshot is asked for |
 //! | `commands` | commands are drawn |
 //! | `effects` | what commands have done, by their answers |
 //! | `pins` | snapshots are pinned; what a pin promises is checked |
@@ -28,7 +27,6 @@ mod draw;
 mod effects;
 mod finish;
 mod pins;
-mod questions;
 mod requests;
 mod restart;
 mod seen;
@@ -46,7 +44,6 @@ use crate::reference::Reference;
 use crate::world::{PackedRecord, World};
 
 use pins::Pin;
-use questions::Question;
 pub(crate) use seen::Seen;
 
 const KIB: u64 = 1024;
@@ -70,8 +67,6 @@ enum Kind {
     Check {
         name: (String, String),
     },
-    /// What has changed since a snapshot.
-    Question(Box<Question>),
 }
 
 /// A command under way.

@@ -7,9 +7,6 @@ use super::{Asked, Case};
 
 impl Case {
     pub(super) fn step(&mut self) {
-        if self.fate.u8(..12) == 0 {
-            self.question();
-        }
         match self.world.rng.u32(..100) {
             0..31 => self.request(),
             31..33 => self.world.tick(1000),

@@ -90,14 +90,7 @@ impl Case {
         if let Err(error) = &reply.outcome {
             self.excuse(*error, &pending);
         }
-        if let Kind::Question(question) = &pending.kind {
-            if let Ok(payload) = reply.outcome {
-                self.check_question(&pending, question, payload, now);
-            }
-            return;
-        }
         match pending.kind {
-            Kind::Question(_) => unreachable!("looked at above"),
             Kind::Read => {
                 let Ok(payload) = reply.outcome else { return };
                 self.check_read(&pending, &stamps(&content(payload)), now);
@@ -147,9 +140,6 @@ impl Case {
 
     /// An error needs a cause.
     fn excuse(&mut self, error: Errno, pending: &Pending) {
-        if let Kind::Question(question) = &pending.kind {
-            return self.excuse_question(error, question);
-        }
         match error {
             Errno::NoSpace => self.seen.count("no space"),
             Errno::Io if matches!(pending.kind, Kind::Read | Kind::Check { .. }) => {

@@ -64,9 +64,6 @@ impl Seen {
             "packed",
             "packed record changed hands",
             "packed layer merged",
-            "question",
-            "question about what is gone",
-            "unchanged block told of",
         ] {
             assert!(self.counts.get(what).is_some_and(|&count| count > 0), "never happened: {what}");
         }
