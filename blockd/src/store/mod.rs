@@ -52,6 +52,7 @@ use std::time::Duration;
 use nbd_server::connection::Nanos;
 use nbd_server::disk::{DiskDone, ExportIndex};
 use nbd_server::export::{Io, Payload, Request};
+use nbd_server::wire::Errno;
 use slab::Slab;
 
 use crate::catalog::format::StoreRecord;
@@ -309,6 +310,12 @@ impl Store {
     /// Starts a request.
     pub fn start(&mut self, export: ExportIndex, request: Request, io: &mut Io<'_>) {
         match self.admitted(export, &request.command) {
+            // A rollback between a client's handshake and its entry has made the volume smaller than it was told.
+            Ok(Admitted::To(export))
+                if request.offset + u64::from(request.length) > self.disk(export).size =>
+            {
+                io.reply(request.id, Err(Errno::Inval));
+            }
             Ok(Admitted::To(export)) => self.begin_request(export, request, io),
             Ok(Admitted::NothingToDo) => io.reply(request.id, Ok(Payload::None)),
             Err(error) => io.reply(request.id, Err(error)),

@@ -4,6 +4,7 @@ use blockd::control::{Answer, Control, ControlError};
 use fixtures::sim::Fault;
 use nbd_server::disk::ExportIndex;
 use nbd_server::export::{Command, Payload};
+use nbd_server::wire::Errno;
 
 use crate::directed::{
     self, create, delete_snapshot, read_block, request, rest, snapshot, snapshot_name, some_steps, status,
@@ -210,4 +211,28 @@ fn a_volume_is_deleted_while_a_layer_is_merged_into_it() {
         let answer = delete_after(steps);
         assert!(answer.is_ok(), "after {steps} steps: {answer:?}");
     }
+}
+
+/// A client is told of the volume's size at its door, a rollback makes the volume smaller, and the client enters: what it asks for beyond
+/// the end was looked up past the map, and ended the daemon.
+#[test]
+fn what_a_rollback_has_cut_off_is_refused() {
+    let mut world = World::new(41);
+    create(&mut world, "v", u64::from(CLUSTER));
+    let door = world.find_door("v:1").expect("a volume has a door from the start");
+    snapshot(&mut world, "v", "small");
+    directed::command(
+        &mut world,
+        Control::ResizeVolume { name: "v".to_owned(), size: 4 * u64::from(CLUSTER) },
+    );
+    directed::command(&mut world, Control::Rollback { name: snapshot_name("v", "small") });
+    world.connect(door);
+    let ask =
+        |world: &mut World, command| request(world, door, u64::from(3 * CLUSTER), u64::from(BLOCK), command);
+    let buf = world.buffers.take(BLOCK as usize);
+    assert_eq!(ask(&mut world, Command::Read { buf, holes: false }).map(drop), Err(Errno::Inval));
+    let buf = world.buffers.take(BLOCK as usize);
+    assert_eq!(ask(&mut world, Command::Write { buf, fua: false }).map(drop), Err(Errno::Inval));
+    write_block(&mut world, door, 0, FIRST);
+    assert_eq!(read_block(&mut world, "v", 0), FIRST);
 }
