@@ -44,6 +44,10 @@ impl Stores {
             _ => return,
         };
         let Some(volume) = &self.shown[host].volume else { return };
+        // A ship of a move that is over was done late, and has cut another one since: then that is the last.
+        if volume.snapshots.last().is_none_or(|newest| newest.uid != last) {
+            return;
+        }
         let mut others = volume.snapshots.iter().rev().filter(|snapshot| snapshot.uid != last);
         let Some((uid, other)) = others.next().map(|other| (other.uid, other.name.clone())) else { return };
         let root = [0; 32];
