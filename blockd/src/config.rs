@@ -123,7 +123,7 @@ pub struct Settings {
     #[arg(long, value_name = "DIR", env = "BLOCKD_NBD_TLS_DIR")]
     pub nbd_tls_dir: Option<PathBuf>,
 
-    /// Who may see which exports over TCP: [[nbd_access]] with identity, exports, mode; the first that fits decides. Only in
+    /// Who may see which exports over TCP: `[[nbd_access]]` with identity, exports, mode; the first that fits decides. Only in
     /// the file. Default: clients with a certificate may write to all, paired hosts see nothing.
     #[arg(skip)]
     pub nbd_access: Vec<AccessRule>,
