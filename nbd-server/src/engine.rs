@@ -5,7 +5,7 @@
 //!  disk_done ─► Backend::disk_done ─► replies ─► Connection::reply ─► next_action ─► socket
 //! ```
 //!
-//! With TLS a [`Relay`] stands between a connection and its socket; without, there is nothing in between.
+//! With TLS a `Relay` stands between a connection and its socket; without, there is nothing in between.
 //!
 //! The reactor drives an engine with a ring, the simulator with a simulated disk and sockets. All state
 //! is owned here, by one thread; there is no lock. A connection keeps its place until its last request

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! What lives here: one connection's session ([`Session`]), what stands between a connection and its socket in
-//! transmission ([`Relay`]), who decides about certificates ([`Security`]), and certificates out of files
+//! transmission (`relay`), who decides about certificates ([`Security`]), and certificates out of files
 //! ([`CertificateFiles`]). What does not: cryptography, chains and versions, which are rustls's: TLS 1.3 and 1.2,
 //! nothing older, no renegotiation. We resume no sessions and take no early data: each client is looked at.
 
