@@ -21,12 +21,14 @@
 //! client that never reads its replies stops being read long before memory matters.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use slab::Slab;
 
 use crate::disk::ExportIndex;
 use crate::export::{Command, Extent, Payload, Reply, Request, RequestId};
 use crate::reactor::buffer::{Buf, Pool};
+use crate::registry::{Class, Meter};
 use crate::status::{Contexts, STATUS_EXTENTS_MAX, StatusExtents};
 use crate::transmission::{Accepted, CloseReason, Rules, Verdict, judge, judge_filter};
 use crate::wire::{
@@ -253,6 +255,9 @@ enum Want {
 }
 
 struct InFlight {
+    class: Class,
+    /// When its last byte had come.
+    came: Nanos,
     cookie: u64,
     offset: u64,
     length: u32,
@@ -343,6 +348,16 @@ pub struct Connection {
     shutdown_done: bool,
     received_at: Nanos,
     sent_at: Nanos,
+    meter: Arc<Meter>,
+    /// What the replies in `building` are to be counted as, when they are sent.
+    uncounted: Vec<Uncounted>,
+}
+
+/// A reply that was not handed to the socket yet.
+struct Uncounted {
+    class: Class,
+    came: Nanos,
+    result: Result<u64, ()>,
 }
 
 impl Connection {
@@ -380,12 +395,40 @@ impl Connection {
             shutdown_done: false,
             received_at: Nanos::default(),
             sent_at: Nanos::default(),
+            meter: Arc::default(),
+            uncounted: Vec::new(),
         }
+    }
+
+    /// It has come now, and is counted there.
+    pub fn begin(&mut self, now: Nanos, meter: Option<Arc<Meter>>) {
+        self.received_at = now;
+        if let Some(meter) = meter {
+            self.meter = meter;
+        }
+    }
+
+    /// A whole reply stands in `building`.
+    fn answered(&mut self, class: Class, came: Nanos, result: Result<u64, ()>) {
+        self.building.replies += 1;
+        self.uncounted.push(Uncounted { class, came, result });
+    }
+
+    /// An error of that class, to a request that never came to be in flight.
+    fn refuse(&mut self, header: &RequestHeader, error: Errno, pool: &Pool) {
+        let chunked = matches!(header.command, command::READ | command::BLOCK_STATUS);
+        self.push_error(chunked, header.cookie, header.offset, error, pool);
+        self.answered(Class::of(header.command), self.received_at, Err(()));
     }
 
     /// The export in use.
     pub fn export(&self) -> ExportIndex {
         self.export
+    }
+
+    /// What it was told that its export is called.
+    pub fn export_name(&self) -> &str {
+        &self.rules.export.name
     }
 
     /// Requests between their header and their sent reply.
@@ -545,7 +588,7 @@ impl Connection {
     fn answer_nothing(&mut self, header: &RequestHeader, pool: &Pool) {
         let head = self.to(header.cookie, header.offset).nothing(header.command == command::READ);
         self.building.push_head(&head, pool);
-        self.building.replies += 1;
+        self.answered(Class::of(header.command), self.received_at, Ok(0));
     }
 
     fn to(&self, cookie: u64, offset: u64) -> ReplyTo {
@@ -566,6 +609,8 @@ impl Connection {
         let first = length.min(EFFECT_BYTES_MAX);
         let rest = Rest { accepted, offset: offset + first, length: length - first };
         let index = self.in_flight.insert(InFlight {
+            class: Class::of(header.command),
+            came: self.received_at,
             cookie: header.cookie,
             offset: header.offset,
             length: effect_length(first),
@@ -604,7 +649,7 @@ impl Connection {
                 }
                 Err(error) => {
                     self.payload_bytes -= payload_bytes;
-                    self.answer_error(true, header.cookie, header.offset, error, pool);
+                    self.refuse(&header, error, pool);
                     return Step::Again;
                 }
             },
@@ -624,16 +669,14 @@ impl Connection {
         }
         let (header, error) = (*header, *error);
         self.want = Want::Header;
-        let chunked = matches!(header.command, command::READ | command::BLOCK_STATUS);
-        self.answer_error(chunked, header.cookie, header.offset, error, pool);
+        self.refuse(&header, error, pool);
         Step::Again
     }
 
     /// Errors of what is answered in chunks take that form when it was negotiated; other commands stay simple.
-    fn answer_error(&mut self, chunked: bool, cookie: u64, offset: u64, error: Errno, pool: &Pool) {
+    fn push_error(&mut self, chunked: bool, cookie: u64, offset: u64, error: Errno, pool: &Pool) {
         let head = self.to(cookie, offset).error(error, chunked);
         self.building.push_head(&head, pool);
-        self.building.replies += 1;
     }
 
     /// Queues the only reply to a request that `next_request` returned.
@@ -656,13 +699,14 @@ impl Connection {
                 self.payload_bytes -= request.payload_bytes;
                 let head = self.to(request.cookie, request.offset).nothing(false);
                 self.building.push_head(&head, pool);
-                self.building.replies += 1;
+                self.answered(request.class, request.came, Ok(u64::from(request.length)));
             }
             (Ok(payload), _) => self.push_payload(&request, payload, pool),
             (Err(error), wants) => {
                 self.payload_bytes -= request.payload_bytes;
                 let chunked = !matches!(wants, Wants::Nothing);
-                self.answer_error(chunked, request.cookie, request.offset, error, pool);
+                self.push_error(chunked, request.cookie, request.offset, error, pool);
+                self.answered(request.class, request.came, Err(()));
             }
         }
     }
@@ -670,7 +714,6 @@ impl Connection {
     /// What a reply carries stays charged to the connection until it was sent.
     fn push_payload(&mut self, request: &InFlight, payload: Payload, pool: &Pool) {
         self.building.payload_bytes += request.payload_bytes;
-        self.building.replies += 1;
         match (payload, &request.wants) {
             (Payload::Data(buf), Wants::Data { .. }) => {
                 assert_eq!(buf.len(), request.length as usize, "a read's reply has the length asked for");
@@ -685,6 +728,7 @@ impl Connection {
             }
             (payload, _) => panic!("a reply with {payload:?} to another question"),
         }
+        self.answered(request.class, request.came, Ok(u64::from(request.length)));
     }
 
     /// A chunk for each context.
@@ -767,7 +811,7 @@ impl Connection {
 
     /// What the socket should do now; call until it returns `None`.
     pub fn next_action(&mut self, pool: &Pool, now: Nanos) -> Option<SocketAction> {
-        if let Some(batch) = self.take_send(pool) {
+        if let Some(batch) = self.take_send(pool, now) {
             self.sent_at = now;
             return Some(SocketAction::Send(batch));
         }
@@ -783,7 +827,7 @@ impl Connection {
         self.finished().map(SocketAction::Close)
     }
 
-    fn take_send(&mut self, pool: &Pool) -> Option<SendBatch> {
+    fn take_send(&mut self, pool: &Pool, now: Nanos) -> Option<SendBatch> {
         if self.sending || self.building.is_empty() || matches!(self.stage, Stage::Broken(_)) {
             return None;
         }
@@ -792,6 +836,9 @@ impl Connection {
         self.sending = true;
         self.sending_replies = batch.replies;
         self.sending_payload_bytes = batch.payload_bytes;
+        for Uncounted { class, came, result } in self.uncounted.drain(..) {
+            self.meter.answered(class, came, now, result);
+        }
         Some(batch)
     }
 

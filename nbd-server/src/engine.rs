@@ -20,6 +20,7 @@ use crate::connection::{Connection, Limits, Nanos, ReceiveOp, SendBatch, SocketA
 use crate::disk::{Disk, DiskDone, ExportIndex};
 use crate::export::{Backend, Io, Reply, Request};
 use crate::reactor::buffer::Pool;
+use crate::registry::Entry;
 use crate::tls::{Next, Relay, Session};
 use crate::transmission::{CloseReason, Rules};
 
@@ -54,6 +55,8 @@ struct Place {
     /// Stands between the connection and its socket, if they speak TLS.
     relay: Option<Box<Relay>>,
     client: Client,
+    /// Its line in the book of connections.
+    entry: Option<Entry>,
     ready: bool,
     /// The last turn in which it started something, and the bytes that it started then.
     turn: u64,
@@ -82,12 +85,14 @@ pub struct Negotiated {
     pub session: Option<Box<Session>>,
     /// Who it is.
     pub client: Client,
+    /// Its line in the book of connections, if there is one.
+    pub entry: Option<Entry>,
 }
 
 impl Negotiated {
     /// A client over a Unix socket that has sent nothing yet.
     pub fn new(export: ExportIndex, rules: Rules) -> Self {
-        Self { export, rules, leftover: Vec::new(), session: None, client: Client::unix() }
+        Self { export, rules, leftover: Vec::new(), session: None, client: Client::unix(), entry: None }
     }
 }
 
@@ -133,14 +138,23 @@ impl Engine {
         let place = entry.key();
         // Connections are bounded by the server's limit, far below 2^32.
         let index = u32::try_from(place).expect("a small table");
-        let Negotiated { export, rules, leftover, session, client } = client;
+        let Negotiated { export, rules, leftover, session, client, entry: listed } = client;
         let mut connection =
             Connection::new(index, export, rules, self.limits.clone(), &leftover, &self.pool);
+        connection.begin(self.now, listed.as_ref().map(Entry::meter));
         if self.stopping {
             connection.begin_stop();
         }
         let relay = session.map(|session| Box::new(Relay::new(*session, &self.pool, self.now)));
-        entry.insert(Place { connection, relay, client, ready: false, turn: 0, turn_bytes: 0 });
+        entry.insert(Place {
+            connection,
+            relay,
+            client,
+            entry: listed,
+            ready: false,
+            turn: 0,
+            turn_bytes: 0,
+        });
         self.tell(export, disk, |backend, io| backend.connected(export, io));
         self.pump(place, disk);
         place
@@ -225,10 +239,9 @@ impl Engine {
             match next {
                 Next::Parse => {}
                 Next::Socket(action) => {
-                    if matches!(action, SocketAction::Close(_)) {
+                    if let SocketAction::Close(reason) = action {
                         self.ready.pop_front();
-                        let export = self.connections.remove(place).connection.export();
-                        self.tell(export, disk, |backend, io| backend.disconnected(export, io));
+                        self.disconnect(place, reason, disk);
                     }
                     return Some((place, action));
                 }
@@ -259,6 +272,20 @@ impl Engine {
             self.start(place, request, disk);
         }
         self.mark_ready(place);
+    }
+
+    fn disconnect(&mut self, place: usize, reason: CloseReason, disk: &mut dyn Disk) {
+        let Place { connection, mut entry, .. } = self.connections.remove(place);
+        if let Some(entry) = &mut entry {
+            entry.ended(reason);
+        }
+        let export = connection.export();
+        self.tell(export, disk, |backend, io| backend.disconnected(export, io));
+    }
+
+    /// Time goes on within a turn: what is sent from now on is sent now.
+    pub fn advance(&mut self, now: Nanos) {
+        self.now = now;
     }
 
     /// Begins a turn: connections that had used up their last one go on.
@@ -313,9 +340,9 @@ impl Engine {
     }
 
     /// Gives up clients that are not admitted any more.
-    pub fn expel(&mut self, mut admits: impl FnMut(&Client) -> bool) {
+    pub fn expel(&mut self, mut admits: impl FnMut(&Client, &str) -> bool) {
         self.for_each_place(|place, _| {
-            if !admits(&place.client) {
+            if !admits(&place.client, place.connection.export_name()) {
                 tracing::info!(
                     peer = place.client.place(),
                     "a client is disconnected: it is not let in any more"
@@ -349,19 +376,5 @@ impl Engine {
             act(&mut self.connections[place], now);
             self.mark_ready(place);
         }
-    }
-}
-
-/// Why a connection ended, for the log.
-pub fn describe(reason: CloseReason) -> &'static str {
-    match reason {
-        CloseReason::BadRequestMagic => "BAD_REQUEST_MAGIC",
-        CloseReason::PayloadTooLarge => "PAYLOAD_TOO_LARGE",
-        CloseReason::Stalled => "STALLED",
-        CloseReason::PeerGone => "PEER_GONE",
-        CloseReason::Left => "LEFT",
-        CloseReason::Shutdown => "SHUTDOWN",
-        CloseReason::BrokenTls => "BROKEN_TLS",
-        CloseReason::Revoked => "REVOKED",
     }
 }

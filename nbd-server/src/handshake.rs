@@ -34,10 +34,21 @@ use crate::wire::{
 
 pub use meta::QUERIES_MAX;
 
-/// The largest option data that is read, bytes.
-pub const MAX_OPTION_BYTES: usize = 64 << 10;
-/// Options that one client may send, plus [`OPTIONS_PER_EXPORT`] for each export.
-pub const MAX_OPTIONS: usize = 32;
+/// Bounds of a handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandshakeLimits {
+    /// The largest option data that is read, bytes.
+    pub option_bytes_max: usize,
+    /// Options that one client may send, plus [`OPTIONS_PER_EXPORT`] for each export that it may see.
+    pub options_max: usize,
+}
+
+impl Default for HandshakeLimits {
+    fn default() -> Self {
+        Self { option_bytes_max: 64 << 10, options_max: 32 }
+    }
+}
+
 /// `nbdinfo --list` and `qemu-nbd --list` ask for the details of every export on one connection.
 pub const OPTIONS_PER_EXPORT: usize = 4;
 /// Bytes of an option's header: magic, number, length.
@@ -60,10 +71,15 @@ pub trait Directory: Send + Sync {
     /// The export for a name as it came over the wire (`""` is the default export), and its address. What a client may
     /// not see does not exist for it; what it may only read is read-only for it.
     fn find(&self, client: &Client, name: &[u8]) -> Option<(ExportAddress, ExportInfo)>;
-    /// Whether a client that was let in still is. Asked when it enters transmission, and by
-    /// [`crate::server::Acceptor::review`].
-    fn admits(&self, _client: &Client) -> bool {
+    /// Whether a client that was let in to the export of that name (as it was told, [`ExportInfo::name`]) still is. Asked
+    /// when it enters transmission, and by [`crate::server::Acceptor::review`].
+    fn admits(&self, _client: &Client, _export: &str) -> bool {
         true
+    }
+    /// What [`Self::find`] finds, for a client that enters transmission on it now: an export that is for one use is used
+    /// up by that.
+    fn enter(&self, client: &Client, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
+        self.find(client, name)
     }
     /// What may be asked of an export with `BLOCK_STATUS`, under the name that [`Self::find`] knows it by; each name
     /// once.
@@ -176,6 +192,7 @@ pub struct Handshake {
     directory: Arc<dyn Directory>,
     client: Client,
     offer: Offer,
+    limits: HandshakeLimits,
     state: State,
     tls: Tls,
     no_zeroes: bool,
@@ -202,6 +219,7 @@ impl Handshake {
             directory,
             client: Client::unix(),
             offer,
+            limits: HandshakeLimits::default(),
             state: State::ClientFlags,
             tls: Tls::Off,
             no_zeroes: false,
@@ -218,6 +236,13 @@ impl Handshake {
     #[must_use]
     pub fn with_client(mut self, client: Client) -> Self {
         self.client = client;
+        self
+    }
+
+    /// The same within those bounds.
+    #[must_use]
+    pub fn within(mut self, limits: HandshakeLimits) -> Self {
+        self.limits = limits;
         self
     }
 
@@ -294,19 +319,20 @@ impl Handshake {
         }
         let word = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().expect("four bytes"));
         let (number, length) = (word(number), word(length) as usize);
-        if length > MAX_OPTION_BYTES && number == option::EXPORT_NAME {
+        let too_large = length > self.limits.option_bytes_max;
+        if too_large && number == option::EXPORT_NAME {
             // Its only answer is the export itself: a client would take a refusal for the size.
             return Step::Close(Refusal::OptionTooLarge);
         }
-        if length > MAX_OPTION_BYTES {
-            self.refuse(number, reply::ERR_TOO_BIG, "option data longer than 64 KiB");
+        if too_large {
+            self.refuse(number, reply::ERR_TOO_BIG, "option data longer than is read here");
             return Step::Close(Refusal::OptionTooLarge);
         }
         if self.input.len() < OPTION_HEADER_BYTES + length {
             return Step::NeedInput;
         }
         self.options += 1;
-        if self.options > MAX_OPTIONS + OPTIONS_PER_EXPORT * self.directory.count(&self.client) {
+        if self.options > self.limits.options_max + OPTIONS_PER_EXPORT * self.directory.count(&self.client) {
             return Step::Close(Refusal::TooManyOptions);
         }
         let data: Vec<u8> =
@@ -419,7 +445,7 @@ impl Handshake {
             return Step::Close(Refusal::ExportNameAfterExtendedHeaders);
         }
         let found =
-            if name.len() <= MAX_STRING_BYTES { self.directory.find(&self.client, name) } else { None };
+            if name.len() <= MAX_STRING_BYTES { self.directory.enter(&self.client, name) } else { None };
         let Some((address, export)) = found else { return Step::Close(Refusal::UnknownExport) };
         self.output.extend_from_slice(&export.size.to_be_bytes());
         self.output.extend_from_slice(&export.transmission_flags(self.structured).to_be_bytes());
@@ -448,7 +474,11 @@ impl Handshake {
             self.refuse(number, reply::ERR_SHUTDOWN, "the server is stopping");
             return Step::Again;
         }
-        let Some((address, export)) = self.directory.find(&self.client, request.name) else {
+        let found = match number {
+            option::GO => self.directory.enter(&self.client, request.name),
+            _ => self.directory.find(&self.client, request.name),
+        };
+        let Some((address, export)) = found else {
             self.refuse(number, reply::ERR_UNKNOWN, "no such export");
             return Step::Again;
         };

@@ -42,6 +42,7 @@ pub mod memory_export;
 
 #[allow(unsafe_code)] // The one room that may: argued block by block there.
 pub mod reactor;
+pub mod registry;
 
 mod line;
 pub mod server;

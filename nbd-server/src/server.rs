@@ -6,7 +6,7 @@
 //!
 //! The directory may be the caller's and change while the server runs; the stop is the server's own.
 //!
-//! A client costs a permit from its accept until its socket is closed, wherever it is served by then.
+//! A client costs a [`Seat`] from its accept until its socket is closed, wherever it is served by then.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,10 +26,13 @@ use crate::connection::Limits;
 use crate::disk::ExportIndex;
 use crate::engine::Negotiated;
 use crate::export::ExportInfo;
-use crate::handshake::{Agreement, Directory, ExportAddress, Handshake, Offer, Refusal, Step};
+use crate::handshake::{
+    Agreement, Directory, ExportAddress, Handshake, HandshakeLimits, Offer, Refusal, Step,
+};
 use crate::image::Image;
 use crate::line::{Line, LineError};
 use crate::reactor::{ExportSpec, Mailbox, Reactor, ReactorConfig, ReactorSpec, ReactorStats, Waker};
+use crate::registry::{Holder, Registry, Share};
 use crate::status::MetaContext;
 use crate::tls::{Security, Session};
 use crate::wire::MAX_STRING_BYTES;
@@ -44,18 +47,28 @@ const PARTING_BYTES_MAX: usize = 64 << 10;
 /// How long that may take.
 const PARTING_TIME_MAX: Duration = Duration::from_secs(1);
 
+/// How it is told in the log that a client has all the connections that it may have.
+const TOO_MANY_OF_CLIENT: &str = "TOO_MANY_CONNECTIONS_OF_CLIENT";
+
 /// Longer than a client needs between two requests, also when it must be woken first.
 pub const DEFAULT_POLL_WINDOW: Duration = Duration::from_micros(100);
 
 /// Bounds and choices of a server.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ServerConfig {
     /// Bounds of each connection.
     pub limits: Limits,
     /// Connections at once, those in the handshake included.
     pub connections_max: u32,
+    /// Connections at once of one identity; over TCP in clear, and until TLS has told who it is, of one address. Clients
+    /// over the Unix socket are nobody in particular, and bound by the limit of all only.
+    pub connections_per_client_max: u32,
     /// How long a handshake may take as a whole.
     pub handshake_timeout: Duration,
+    /// Bounds of the option phase.
+    pub handshake_limits: HandshakeLimits,
+    /// The book of connections.
+    pub registry: Registry,
     /// What clients may agree on.
     pub offer: Offer,
     /// Reactor threads; the exports of [`Server::start`] are spread over them.
@@ -71,7 +84,10 @@ impl Default for ServerConfig {
         Self {
             limits: Limits::default(),
             connections_max: 100,
+            connections_per_client_max: 64,
             handshake_timeout: Duration::from_secs(10),
+            handshake_limits: HandshakeLimits::default(),
+            registry: Registry::default(),
             offer: Offer::default(),
             reactors: 1,
             poll_window: DEFAULT_POLL_WINDOW,
@@ -146,8 +162,12 @@ impl Directory for Reception {
         self.directory.find(client, name)
     }
 
-    fn admits(&self, client: &Client) -> bool {
-        self.directory.admits(client)
+    fn enter(&self, client: &Client, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
+        self.directory.enter(client, name)
+    }
+
+    fn admits(&self, client: &Client, export: &str) -> bool {
+        self.directory.admits(client, export)
     }
 
     fn contexts(&self, client: &Client, name: &[u8]) -> Vec<MetaContext> {
@@ -260,6 +280,38 @@ impl Server {
     }
 }
 
+/// A connection's place: among all, and among those of its holder.
+pub struct Seat {
+    _all: OwnedSemaphorePermit,
+    share: Option<Share>,
+}
+
+impl Shared {
+    /// A place for a client that nothing is known of but where it comes from.
+    fn seat(&self, client: &Client) -> Result<Seat, &'static str> {
+        let all = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| "TOO_MANY_CONNECTIONS")?;
+        let share = match client.address {
+            None => None,
+            Some(address) => {
+                let holder = Holder::Address(address.ip().to_canonical());
+                Some(self.share(holder).ok_or(TOO_MANY_OF_CLIENT)?)
+            }
+        };
+        Ok(Seat { _all: all, share })
+    }
+
+    fn share(&self, holder: Holder) -> Option<Share> {
+        self.config.registry.share(holder, self.config.connections_per_client_max)
+    }
+
+    /// The place is its identity's from now on, wherever it comes from.
+    fn seat_by_identity(&self, seat: &mut Seat, identity: String) -> Result<(), NotAdmitted> {
+        let share = self.share(Holder::Identity(identity.clone()));
+        seat.share = Some(share.ok_or(NotAdmitted::TooMany(identity))?);
+        Ok(())
+    }
+}
+
 /// Accepts clients for a server.
 #[derive(Clone)]
 pub struct Acceptor {
@@ -306,7 +358,7 @@ impl Acceptor {
         let reception = &self.shared.reception;
         self.shared.mailboxes.iter().try_for_each(|mailbox| {
             let reception = Arc::clone(reception);
-            mailbox.send_review(Box::new(move |client| reception.admits(client)))
+            mailbox.send_review(Box::new(move |client, export| reception.admits(client, export)))
         })
     }
 
@@ -318,14 +370,14 @@ impl Acceptor {
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Ok(permit) = Arc::clone(&self.shared.permits).try_acquire_owned() else {
-            tracing::warn!(code = "TOO_MANY_CONNECTIONS", "client turned away");
-            return;
+        let peer = client.place();
+        let seat = match self.shared.seat(&client) {
+            Ok(seat) => seat,
+            Err(code) => return tracing::warn!(code, peer, "client turned away"),
         };
         let acceptor = self.clone();
         tokio::spawn(async move {
-            let peer = client.place();
-            match acceptor.admit(stream, client, permit, into_fd).await {
+            match acceptor.admit(stream, client, seat, into_fd).await {
                 Ok(()) => {}
                 Err(NotAdmitted::Refused(Refusal::Aborted)) => {
                     tracing::debug!(code = "ABORTED", "handshake ended");
@@ -341,6 +393,10 @@ impl Acceptor {
                         "client turned away"
                     );
                 }
+                Err(NotAdmitted::TooMany(identity)) => {
+                    let identity = quoted(&identity);
+                    tracing::warn!(code = TOO_MANY_OF_CLIENT, peer, identity, "client turned away");
+                }
                 Err(NotAdmitted::TimedOut) => {
                     tracing::info!(code = "HANDSHAKE_TIMEOUT", peer, "client turned away");
                 }
@@ -354,14 +410,14 @@ impl Acceptor {
         &self,
         mut stream: S,
         client: Client,
-        permit: OwnedSemaphorePermit,
+        mut seat: Seat,
         into_fd: impl FnOnce(S) -> io::Result<OwnedFd>,
     ) -> Result<(), NotAdmitted>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let shared = &self.shared;
-        let handshake = negotiate(shared, &mut stream, client);
+        let handshake = negotiate(shared, &mut stream, client, &mut seat);
         let entered = tokio::time::timeout(shared.config.handshake_timeout, handshake).await;
         let entered = entered.unwrap_or(Err(NotAdmitted::TimedOut));
         if let Err(NotAdmitted::Tls(_)) = &entered {
@@ -369,15 +425,16 @@ impl Acceptor {
         }
         let Entered { agreement, session, client } = entered?;
         let Agreement { address, rules, leftover } = agreement;
-        let known = client.clone();
+        let (known, export) = (client.clone(), rules.export.name.clone());
         tracing::debug!(replies = ?rules.form(), contexts = rules.contexts.len(), "client enters transmission");
-        let client = Negotiated { export: address.index, rules, leftover, session, client };
+        let entry = Some(shared.config.registry.enter(known.clone(), &export, rules.export.read_only));
+        let client = Negotiated { export: address.index, rules, leftover, session, client, entry };
         let mailbox = shared.mailboxes.get(address.reactor);
         let mailbox =
             mailbox.ok_or_else(|| io::Error::other("the directory named a reactor that is not there"))?;
-        mailbox.send_client(into_fd(stream)?, client, permit)?;
+        mailbox.send_client(into_fd(stream)?, client, seat)?;
         // After it was handed over: whoever changes his mind later finds it there.
-        if !shared.reception.admits(&known) {
+        if !shared.reception.admits(&known, &export) {
             self.review()?;
         }
         Ok(())
@@ -389,6 +446,8 @@ enum NotAdmitted {
     Refused(Refusal),
     /// What was wrong with its TLS or its certificate.
     Tls(String),
+    /// That identity has as many connections as it may.
+    TooMany(String),
     TimedOut,
     Failed(io::Error),
 }
@@ -483,13 +542,20 @@ struct Entered {
     client: Client,
 }
 
-async fn negotiate<S>(shared: &Shared, stream: &mut S, client: Client) -> Result<Entered, NotAdmitted>
+async fn negotiate<S>(
+    shared: &Shared,
+    stream: &mut S,
+    client: Client,
+    seat: &mut Seat,
+) -> Result<Entered, NotAdmitted>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let directory: Arc<dyn Directory> = Arc::<Reception>::clone(&shared.reception);
     let security = shared.config.security.as_deref().filter(|_| client.address.is_some());
-    let mut handshake = Handshake::new(directory, shared.config.offer).with_client(client);
+    let config = &shared.config;
+    let mut handshake =
+        Handshake::new(directory, config.offer).with_client(client).within(config.handshake_limits);
     if security.is_some() {
         handshake = handshake.requiring_tls();
     }
@@ -515,6 +581,9 @@ where
             (Step::StartTls, Some(security)) => {
                 sent?;
                 start_tls(&mut handshake, &mut line, security).await?;
+                if let Some(identity) = handshake.client().identity.clone() {
+                    shared.seat_by_identity(seat, identity)?;
+                }
             }
             (Step::StartTls, None) => {
                 return Err(io::Error::other("TLS is begun where none is spoken").into());

@@ -147,6 +147,23 @@ pub enum CloseReason {
     Revoked,
 }
 
+impl CloseReason {
+    /// Its name in the log.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::BadRequestMagic => "BAD_REQUEST_MAGIC",
+            Self::PayloadTooLarge => "PAYLOAD_TOO_LARGE",
+            Self::Stalled => "STALLED",
+            Self::PeerGone => "PEER_GONE",
+            Self::Left => "LEFT",
+            Self::Shutdown => "SHUTDOWN",
+            Self::BrokenTls => "BROKEN_TLS",
+            Self::Revoked => "REVOKED",
+        }
+    }
+}
+
 /// Judges one request.
 pub fn judge(header: &RequestHeader, rules: &Rules) -> Verdict {
     if header.command == command::DISC {

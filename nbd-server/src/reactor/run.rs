@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{Shutdown, shutdown};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::buffer::Pool;
 use super::idle::IdlePoll;
@@ -22,8 +21,9 @@ use super::ring::{Completed, OpenFile, Ring, RingOptions};
 use crate::client::Client;
 use crate::connection::{Limits, Nanos, SocketAction};
 use crate::disk::FileId;
-use crate::engine::{Engine, Negotiated, describe};
+use crate::engine::{Engine, Negotiated};
 use crate::export::{Backend, Export, Separate};
+use crate::server::Seat;
 
 /// How often stalled clients are looked for.
 const STALL_CHECK: Duration = Duration::from_secs(1);
@@ -99,13 +99,13 @@ pub struct ReactorStats {
     pub abandoned: usize,
 }
 
-/// Whether a client may stay.
-pub type Admits = Box<dyn Fn(&Client) -> bool + Send>;
+/// Whether a client may stay on the export of that name.
+pub type Admits = Box<dyn Fn(&Client, &str) -> bool + Send>;
 
 /// A client's socket, with the right to exist that its accept has taken: returned when it is closed.
 struct Socket {
     fd: OwnedFd,
-    _permit: OwnedSemaphorePermit,
+    _seat: Seat,
 }
 
 enum Message {
@@ -181,13 +181,8 @@ impl Mailbox {
     ///
     /// # Errors
     /// The reactor cannot be woken.
-    pub fn send_client(
-        &self,
-        fd: OwnedFd,
-        client: Negotiated,
-        permit: OwnedSemaphorePermit,
-    ) -> io::Result<()> {
-        self.send(Message::Client { socket: Socket { fd, _permit: permit }, client: Box::new(client) })
+    pub fn send_client(&self, fd: OwnedFd, client: Negotiated, seat: Seat) -> io::Result<()> {
+        self.send(Message::Client { socket: Socket { fd, _seat: seat }, client: Box::new(client) })
     }
 
     /// Gives up the clients whom `admits` does not admit, those included that were sent before.
@@ -392,8 +387,10 @@ impl Loop {
             self.ring.submit()?;
         }
         self.look_at_clock(now);
+        self.engine.advance(self.now());
         self.act();
         self.engine.tick(&mut self.ring);
+        self.engine.advance(self.now());
         self.act();
         Ok(())
     }
@@ -471,7 +468,7 @@ impl Loop {
                     tracing::error!(%error, "socket not unregistered");
                 }
                 self.sockets[place] = None;
-                tracing::debug!(reason = describe(reason), "connection closed");
+                tracing::debug!(reason = reason.code(), "connection closed");
             }
         }
     }

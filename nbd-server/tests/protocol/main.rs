@@ -19,6 +19,7 @@ mod status;
 
 mod backend;
 mod limits;
+mod registry;
 mod serving;
 mod stopping;
 

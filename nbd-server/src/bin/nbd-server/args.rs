@@ -84,6 +84,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) max_connections: u32,
 
+    /// Connections at once of one client: of one identity where certificates name their owners, else of one address.
+    /// Clients over the Unix socket share the limit of all.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) max_connections_per_client: u32,
+
     /// Offer simple replies only, as servers of the old days do.
     #[arg(long, alias = "no-sr")]
     pub(crate) no_structured_replies: bool,

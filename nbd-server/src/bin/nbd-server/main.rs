@@ -140,6 +140,7 @@ fn config(args: &Args) -> Result<ServerConfig, Failure> {
     let security = args.tls_certificates.as_deref().map(certificates).transpose()?;
     Ok(ServerConfig {
         connections_max: args.max_connections,
+        connections_per_client_max: args.max_connections_per_client,
         offer: Offer {
             structured_replies: !args.no_structured_replies,
             meta_contexts: !args.no_meta_contexts,
