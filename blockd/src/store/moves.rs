@@ -30,12 +30,12 @@ use crate::units::{HostId, MoveId, SnapshotId, VolumeId};
 
 /// How long clients' changes of a frozen volume are held before they are refused.
 pub const FROZEN_HOLD: Duration = Duration::from_secs(2);
-/// Moves whose record gave way to a later one's that are remembered.
+/// Moves without a record that are remembered as over.
 const FORMER_MOVES_KEPT: usize = 1024;
 
-/// Moves that another one has followed on a volume. Its record is that of the last move, and cannot tell that they are over: a freeze
-/// or an expectation that is carried out late would begin such a move anew, and nobody would ever end it. They need not be
-/// durable: what was asked of a daemon that has ended is not carried out by the next one.
+/// Moves that are over, and no volume's record says so: another one has followed them there, or they were aborted before there
+/// was the volume. A freeze or an expectation that is carried out late would begin such a move anew, and nobody would ever
+/// end it. They need not be durable: what was asked of a daemon that has ended is not carried out by the next one.
 #[derive(Default)]
 pub(super) struct FormerMoves(VecDeque<MoveId>);
 
@@ -48,6 +48,10 @@ impl FormerMoves {
             self.0.pop_front();
         }
         self.0.push_back(id);
+    }
+
+    fn has(&self, id: MoveId) -> bool {
+        self.0.contains(&id)
     }
 }
 
@@ -98,8 +102,8 @@ impl Store {
             }
             self.check_durable(Some(volume))?;
             match self.catalog.moves.get(&volume).filter(|record| record.id == id) {
-                None if self.former_moves.0.contains(&id) => {
-                    let text = format!("the move {id} of {name:?} is over: another one has followed it");
+                None if self.former_moves.has(id) => {
+                    let text = format!("the move {id} of {name:?} is over");
                     return refuse(ErrorKind::Stale, text);
                 }
                 None => self.check_not_moving(volume, name)?,
@@ -388,7 +392,7 @@ impl Store {
     }
 
     fn abort(&mut self, token: Token, id: MoveId, of: Option<(HostId, Vec<String>)>) -> Outcome<()> {
-        if let (Some((peer, names)), Err(_)) = (&of, self.moved(id)) {
+        if let (Some((peer, names)), Err(_), false) = (&of, self.moved(id), self.former_moves.has(id)) {
             return self.abort_before_it_begins(token, id, *peer, names);
         }
         let (stage, volumes) = self.moved(id)?;
@@ -420,7 +424,14 @@ impl Store {
         peer: HostId,
         names: &[String],
     ) -> Outcome<()> {
-        let volumes = self.volumes_for(id, names, Stage::Aborted)?;
+        let volumes = match self.volumes_for(id, names, Stage::Aborted) {
+            Err(error) if error.kind == ErrorKind::NotFound => {
+                // No volume, no record: the volume may come before what is still on its way.
+                self.former_moves.add(id);
+                return Err(error);
+            }
+            judged => judged?,
+        };
         let mut bundle = Bundle { token: Some(token), ..Bundle::new(Vec::new(), volumes.clone()) };
         for volume in volumes {
             let (epoch, since) = (self.catalog.epoch(volume), SnapshotId(0));

@@ -381,7 +381,7 @@ fn what_comes_after_a_later_move_begins_nothing_anew() {
         done(&mut world, Move::Abort { id, of: None });
     }
     let late = Move::Abort { id: ID, of: Some((PEER, vec!["v".to_owned()])) };
-    assert_eq!(kind(do_move(&mut world, late)), ErrorKind::Stale);
+    assert_eq!(kind(do_move(&mut world, late)), ErrorKind::NotFound, "there is nothing to abort");
     assert_eq!(kind(do_move(&mut world, freeze(ID))), ErrorKind::Stale);
     assert_eq!(stage(&mut world, later), Some(Stage::Aborted));
     done(&mut world, freeze(BACK));
@@ -390,6 +390,21 @@ fn what_comes_after_a_later_move_begins_nothing_anew() {
     let expect = |id| Move::Expect { id, peer: PEER, volumes: vec!["v".to_owned()] };
     assert_eq!(kind(do_move(&mut world, expect(later))), ErrorKind::Stale);
     done(&mut world, expect(MoveId([2; 16])));
+}
+
+/// Found by the joint simulation, seed 3156341: a move was aborted before the destination had the volume, two others came
+/// and ended, and then its expectation arrived. It began anew, and no move could begin or end there any more.
+#[test]
+fn what_comes_after_an_abort_without_the_volume_begins_nothing() {
+    let (mut world, _) = begin(28);
+    let of = Some((PEER, vec!["late".to_owned()]));
+    let abort = || Move::Abort { id: ID, of: of.clone() };
+    assert_eq!(kind(do_move(&mut world, abort())), ErrorKind::NotFound);
+    create(&mut world, "late", 1 << 20);
+    let freeze = |id| Move::Freeze { id, peer: PEER, volumes: vec!["late".to_owned()] };
+    assert_eq!(kind(do_move(&mut world, freeze(ID))), ErrorKind::Stale);
+    assert_eq!(kind(do_move(&mut world, abort())), ErrorKind::NotFound, "asked again, it is over as it was");
+    done(&mut world, freeze(BACK));
 }
 
 /// The machine that waits at the destination connects again, and finds what it had.
