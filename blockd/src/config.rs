@@ -20,7 +20,7 @@ use crate::jobs::files::{JOBS_FILE, STATE_DIRECTORY};
 use crate::jobs::job::Job;
 use crate::jobs::keep::Keep;
 use crate::jobs::sections::{self, JobSection};
-use crate::nbd_door::{AccessRule, RULES_MAX, is_host_name};
+use crate::nbd_door::{AccessRule, LimitSettings, NbdLimits, RULES_MAX, is_host_name};
 use crate::peer::PEER_DIRECTORY;
 use crate::size::Size;
 
@@ -128,6 +128,11 @@ pub struct Settings {
     #[arg(skip)]
     pub nbd_access: Vec<AccessRule>,
 
+    /// Bounds of NBD clients: connections_per_client, handshake_time, options, option_bytes, requests, payload_bytes,
+    /// stall_time. Only in the file. Defaults: docs/operating.md; in force: blockctl status.
+    #[arg(skip)]
+    pub nbd_limits: LimitSettings,
+
     /// Address where paired hosts connect, always with TLS. Default: none; this host can still connect to others.
     #[arg(long, value_name = "ADDR:PORT", env = "BLOCKD_PEER_LISTEN")]
     pub peer_listen: Option<SocketAddr>,
@@ -215,6 +220,8 @@ pub struct Config {
     pub nbd_tls_dir: Option<PathBuf>,
     /// Who may see which exports.
     pub nbd_access: Vec<AccessRule>,
+    /// Bounds of NBD clients.
+    pub nbd_limits: NbdLimits,
     /// Address where paired hosts connect.
     pub peer_listen: Option<SocketAddr>,
     /// Socket of this host's agent.
@@ -231,8 +238,6 @@ pub struct Config {
     pub recent: Recent,
     /// Whether trees of hashes are kept.
     pub hash_cache: bool,
-    /// NBD connections at once.
-    pub connections_max: u32,
     /// API connections at once.
     pub api_connections_max: u32,
     /// Log filter.
@@ -312,6 +317,7 @@ impl Settings {
             },
             nbd_tls_dir: self.nbd_tls_dir.or(other.nbd_tls_dir),
             nbd_access: other.nbd_access,
+            nbd_limits: other.nbd_limits,
             peer_listen: self.peer_listen.or(other.peer_listen),
             agent_socket: self.agent_socket.or(other.agent_socket),
             cache: self.cache.or(other.cache),
@@ -390,6 +396,8 @@ fn finish(settings: Settings, locate: &dyn Fn(&str) -> String) -> Result<Config,
         return refuse("insecure_tcp", "contradicts nbd_access: in clear nobody can be told from another");
     }
     check_access(&settings.nbd_access, &settings.nbd_tls_names, locate)?;
+    let nbd_limits = NbdLimits::of(&settings.nbd_limits, settings.connections_max)
+        .map_err(|(key, why)| ConfigError::new(locate(key), why))?;
     let name = settings.name.unwrap_or_else(host_name);
     if !is_valid_name(&name) {
         return refuse("name", "must be 1 to 255 of A-Z a-z 0-9 . _ -, not beginning with . or -");
@@ -416,6 +424,7 @@ fn finish(settings: Settings, locate: &dyn Fn(&str) -> String) -> Result<Config,
         nbd_tls_names: settings.nbd_tls_names,
         nbd_tls_dir: settings.nbd_tls_dir,
         nbd_access: settings.nbd_access,
+        nbd_limits,
         peer_listen: settings.peer_listen,
         agent_socket: settings.agent_socket.unwrap_or_else(|| AGENT_SOCKET_DEFAULT.into()),
         cache: settings.cache.unwrap_or(Cache::Writeback),
@@ -424,7 +433,6 @@ fn finish(settings: Settings, locate: &dyn Fn(&str) -> String) -> Result<Config,
         pool_size: settings.pool_size,
         recent,
         hash_cache: settings.hash_cache.unwrap_or(true),
-        connections_max: settings.connections_max.unwrap_or(1000),
         api_connections_max: settings.api_connections_max.unwrap_or(64),
         log: settings.log.unwrap_or_else(|| "info".to_owned()),
         replica_keep,
@@ -439,12 +447,8 @@ fn check_limits(config: &Config, locate: &dyn Fn(&str) -> String) -> Result<(), 
     if config.socket == config.nbd_unix {
         return Err(ConfigError::new(locate("nbd_unix"), "is the same path as socket"));
     }
-    for (key, value) in
-        [("connections_max", config.connections_max), ("api_connections_max", config.api_connections_max)]
-    {
-        if !(1..=100_000).contains(&value) {
-            return Err(ConfigError::new(locate(key), "must be 1 to 100000"));
-        }
+    if !(1..=100_000).contains(&config.api_connections_max) {
+        return Err(ConfigError::new(locate("api_connections_max"), "must be 1 to 100000"));
     }
     Ok(())
 }

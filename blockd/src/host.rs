@@ -10,22 +10,20 @@
 //! volume exists can open it.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::Duration;
 
-use nbd_server::client::Client;
-use nbd_server::connection::{Limits, Nanos};
+use nbd_server::connection::Nanos;
 use nbd_server::disk::{DiskDone, ExportIndex, FileId};
-use nbd_server::export::{Backend, ExportInfo, Io, Request};
-use nbd_server::handshake::{Directory, ExportAddress};
+use nbd_server::export::{Backend, Io, Request};
+use nbd_server::handshake::Directory;
 use nbd_server::reactor::{ReactorSpec, Waker};
-use nbd_server::server::{Listener, Server, ServerConfig};
-use nbd_server::status::MetaContext;
+use nbd_server::server::{Listener, Server};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -39,14 +37,13 @@ use crate::daemon::{self, Opening};
 use crate::exit_code;
 use crate::failure::Failure;
 use crate::lock::DataLock;
-use crate::nbd_door::{AccessMode, NbdDoor};
+use crate::nbd_door::Exports;
 use crate::open::{self, OpenError, OpenStore};
 use crate::recent::RecentFiles;
 use crate::service::{DiffExtent, Engine, Recomputed, VerifyReport};
 use crate::snapshot::{self, ClosedReader, PoolHandle, Sleeps, Trees, with_pin};
 use crate::store::pool::{Pool, PoolFile};
-use crate::store::{self, Store, Token};
-use crate::units::SnapshotId;
+use crate::store::{Store, Token};
 
 /// Commands that wait for the reactor; one more is refused.
 const COMMANDS_MAX: usize = 4096;
@@ -59,103 +56,6 @@ const BUSY_TRIES: u32 = 200;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 type Reply = oneshot::Sender<Result<Answer, ControlError>>;
-
-/// What handshakes look into.
-struct Exports {
-    names: RwLock<Names>,
-    door: NbdDoor,
-}
-
-type ByName = BTreeMap<String, Shown>;
-
-/// An export, and of what snapshots its changes can be asked for: those of its volume, but for its own.
-struct Shown {
-    address: ExportAddress,
-    info: ExportInfo,
-    snapshots: Arc<[(String, SnapshotId)]>,
-    own: Option<SnapshotId>,
-}
-
-#[derive(Default)]
-struct Names {
-    listed: ByName,
-    /// Found, but not listed: they are the listed ones again, in one epoch.
-    doors: ByName,
-}
-
-impl Exports {
-    fn new(door: NbdDoor) -> Self {
-        Self { names: RwLock::default(), door }
-    }
-
-    /// An export as a client sees it, if it does.
-    fn shown(&self, client: &Client, info: &ExportInfo) -> Option<ExportInfo> {
-        // A door is its volume in one epoch, and for the same eyes.
-        let name = info.name.split(':').next().unwrap_or_default();
-        let mode = self.door.mode(client, name)?;
-        Some(ExportInfo { read_only: info.read_only || mode == AccessMode::Read, ..info.clone() })
-    }
-
-    fn publish(&self, store: &Store) {
-        let snapshots = store.snapshots_by_volume();
-        let listed = |index, info: ExportInfo| {
-            let (volume, own) = store.shows(index);
-            let snapshots = volume.and_then(|volume| snapshots.get(&volume)).cloned();
-            let snapshots = snapshots.unwrap_or_else(|| Arc::new([]));
-            (info.name.clone(), Shown { address: ExportAddress { reactor: 0, index }, info, snapshots, own })
-        };
-        let exports = store.exports().map(|(index, served)| listed(index, served.info()));
-        let mut exports: BTreeMap<_, _> = exports.collect();
-        // A replica's own name stands for its newest snapshot. Who has opened it stays with the one that it was then.
-        exports.extend(store.replicas().map(|(index, info)| listed(index, info)));
-        let doors = store.doors().map(|(index, info)| listed(index, info)).collect();
-        let names = Names { listed: exports, doors };
-        *self.names.write().unwrap_or_else(PoisonError::into_inner) = names;
-    }
-}
-
-impl Directory for Exports {
-    fn count(&self, client: &Client) -> usize {
-        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        match client.identity {
-            None => names.listed.len(),
-            Some(_) => names.listed.values().filter_map(|shown| self.shown(client, &shown.info)).count(),
-        }
-    }
-
-    fn list(&self, client: &Client) -> Vec<ExportInfo> {
-        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        names.listed.values().filter_map(|shown| self.shown(client, &shown.info)).collect()
-    }
-
-    fn find(&self, client: &Client, name: &[u8]) -> Option<(ExportAddress, ExportInfo)> {
-        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        let shown = names.find(name)?;
-        Some((shown.address, self.shown(client, &shown.info)?))
-    }
-
-    fn contexts(&self, client: &Client, name: &[u8]) -> Vec<MetaContext> {
-        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(shown) = names.find(name) else { return Vec::new() };
-        let volume = shown.info.name.split([':', '@']).next().unwrap_or_default();
-        // A snapshot that a client may not see does not exist for it, under no name.
-        let others = shown.snapshots.iter().filter(|(snapshot, id)| {
-            Some(*id) != shown.own && self.door.mode(client, &format!("{volume}@{snapshot}")).is_some()
-        });
-        store::contexts(others.map(|(name, id)| (name.as_str(), *id)))
-    }
-
-    fn admits(&self, client: &Client) -> bool {
-        self.door.admits(client)
-    }
-}
-
-impl Names {
-    fn find(&self, name: &[u8]) -> Option<&Shown> {
-        let name = std::str::from_utf8(name).ok()?;
-        self.listed.get(name).or_else(|| self.doors.get(name))
-    }
-}
 
 /// Commands on their way to the reactor.
 #[derive(Default)]
@@ -516,16 +416,12 @@ impl Host {
         let pins_in_the_way = Arc::<AtomicBool>::default();
         let spec = reactor_spec(parts, data.clone(), &queue, &exports, &late, &pins_in_the_way)
             .map_err(|error| cannot_serve(data, &error))?;
-        // QEMU waits for the next daemon when a connection ends, but hands ESHUTDOWN on as an error of the disk.
-        let limits = Limits { refuse_at_stop: false, ..Limits::default() };
-        let connections_max = opening.config.connections_max;
-        let security = door.security();
-        let config = ServerConfig { connections_max, limits, security, ..ServerConfig::default() };
         let directory: Arc<dyn Directory> = Arc::<Exports>::clone(&exports);
-        let server = Server::start_with(vec![spec], directory, config).map_err(|e| cannot_serve(data, &e))?;
+        let server = Server::start_with(vec![spec], directory, door.server_config());
+        let server = server.map_err(|error| cannot_serve(data, &error))?;
         let waker = server.wakers().pop().expect("one reactor");
         let acceptor = server.acceptor();
-        door.attach(acceptor.clone());
+        door.attach(acceptor.clone(), &exports);
         let accept = |listener| {
             let (acceptor, door) = (acceptor.clone(), door.clone());
             tokio::spawn(async move {

@@ -31,6 +31,8 @@ pub struct ExportInfo {
     pub fast_zero: bool,
     /// The backend tells what is allocated ([`crate::status::BASE_ALLOCATION`]).
     pub tells_allocation: bool,
+    /// Several connections may share it: what one has flushed, or been answered, holds for all.
+    pub multi_conn: bool,
     /// Smallest and granularity of requests, bytes: a power of two up to 64 KiB.
     pub block_minimum: u32,
     /// What clients should use, bytes: a power of two of at least 512.
@@ -48,6 +50,7 @@ impl ExportInfo {
             rotational: false,
             fast_zero: false,
             tells_allocation: false,
+            multi_conn: true,
             block_minimum: 1,
             block_preferred: 4096,
         }
@@ -55,12 +58,12 @@ impl ExportInfo {
 
     /// The flags told to a client. DF may only be offered together with structured replies.
     pub fn transmission_flags(&self, structured: bool) -> u16 {
-        let always =
-            flag::HAS_FLAGS | flag::SEND_FLUSH | flag::SEND_FUA | flag::CAN_MULTI_CONN | flag::SEND_CACHE;
+        let always = flag::HAS_FLAGS | flag::SEND_FLUSH | flag::SEND_FUA | flag::SEND_CACHE;
         let writes = flag::SEND_TRIM | flag::SEND_WRITE_ZEROES;
         let mut flags = always;
         flags |= if self.read_only { flag::READ_ONLY } else { writes };
         for (on, bit) in [
+            (self.multi_conn, flag::CAN_MULTI_CONN),
             (self.rotational, flag::ROTATIONAL),
             (structured, flag::SEND_DF),
             (self.fast_zero && !self.read_only, flag::SEND_FAST_ZERO),

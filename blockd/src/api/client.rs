@@ -116,6 +116,16 @@ impl Client {
         self.ask(Method::POST, path, body).await
     }
 
+    /// Sends a body, and hands each line of the answer to `on_line`, which ends it by returning something.
+    pub(super) async fn post_lines<L: DeserializeOwned, T>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        on_line: impl FnMut(L) -> std::result::Result<Option<T>, HttpError>,
+    ) -> Result<T> {
+        Ok(self.http.post_lines(path, body, on_line).await?)
+    }
+
     /// Reads an answer line by line; the result is its last line.
     pub(super) async fn lines(
         &self,

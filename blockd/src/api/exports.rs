@@ -4,11 +4,13 @@ use axum::Json;
 use axum::extract::State as Extract;
 
 use super::answer::{Args, Refusal, Segment, check_name};
+use super::connections;
 use super::replicas::published;
-use super::routes::{Context, Reply, all_snapshots, all_volumes, find_snapshot, find_volume, page};
+use super::routes::{Context, Reply, State, all_snapshots, all_volumes, find_snapshot, find_volume, page};
 use super::types::{ExportInfo, Exports, Kind, PageQuery};
 use crate::catalog::format::Role;
 use crate::control::{SnapshotInfo, VolumeInfo};
+use crate::nbd_door::{Temporaries, TemporaryExport};
 use crate::service::NbdAddresses;
 
 fn volume_export(volume: &VolumeInfo, nbd: &NbdAddresses) -> ExportInfo {
@@ -28,7 +30,17 @@ fn replica_export(newest: &SnapshotInfo, nbd: &NbdAddresses) -> ExportInfo {
 fn describe(name: String, size: u64, read_only: bool, clients: u64, nbd: &NbdAddresses) -> ExportInfo {
     let (unix, tcp) = (nbd.unix.clone(), nbd.tcp.clone());
     let uri = nbd.uri(&name);
-    ExportInfo { name, size, read_only, clients, unix, tcp, uri }
+    ExportInfo { name, size, read_only, clients, unix, tcp, uri, temporary: None, connections: Vec::new() }
+}
+
+/// A temporary one, of what it stands for.
+fn temporary_export(temporary: TemporaryExport, of: &ExportInfo, state: &State) -> ExportInfo {
+    let clients = connections::of(&state.service.door, Some(&temporary.name)).len() as u64;
+    let (name, size) = (temporary.name.clone(), of.size);
+    let read_only = of.read_only || temporary.read_only;
+    let named = describe(name, size, read_only, clients, &state.service.nbd);
+    let uri = named.uri.filter(|_| !temporary.one_use);
+    ExportInfo { uri, temporary: Some(temporary), ..named }
 }
 
 pub(super) async fn list(Extract(state): Context, Args(query): Args<PageQuery>) -> Reply<Exports> {
@@ -47,6 +59,12 @@ pub(super) async fn list(Extract(state): Context, Args(query): Args<PageQuery>) 
         all.extend(newest.map(|snapshot| replica_export(snapshot, nbd)));
     }
     all.extend(snapshots.iter().map(|snapshot| snapshot_export(snapshot, nbd)));
+    for temporary in state.service.door.temporary().list() {
+        let of = all.iter().find(|export| export.name == temporary.of);
+        if let Some(shown) = of.map(|of| temporary_export(temporary, of, &state)) {
+            all.push(shown);
+        }
+    }
     all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     let after = query.after.as_deref().unwrap_or_default();
     let (exports, next) = page(all, &query, |export| export.name.as_str() > after, |e| e.name.clone())?;
@@ -54,20 +72,34 @@ pub(super) async fn list(Extract(state): Context, Args(query): Args<PageQuery>) 
 }
 
 pub(super) async fn show(Extract(state): Context, Segment(name): Segment) -> Reply<ExportInfo> {
+    let connections = connections::of(&state.service.door, Some(&name));
+    if !Temporaries::is_name(&name) {
+        return Ok(Json(ExportInfo { connections, ..find(&state, name).await? }));
+    }
+    let all = state.service.door.temporary().list();
+    let temporary = all.into_iter().find(|temporary| temporary.name == name);
+    let gone = || Refusal::new(Kind::NotFound, format!("there is no temporary export {name:?} any more"));
+    let temporary = temporary.ok_or_else(gone)?;
+    let of = find(&state, temporary.of.clone()).await?;
+    Ok(Json(ExportInfo { connections, ..temporary_export(temporary, &of, &state) }))
+}
+
+/// A listed one.
+async fn find(state: &State, name: String) -> Result<ExportInfo, Refusal> {
     let (service, nbd) = (&state.service, &state.service.nbd);
     if name.contains('@') {
         let snapshot = find_snapshot(service, &name.parse()?).await?;
-        return Ok(Json(snapshot_export(&snapshot, nbd)));
+        return Ok(snapshot_export(&snapshot, nbd));
     }
     check_name(&name)?;
     let volume = find_volume(service, &name).await?;
     if volume.role == Role::Primary {
-        return Ok(Json(volume_export(&volume, nbd)));
+        return Ok(volume_export(&volume, nbd));
     }
     let nothing = || {
         let message = format!("the replica {name} has no export: no complete snapshot has come yet");
         Refusal::new(Kind::NotFound, message).with_next(format!("blockctl replica show {name}"))
     };
     let newest = published(service, Some(name.clone())).await?.pop().ok_or_else(nothing)?;
-    Ok(Json(replica_export(&find_snapshot(service, &newest).await?, nbd)))
+    Ok(replica_export(&find_snapshot(service, &newest).await?, nbd))
 }

@@ -26,21 +26,26 @@ pub(crate) async fn metrics(Extract(state): Context) -> Result<Response, Refusal
     };
     let mut text = Text::default();
     text.store(&store);
+    text.exports(state.service.door.registry());
     if let Some(overview) = &jobs {
         text.jobs(overview);
     }
-    Ok(([(CONTENT_TYPE, CONTENT)], text.0).into_response())
+    Ok(([(CONTENT_TYPE, CONTENT)], text.into_text()).into_response())
 }
 
 #[derive(Default)]
-struct Text(String);
+pub(super) struct Text(String);
 
 impl Text {
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
+    pub(super) fn into_text(self) -> String {
+        self.0
+    }
+
+    pub(super) fn head(&mut self, name: &str, kind: &str, help: &str) {
         self.push(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
     }
 
-    fn value(&mut self, name: &str, labels: &str, value: impl Display) {
+    pub(super) fn value(&mut self, name: &str, labels: &str, value: impl Display) {
         self.push(format_args!("{name}{labels} {value}"));
     }
 

@@ -7,17 +7,20 @@ pub mod types;
 
 mod answer;
 pub mod clients;
+pub mod connections;
 mod exports;
 pub mod hosts;
 pub mod jobs;
 mod long;
 mod metrics;
+mod metrics_exports;
 pub mod mirrors;
 pub mod moves;
 pub mod prune;
 pub mod replicas;
 mod routes;
 mod scrub;
+pub mod temporary;
 mod tunnel;
 
 pub mod server;

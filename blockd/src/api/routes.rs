@@ -15,7 +15,9 @@ use super::types::{
     CreateSnapshots, CreateVolume, Done, EventsQuery, Kind, NewName, PAGE_ITEMS_MAX, PageQuery,
     PinnedSnapshot, Reason, ResizeVolume, Snapshots, Status, Volumes,
 };
-use super::{clients, exports, hosts, jobs, long, metrics, mirrors, moves, prune, replicas, scrub, tunnel};
+use super::{
+    clients, exports, hosts, jobs, long, metrics, mirrors, moves, prune, replicas, scrub, temporary, tunnel,
+};
 use crate::control::{Answer, Control, ControlError, ErrorKind, SnapshotInfo, SnapshotName, VolumeInfo};
 use crate::events::{EventsPage, now_ms};
 use crate::service::Service;
@@ -80,16 +82,18 @@ fn table() -> Vec<Route> {
         route(delete.clone(), "/v1/clients/{name}", clients::revoke),
         route(get.clone(), "/v1/hosts", hosts::list),
         route(get.clone(), "/v1/hosts/{name}", hosts::show),
-        route(delete, "/v1/hosts/{name}", hosts::remove),
+        route(delete.clone(), "/v1/hosts/{name}", hosts::remove),
         route(post.clone(), "/v1/hosts/{name}/check", hosts::check),
         route(post.clone(), "/v1/hosts/{name}/trust", hosts::trust),
         route(post.clone(), "/v1/hosts/{name}/limit", hosts::limit),
         route(post.clone(), "/v1/hosts/{name}/tunnel", tunnel::open),
         route(post.clone(), "/v1/host-tokens", hosts::new_token),
         route(post.clone(), "/v1/host-pairings", hosts::pair),
-        route(post, "/v1/scrub", scrub::scrub),
+        route(post.clone(), "/v1/scrub", scrub::scrub),
         route(get.clone(), "/v1/exports", exports::list),
         route(get.clone(), "/v1/exports/{name}", exports::show),
+        route(post.clone(), "/v1/exports", temporary::create),
+        route(delete.clone(), "/v1/exports/{name}", temporary::remove),
         route(get, "/v1/events", events),
     ];
     routes.extend(jobs_table());
@@ -196,6 +200,7 @@ async fn status(Extract(state): Context) -> Reply<Status> {
             started_ms: state.service.events.started_ms(),
             now_ms: now_ms(),
             store: *store,
+            nbd_limits: state.service.door.limits(),
             nbd_tls_trouble: clients::trouble(&state).await?,
         })),
         other => Err(unexpected(&other)),

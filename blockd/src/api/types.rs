@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 pub use local_api::error::{ErrorAnswer, ErrorBody, Kind};
 
+use super::connections::ConnectionInfo;
 use crate::control::{ControlError, ErrorKind, SnapshotInfo, StoreStatus, VolumeInfo};
+use crate::nbd_door::{NbdLimits, TemporaryExport};
 use crate::service::{DiffExtent, RepairReport, Verdict, VerifyReport};
 
 /// Items in one answer of a list, at most and if not asked for fewer.
@@ -152,8 +154,15 @@ pub struct ExportInfo {
     pub unix: Option<String>,
     /// `ADDR:PORT` of the daemon's NBD port, if it has one.
     pub tcp: Option<String>,
-    /// How to open it, as an NBD URI; missing when the daemon listens nowhere that it knows of.
+    /// How to open it, as an NBD URI; missing when the daemon listens nowhere that it knows of, and when its name is a
+    /// secret.
     pub uri: Option<String>,
+    /// It is one for a while.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temporary: Option<TemporaryExport>,
+    /// Who is connected to it; in `GET /v1/exports/{name}` only, and at most 1000.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub connections: Vec<ConnectionInfo>,
 }
 
 /// `GET /v1/status`.
@@ -167,6 +176,9 @@ pub struct Status {
     pub now_ms: u64,
     /// The store.
     pub store: StoreStatus,
+    /// Bounds of NBD clients.
+    #[serde(default)]
+    pub nbd_limits: NbdLimits,
     /// What is wrong with the certificates for NBD over TCP; the last good ones are in use. Missing: nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nbd_tls_trouble: Option<String>,

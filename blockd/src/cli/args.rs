@@ -10,6 +10,7 @@ use crate::control::{SnapshotName, is_valid_name};
 use crate::size::Size;
 
 use super::archive::ArchiveCommand;
+use super::export_temporary::CreateArgs;
 use super::follow::SyncArgs;
 use super::job::JobCommand;
 use super::keep::PruneArgs;
@@ -356,13 +357,13 @@ pub enum ExportCommand {
     /// All exports: volumes, and snapshots read-only.
     #[command(visible_alias = "ls", after_help = "Example:\n  blockctl export list")]
     List,
-    /// How to open one.
+    /// How to open one, and who is connected to it.
     #[command(
         after_help = "Examples:\n  blockctl export show web --libvirt\n  blockctl export show web@monday --qemu"
     )]
     Show {
-        /// NAME or NAME@SNAP.
-        #[arg(value_parser = export_name)]
+        /// NAME, NAME@SNAP or NAME:tmp-ID.
+        #[arg(value_parser = shown_name)]
         name: String,
         /// As an element for a libvirt domain.
         #[arg(long, conflicts_with = "qemu")]
@@ -370,6 +371,18 @@ pub enum ExportCommand {
         /// As arguments for QEMU.
         #[arg(long)]
         qemu: bool,
+    },
+    /// Make one that lasts a while: for a backup, a copy, a look.
+    #[command(
+        after_help = "Examples:\n  blockctl export create web@monday --ttl 2h --token      (one reader, who is told the secret name)\n  blockctl export create web --ttl 10m --write --detach   (for whoever may see web)"
+    )]
+    Create(CreateArgs),
+    /// End one that was made with create, and disconnect its clients.
+    #[command(visible_alias = "rm", after_help = "Example:\n  blockctl export remove web:tmp-1f2e3d4c")]
+    Remove {
+        /// As export list shows it.
+        #[arg(value_name = "NAME:tmp-ID")]
+        name: String,
     },
 }
 
@@ -409,7 +422,13 @@ pub(super) fn snapshot_name(text: &str) -> Result<String, String> {
     }
 }
 
-fn export_name(text: &str) -> Result<String, String> {
+/// An export, listed or temporary.
+fn shown_name(text: &str) -> Result<String, String> {
+    let listed = text.split_once(":tmp-").map_or(text, |(listed, _)| listed);
+    export_name(listed).map(|_| text.to_owned())
+}
+
+pub(super) fn export_name(text: &str) -> Result<String, String> {
     if text.contains('@') { snapshot_name(text) } else { volume_name(text) }
 }
 

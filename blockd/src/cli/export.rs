@@ -1,5 +1,6 @@
 //! `blockctl export …`: how clients reach what is exported.
 
+use crate::api::connections::ConnectionInfo;
 use crate::api::types::ExportInfo;
 use crate::exit_code;
 use crate::failure::Failure;
@@ -7,11 +8,13 @@ use crate::size::Size;
 
 use super::args::ExportCommand;
 use super::context::{Context, Trying};
-use super::output;
+use super::{export_temporary, output, time};
 
 pub(super) async fn run(context: &Context, command: ExportCommand) -> Result<(), Failure> {
     match command {
         ExportCommand::List => list(context).await,
+        ExportCommand::Create(args) => export_temporary::create(context, args).await,
+        ExportCommand::Remove { name } => export_temporary::remove(context, &name).await,
         ExportCommand::Show { name, libvirt, qemu } => {
             let export =
                 context.client.export(&name).await.trying(|| format!("cannot show export {name}"))?;
@@ -35,11 +38,10 @@ async fn list(context: &Context) -> Result<(), Failure> {
         return output::list(context.format, "exports", &exports);
     }
     let rows = exports.iter().map(|export| {
-        let access = if export.read_only { "read-only" } else { "writable" };
         vec![
             export.name.clone(),
             Size(export.size).to_string(),
-            access.to_owned(),
+            access(export),
             export.clients.to_string(),
             export.uri.clone().unwrap_or_else(|| "–".to_owned()),
         ]
@@ -52,12 +54,52 @@ fn show(export: &ExportInfo) -> Result<(), Failure> {
     output::pairs(&[
         ("name", export.name.clone()),
         ("size", format!("{}  ({} bytes)", Size(export.size), export.size)),
-        ("access", if export.read_only { "read-only" } else { "writable" }.to_owned()),
+        ("access", access(export)),
         ("clients", export.clients.to_string()),
         ("unix", export.unix.clone().unwrap_or_else(dash)),
         ("tcp", export.tcp.clone().unwrap_or_else(dash)),
         ("uri", export.uri.clone().unwrap_or_else(dash)),
-    ])
+    ])?;
+    match export.connections.is_empty() {
+        true => Ok(()),
+        false => connections(&export.connections),
+    }
+}
+
+fn access(export: &ExportInfo) -> String {
+    let access = if export.read_only { "read-only" } else { "writable" };
+    export.temporary.as_ref().map_or_else(|| access.to_owned(), export_temporary::access)
+}
+
+fn connections(connections: &[ConnectionInfo]) -> Result<(), Failure> {
+    output::line("")?;
+    let rows = connections.iter().map(|one| {
+        vec![
+            one.peer.clone(),
+            one.identity.clone().unwrap_or_else(|| "–".to_owned()),
+            one.export.clone(),
+            if one.read_only { "read-only" } else { "writable" }.to_owned(),
+            time::utc(one.since_ms),
+            one.requests.to_string(),
+            one.errors.to_string(),
+            Size(one.read_bytes).to_string(),
+            Size(one.written_bytes).to_string(),
+            one.p99_us.map_or_else(|| "–".to_owned(), microseconds),
+        ]
+    });
+    let head =
+        ["CLIENT", "IDENTITY", "AS", "ACCESS", "SINCE", "REQUESTS", "ERRORS", "READ", "WRITTEN", "P99"];
+    output::table(&head, &[5, 6, 7, 8, 9], rows.collect())
+}
+
+/// A bound that is a double of 16: `≤256us`, `≤4ms`, `≤2s`.
+fn microseconds(bound: u64) -> String {
+    match bound {
+        u64::MAX => ">16s".to_owned(),
+        0..10_000 => format!("≤{bound}us"),
+        10_000..10_000_000 => format!("≤{}ms", bound / 1000),
+        _ => format!("≤{}s", bound / 1_000_000),
+    }
 }
 
 /// How a client reaches the daemon.
@@ -173,6 +215,8 @@ mod tests {
             unix: unix.map(str::to_owned),
             tcp: tcp.map(str::to_owned),
             uri: None,
+            temporary: None,
+            connections: Vec::new(),
         }
     }
 

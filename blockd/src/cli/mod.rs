@@ -13,6 +13,7 @@ mod time;
 
 pub mod client;
 mod export;
+mod export_temporary;
 pub mod host;
 pub mod keep;
 mod mirror;

@@ -14,6 +14,7 @@ use crate::events::Event;
 use crate::exit_code;
 use crate::failure::Failure;
 use crate::jobs::view::{JobView, Severity};
+use crate::nbd_door::NbdLimits;
 use crate::size::Size;
 
 use super::args::{EventsArgs, TopArgs};
@@ -48,6 +49,7 @@ pub(super) async fn status(context: &Context) -> Result<(), Failure> {
         return output::object(&StatusAndMore { status: &status, jobs, replicas });
     }
     output::write(page(&status).as_bytes())?;
+    output::line(limits(&status.nbd_limits))?;
     if let Some(trouble) = &status.nbd_tls_trouble {
         output::line(format!("NBD TLS  {trouble}; the last good certificates are in use"))?;
     }
@@ -112,6 +114,17 @@ fn page(status: &Status) -> String {
         lines.push("recent   no log: what is not flushed would be lost with the daemon".to_owned());
     }
     lines.join("\n") + "\n"
+}
+
+/// What bounds NBD clients, on a line.
+fn limits(limits: &NbdLimits) -> String {
+    let NbdLimits { connections, connections_per_client, requests, payload_bytes, .. } = limits;
+    let (handshake, stall) = (limits.handshake_seconds, limits.stall_seconds);
+    format!(
+        "limits   {connections} connections, {connections_per_client} a client; {requests} requests and {} in flight; \
+         {handshake}s for a handshake, {stall}s without reading",
+        Size(*payload_bytes)
+    )
 }
 
 fn percent(part: u64, whole: u64) -> u64 {
@@ -353,7 +366,8 @@ mod tests {
             recent_log: true,
             health,
         };
-        Status { version: "0.1.0".to_owned(), started_ms: 0, now_ms: 65_000, store, nbd_tls_trouble: None }
+        let (version, nbd_limits) = ("0.1.0".to_owned(), NbdLimits::default());
+        Status { version, started_ms: 0, now_ms: 65_000, store, nbd_limits, nbd_tls_trouble: None }
     }
 
     #[test]

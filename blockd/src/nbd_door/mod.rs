@@ -6,27 +6,37 @@
 //! Clients over the Unix socket, and over TCP that was declared insecure, are nobody in particular and see everything.
 
 mod access;
+mod exports;
+mod limits;
 mod names;
+mod temporary;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
 
 use nbd_server::client::Client;
-use nbd_server::server::Acceptor;
+use nbd_server::registry::Registry;
+use nbd_server::server::{Acceptor, ServerConfig as NbdConfig};
 use nbd_server::tls::{CertificateFiles, Security};
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use crate::config::Config;
+use crate::control::{ControlError, ErrorKind};
+use crate::events::now_ms;
 use crate::exit_code;
 use crate::failure::Failure;
-use crate::peer::Peers;
+use crate::peer::{Peers, random};
 
 pub use access::{Access, AccessMode, AccessRule, RULES_MAX};
+pub(crate) use exports::{Exports, listed_name};
+pub use limits::{LimitSettings, NbdLimits};
 pub(crate) use names::is_host_name;
+pub use temporary::{Ended, TemporaryExport, Wanted};
+pub(crate) use temporary::{Made, Temporaries};
 
 /// How clients prove who they are.
 #[derive(Debug)]
@@ -59,8 +69,11 @@ struct Inner {
     /// `None`: TCP is in clear.
     proof: Option<Proof>,
     access: Access,
+    limits: NbdLimits,
+    registry: Registry,
+    temporary: Temporaries,
     open: watch::Sender<bool>,
-    acceptor: OnceLock<Acceptor>,
+    server: OnceLock<(Acceptor, Weak<Exports>)>,
 }
 
 impl fmt::Debug for NbdDoor {
@@ -83,14 +96,72 @@ impl NbdDoor {
             None => Some(Proof::Own(Own { names: names::of(config), ..Own::default() })),
         };
         let access = Access::new(config.nbd_access.clone());
-        let open = watch::Sender::new(false);
-        Ok(Self(Arc::new(Inner { proof, access, open, acceptor: OnceLock::new() })))
+        Ok(Self::with(proof, access, config.nbd_limits, false))
+    }
+
+    fn with(proof: Option<Proof>, access: Access, limits: NbdLimits, open: bool) -> Self {
+        let temporary = Temporaries::default();
+        let registry = Registry::watched(Arc::new(temporary.clone()));
+        let (open, server) = (watch::Sender::new(open), OnceLock::new());
+        Self(Arc::new(Inner { proof, access, limits, registry, temporary, open, server }))
     }
 
     /// A door where TCP is in clear, if there is any.
     pub fn in_clear() -> Self {
-        let (access, open) = (Access::new(Vec::new()), watch::Sender::new(true));
-        Self(Arc::new(Inner { proof: None, access, open, acceptor: OnceLock::new() }))
+        Self::with(None, Access::new(Vec::new()), NbdLimits::default(), true)
+    }
+
+    /// How the server behind it is set up.
+    pub fn server_config(&self) -> NbdConfig {
+        let limits = self.limits();
+        NbdConfig {
+            limits: limits.connection(),
+            connections_max: limits.connections,
+            connections_per_client_max: limits.connections_per_client,
+            handshake_timeout: Duration::from_secs(limits.handshake_seconds),
+            handshake_limits: limits.handshake(),
+            registry: self.registry().clone(),
+            security: self.security(),
+            ..NbdConfig::default()
+        }
+    }
+
+    /// The bounds of clients.
+    pub fn limits(&self) -> NbdLimits {
+        self.0.limits
+    }
+
+    /// Who is connected.
+    pub fn registry(&self) -> &Registry {
+        &self.0.registry
+    }
+
+    pub(crate) fn temporary(&self) -> &Temporaries {
+        &self.0.temporary
+    }
+
+    /// Makes a temporary export of the listed export of that name.
+    ///
+    /// # Errors
+    /// `NotFound`, `Refused`, and as the table's.
+    pub(crate) fn create_temporary(&self, name: &str, wanted: &Wanted) -> Result<Made, ControlError> {
+        let not_found = || ControlError::new(ErrorKind::NotFound, format!("there is no export {name}"));
+        let exports = self.0.server.get().and_then(|(_, exports)| exports.upgrade());
+        let (target, read_only) = exports.and_then(|exports| exports.target(name)).ok_or_else(not_found)?;
+        if wanted.write && read_only {
+            return Err(ControlError::new(ErrorKind::Refused, format!("{name} is read-only")));
+        }
+        let no_random = |error| ControlError::new(ErrorKind::Io, format!("no secret can be made: {error}"));
+        self.temporary().create(target, wanted, random().map_err(no_random)?, now_ms())
+    }
+
+    /// Ends a temporary export and disconnects its clients; `false` when there is none of that name.
+    pub(crate) fn end_temporary(&self, label: &str, why: Ended) -> bool {
+        let ended = self.temporary().end(label, why);
+        if ended {
+            self.review();
+        }
+        ended
     }
 
     /// What the server asks for certificates; `None`: TCP is in clear.
@@ -104,9 +175,9 @@ impl NbdDoor {
     }
 
     /// How many clients are disconnected from when their rights end: by that acceptor.
-    pub fn attach(&self, acceptor: Acceptor) {
+    pub(crate) fn attach(&self, acceptor: Acceptor, exports: &Arc<Exports>) {
         // There is one server in a process; a second one's clients are not ours.
-        drop(self.0.acceptor.set(acceptor));
+        self.0.server.get_or_init(|| (acceptor, Arc::downgrade(exports)));
     }
 
     /// Clients may come: this host's identity is there, if it is needed.
@@ -127,7 +198,7 @@ impl NbdDoor {
 
     /// Disconnects clients that have lost their rights.
     fn review(&self) {
-        if let Some(acceptor) = self.0.acceptor.get()
+        if let Some((acceptor, _)) = self.0.server.get()
             && let Err(error) = acceptor.review()
         {
             tracing::error!(%error, "clients that are not let in any more may still be there");
@@ -145,7 +216,11 @@ impl NbdDoor {
     }
 
     /// Whether a client that was let in still is.
-    pub fn admits(&self, client: &Client) -> bool {
+    pub fn admits(&self, client: &Client, export: &str) -> bool {
+        self.temporary().admits(export) && self.knows(client)
+    }
+
+    fn knows(&self, client: &Client) -> bool {
         let (Some(identity), Some(Proof::Own(own))) = (&client.identity, &self.0.proof) else { return true };
         let Some(peers) = own.peers.get() else { return false };
         match identity.split_once(':') {

@@ -67,7 +67,7 @@ pub(super) fn provider() -> &'static Arc<CryptoProvider> {
 }
 
 /// Random bytes that nobody can guess.
-pub(super) fn random<const BYTES: usize>() -> Result<[u8; BYTES], PeerError> {
+pub(crate) fn random<const BYTES: usize>() -> Result<[u8; BYTES], PeerError> {
     let mut bytes = [0; BYTES];
     let filled = provider().secure_random.fill(&mut bytes);
     filled.map_err(|_| PeerError::crypto("no random numbers", "the system gives none"))?;

@@ -58,6 +58,7 @@ use token::{OpenTokens, Secret};
 
 pub use addresses::{ADDRESS_BYTES_MAX, ADDRESSES_MAX};
 pub use agent::{Reception, TUNNEL_BUFFER_BYTES};
+pub(crate) use certs::random;
 pub use clients::{CLIENTS_MAX, NbdClient};
 pub use dial::PeerCheck;
 pub use error::{PeerError, PeerErrorKind};

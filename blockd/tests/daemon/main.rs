@@ -17,11 +17,13 @@ mod hosts;
 mod mirrors;
 mod moves;
 mod nbd_tls;
+mod observed;
 mod repair;
 mod replicas;
 mod soak;
 mod stopping;
 mod sync;
+mod temporary;
 mod within;
 
 mod crashes;

@@ -141,6 +141,8 @@ impl Stores {
                 }
             }
             (BlockdKind::Abort, Answer::Done) if self.shown[host].volume.is_none() => {}
+            // Others have followed it: the record is theirs.
+            (BlockdKind::Abort, Answer::Done) if stage == Stage::Absent => assert_eq!(before, Stage::Absent),
             (BlockdKind::Abort, Answer::Done) => assert_eq!(stage, Stage::Aborted),
             _ => assert_eq!(stage, before, "{asked:?} was answered with {answer:?}"),
         }

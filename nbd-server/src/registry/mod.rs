@@ -29,9 +29,33 @@ pub enum Holder {
     Address(IpAddr),
 }
 
+/// Whoever keeps the exports, told of what happens to their connections.
+pub trait Watcher: Send + Sync {
+    /// Under which name what was done on an export is counted: several may be one.
+    fn counted_as<'a>(&self, export: &'a str) -> &'a str {
+        export
+    }
+    /// A connection to that export is over.
+    fn left(&self, _export: &str) {}
+}
+
+/// Counts each export by itself.
+struct Nobody;
+
+impl Watcher for Nobody {}
+
 /// See the module. Clones are handles to the same.
-#[derive(Clone, Default)]
-pub struct Registry(Arc<Mutex<Book>>);
+#[derive(Clone)]
+pub struct Registry {
+    book: Arc<Mutex<Book>>,
+    watcher: Arc<dyn Watcher>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self::watched(Arc::new(Nobody))
+    }
+}
 
 #[derive(Default)]
 struct Book {
@@ -72,9 +96,15 @@ pub struct Connected {
 }
 
 impl Registry {
+    /// An empty book.
+    #[must_use]
+    pub fn watched(watcher: Arc<dyn Watcher>) -> Self {
+        Self { book: Arc::default(), watcher }
+    }
+
     fn book(&self) -> MutexGuard<'_, Book> {
         // Whoever panicked with the lock held has left nothing half done: each change is one insertion or removal.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A place for one more connection of that holder, who may have `most` at once; `None`: it has them.
@@ -126,7 +156,8 @@ impl Registry {
         let ended = book.ended.iter().map(|(name, counts)| (name.clone(), (counts.clone(), 0)));
         let mut exports: BTreeMap<String, (Counts, u64)> = ended.collect();
         for card in book.live.values() {
-            let (counts, connected) = exports.entry(card.export.clone()).or_default();
+            let name = self.watcher.counted_as(&card.export).to_owned();
+            let (counts, connected) = exports.entry(name).or_default();
             counts.add(&card.meter.counts());
             *connected += 1;
         }
@@ -142,7 +173,10 @@ impl Registry {
     fn leave(&self, number: u64, card: &Card) {
         let mut book = self.book();
         book.live.remove(&number);
-        book.ended.entry(card.export.clone()).or_default().add(&card.meter.counts());
+        let name = self.watcher.counted_as(&card.export).to_owned();
+        book.ended.entry(name).or_default().add(&card.meter.counts());
+        drop(book);
+        self.watcher.left(&card.export);
     }
 }
 
