@@ -51,7 +51,7 @@ async fn list(context: &Context) -> Result<(), Failure> {
 
 fn show(export: &ExportInfo) -> Result<(), Failure> {
     let dash = || "–".to_owned();
-    output::pairs(&[
+    let mut rows = vec![
         ("name", export.name.clone()),
         ("size", format!("{}  ({} bytes)", Size(export.size), export.size)),
         ("access", access(export)),
@@ -59,7 +59,11 @@ fn show(export: &ExportInfo) -> Result<(), Failure> {
         ("unix", export.unix.clone().unwrap_or_else(dash)),
         ("tcp", export.tcp.clone().unwrap_or_else(dash)),
         ("uri", export.uri.clone().unwrap_or_else(dash)),
-    ])?;
+    ];
+    if let Some(temporary) = &export.temporary {
+        rows.push(("until", format!("{} UTC", time::utc(temporary.expires_ms))));
+    }
+    output::pairs(&rows)?;
     match export.connections.is_empty() {
         true => Ok(()),
         false => connections(&export.connections),

@@ -3,7 +3,6 @@
 //! A list of those that are let in, not of those that are not: a certificate that is not in it is refused, whoever
 //! signed it. So an old copy of the directory, or a file that is missing, lets in fewer and not more.
 
-use std::io::ErrorKind;
 use std::path::Path;
 
 use rustls::pki_types::CertificateDer;
@@ -61,26 +60,16 @@ impl Clients {
     /// # Errors
     /// `Damaged`, `Io`.
     pub(super) fn load(dir: &Path) -> Result<Self, PeerError> {
-        let path = dir.join(CLIENTS_FILE);
-        let text = match files::read(&path, FILE_BYTES_MAX) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) if error.kind() == ErrorKind::InvalidData => return Err(damaged(&path, error)),
-            Err(error) => return Err(PeerError::io(path.display(), error)),
-        };
-        let clients: Self = serde_json::from_str(&text).map_err(|error| damaged(&path, error))?;
+        let clients: Self = files::load(dir, CLIENTS_FILE, FILE_BYTES_MAX)?.unwrap_or_default();
         if clients.v != VERSION || clients.clients.len() > CLIENTS_MAX {
-            return Err(damaged(&path, "it has another version, or too many clients"));
+            return Err(damaged(&dir.join(CLIENTS_FILE), "it has another version, or too many clients"));
         }
         Ok(clients)
     }
 
     /// Replaces the file; durable when this returns.
     pub(super) fn save(&self, dir: &Path) -> Result<(), PeerError> {
-        let text =
-            serde_json::to_string_pretty(self).expect("strings and numbers can be written as JSON") + "\n";
-        files::replace(dir, CLIENTS_FILE, text.as_bytes())
-            .map_err(|error| PeerError::io(dir.join(CLIENTS_FILE).display(), error))
+        files::save(dir, CLIENTS_FILE, self)
     }
 
     pub(super) fn all(&self) -> &[NbdClient] {

@@ -5,6 +5,12 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::error::PeerError;
+use super::identity::damaged;
+
 /// Rights of the group and of others.
 const FOREIGN_RIGHTS: u32 = 0o077;
 
@@ -32,6 +38,38 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+/// What a file of the directory holds, as JSON; `None`: there is no such file.
+///
+/// # Errors
+/// `Damaged`, `Io`.
+pub(super) fn load<T: DeserializeOwned>(
+    dir: &Path,
+    name: &str,
+    bytes_max: u64,
+) -> Result<Option<T>, PeerError> {
+    let path = dir.join(name);
+    match read(&path, bytes_max) {
+        Ok(text) => serde_json::from_str(&text).map(Some).map_err(|error| damaged(&path, error)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::InvalidData => Err(damaged(&path, error)),
+        Err(error) => Err(PeerError::io(path.display(), error)),
+    }
+}
+
+/// As it is written to a file.
+pub(super) fn encode(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("strings and numbers can be written as JSON") + "\n"
+}
+
+/// Replaces a file of the directory by JSON; durable when this returns.
+///
+/// # Errors
+/// `Io`.
+pub(super) fn save(dir: &Path, name: &str, value: &impl Serialize) -> Result<(), PeerError> {
+    replace(dir, name, encode(value).as_bytes())
+        .map_err(|error| PeerError::io(dir.join(name).display(), error))
 }
 
 /// Reads a small text.

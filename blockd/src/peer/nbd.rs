@@ -13,16 +13,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::KeyPair;
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme};
+use rustls::{Error, ServerConfig};
 
 use super::certs::{self, Usage};
 use super::clients::{NbdClient, check_name};
 use super::error::{PeerError, PeerErrorKind};
+use super::tls::ChainVerifier;
 use super::{Inner, Peers, lock, server};
 use crate::events::now_ms;
 
@@ -114,7 +112,8 @@ impl Peers {
         let chain = vec![certificate.der().clone(), self.0.identity.ca().clone()];
         let own = CertifiedKey::from_der(chain, der(&key)?, nbd_server::tls::provider())
             .map_err(|error| PeerError::crypto("cannot use our certificate", error))?;
-        let verifier = Arc::new(NbdVerifier(Arc::clone(&self.0)));
+        let inner = Arc::clone(&self.0);
+        let verifier = ChainVerifier::new(move |client, _, now| check_client(&inner, client, now));
         let config = nbd_server::tls::server_config(verifier, Arc::new(SingleCertAndKey::from(own)))
             .map_err(|error| PeerError::crypto("cannot speak TLS", error))?;
         Ok((config, now + certs::NBD_SERVER_LIFE * 2 / 3))
@@ -164,58 +163,13 @@ impl Inner {
     }
 }
 
-/// Decides by the lists of clients and of hosts as they are at that moment.
-struct NbdVerifier(Arc<Inner>);
-
-impl fmt::Debug for NbdVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("NbdVerifier")
-    }
-}
-
-impl ClientCertVerifier for NbdVerifier {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        // Whom we know is nobody's business.
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        match certs::client_name_of(end_entity)? {
-            Some(name) => {
-                certs::check_signed(end_entity, self.0.identity.ca(), Usage::Client, now)?;
-                lock(&self.0.state).clients.check(&name, end_entity)?;
-            }
-            None => server::check_paired(&self.0, end_entity, now)?,
+/// Whether a certificate lets an NBD client in, by the lists of clients and of hosts as they are at that moment.
+fn check_client(inner: &Inner, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
+    match certs::client_name_of(certificate)? {
+        Some(name) => {
+            certs::check_signed(certificate, inner.identity.ca(), Usage::Client, now)?;
+            lock(&inner.state).clients.check(&name, certificate)
         }
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &certs::provider().signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &certs::provider().signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        certs::provider().signature_verification_algorithms.supported_schemes()
+        None => server::check_paired(inner, certificate, now),
     }
 }

@@ -1,6 +1,5 @@
 //! The hosts that are paired with this one, in `DATA/peer/hosts.json`.
 
-use std::io::ErrorKind;
 use std::num::NonZeroU64;
 use std::path::Path;
 
@@ -74,26 +73,21 @@ impl Registry {
     /// # Errors
     /// `Damaged`, `Io`.
     pub(super) fn load(dir: &Path) -> Result<Self, PeerError> {
-        let path = dir.join(HOSTS_FILE);
-        let text = files::read(&path, FILE_BYTES_MAX).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => damaged(&path, "it is missing"),
-            ErrorKind::InvalidData => damaged(&path, error),
-            _ => PeerError::io(path.display(), error),
-        })?;
-        let registry: Self = serde_json::from_str(&text).map_err(|error| damaged(&path, error))?;
-        registry.check().map_err(|why| damaged(&path, why))?;
+        let damaged = |why: &str| damaged(&dir.join(HOSTS_FILE), why);
+        let registry: Option<Self> = files::load(dir, HOSTS_FILE, FILE_BYTES_MAX)?;
+        let registry = registry.ok_or_else(|| damaged("it is missing"))?;
+        registry.check().map_err(|why| damaged(&why))?;
         Ok(registry)
     }
 
     /// The file's content.
     pub(super) fn encode(&self) -> String {
-        serde_json::to_string_pretty(self).expect("strings and numbers can be written as JSON") + "\n"
+        files::encode(self)
     }
 
     /// Replaces the file; durable when this returns.
     pub(super) fn save(&self, dir: &Path) -> Result<(), PeerError> {
-        files::replace(dir, HOSTS_FILE, self.encode().as_bytes())
-            .map_err(|error| PeerError::io(dir.join(HOSTS_FILE).display(), error))
+        files::save(dir, HOSTS_FILE, self)
     }
 
     fn check(&self) -> Result<(), String> {

@@ -1,4 +1,5 @@
-//! TLS between hosts: version 1.3 only, both sides show a certificate, nothing is resumed.
+//! TLS between hosts: version 1.3 only, both sides show a certificate, nothing is resumed. And who decides about the
+//! certificates of NBD clients, which may come with 1.2, too.
 //!
 //! Whom we talk to is decided by a check of the chain, one for each case: a paired host (either side), any host that
 //! wants to pair (server), the host that a token names (client). DNS names play no part: a host is who its CA says.
@@ -8,7 +9,7 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientConfig, Resumption};
-use rustls::crypto::verify_tls13_signature;
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ServerConfig};
@@ -183,13 +184,14 @@ impl ClientCertVerifier for ChainVerifier {
         (self.0)(end_entity, intermediates, now).map(|()| ClientCertVerified::assertion())
     }
 
+    /// For NBD clients: whether that version is spoken at all is for the configuration to say, and hosts do not.
     fn verify_tls12_signature(
         &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(PeerIncompatible::Tls12NotOfferedOrEnabled.into())
+        verify_tls12_signature(message, cert, dss, &certs::provider().signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(

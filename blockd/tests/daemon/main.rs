@@ -24,6 +24,7 @@ mod soak;
 mod stopping;
 mod sync;
 mod temporary;
+mod tenants;
 mod within;
 
 mod crashes;

@@ -11,7 +11,7 @@ const SIZE: usize = 24 << 20;
 const BLOCK: usize = 4096;
 
 /// A host that is found at the same port after a restart.
-fn place(name: &str) -> Place {
+pub(crate) fn place(name: &str) -> Place {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut place = Place::new();
     let own = ["--name", name, "--peer-listen", &free.to_string()];
@@ -20,7 +20,7 @@ fn place(name: &str) -> Place {
 }
 
 /// Two hosts that know each other.
-fn pair(a: &Place, b: &Place) {
+pub(crate) fn pair(a: &Place, b: &Place) {
     let token = b.ok("host pair --new");
     a.ok(&format!("host pair {}", token.trim()));
 }

@@ -366,7 +366,11 @@ fn a_move_that_was_given_up_before_it_began_never_begins() {
     assert_eq!(write(&mut world, door, BLOCK, BLOCK, 2), Ok(()));
     done(&mut world, freeze(BACK));
     let of = Some((PEER, vec!["v".to_owned()]));
-    assert_eq!(kind(do_move(&mut world, Move::Abort { id: ID, of })), ErrorKind::Stale, "another one has it");
+    assert_eq!(
+        kind(do_move(&mut world, Move::Abort { id: ID, of })),
+        ErrorKind::NotFound,
+        "another one has it"
+    );
     assert_eq!(stage(&mut world, BACK), Some(Stage::Frozen));
 }
 
