@@ -8,6 +8,7 @@ use fixtures::packages::Purpose;
 use fixtures::process;
 
 use crate::deny;
+use crate::fuzz;
 use crate::prepare;
 use crate::progress::Progress;
 use crate::workspace::Workspace;
@@ -17,7 +18,7 @@ const CASES: u32 = 2000;
 const CASES_QUICK: u32 = 200;
 
 /// Sanitizers need the target named, so that build scripts and macros are built without them.
-const SANITIZER_TARGET: &str = "x86_64-unknown-linux-gnu";
+pub(crate) const SANITIZER_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// What the model tests read their number of cases from: of the server and the store, of replication, of moves, and of moves with
 /// real stores.
@@ -56,7 +57,7 @@ pub(crate) fn model(workspace: &Workspace, cases: u32) -> Result<()> {
     )
 }
 
-/// Licences, Miri, sanitizer, docs. A tool that is not there is said and skipped: none of them is needed to build or
+/// Licences, Miri, sanitizer, fuzzing, docs. A tool that is not there is said and skipped: none of them is needed to build or
 /// run.
 fn slow_checks(workspace: &Workspace, progress: &Progress) -> Result<()> {
     match workspace.find_tool("cargo-deny") {
@@ -70,6 +71,7 @@ fn slow_checks(workspace: &Workspace, progress: &Progress) -> Result<()> {
         progress.say("buffers under Miri: skipped; `rustup toolchain install nightly -c miri` brings it");
     }
     reactor_under_sanitizer(workspace, progress)?;
+    fuzz::check(workspace, progress)?;
     let mut docs =
         workspace.cargo(&["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]);
     check(progress, "docs", docs.env("RUSTDOCFLAGS", "-D warnings"))?;
@@ -79,7 +81,7 @@ fn slow_checks(workspace: &Workspace, progress: &Progress) -> Result<()> {
 /// The unsafe room with the real ring under it, which Miri cannot run: clients that vanish, stall and are
 /// stopped in the middle of transfers, with every access to memory checked.
 fn reactor_under_sanitizer(workspace: &Workspace, progress: &Progress) -> Result<()> {
-    if process::run(process::command("cargo").args(["+nightly", "--version"])).is_err() {
+    if !has_nightly() {
         progress.say("reactor under AddressSanitizer: skipped; `rustup toolchain install nightly` brings it");
         return Ok(());
     }
@@ -89,6 +91,11 @@ fn reactor_under_sanitizer(workspace: &Workspace, progress: &Progress) -> Result
     tests.args(["--lib", "--test", "protocol", "--", "--skip", "cost_no_memory"]);
     tests.env("RUSTFLAGS", "-Zsanitizer=address").env("CARGO_TARGET_DIR", workspace.target.join("sanitizer"));
     check(progress, "reactor under AddressSanitizer", tests.current_dir(&workspace.root))
+}
+
+/// rustup's cargo in `PATH` has a nightly toolchain.
+pub(crate) fn has_nightly() -> bool {
+    process::run(process::command("cargo").args(["+nightly", "--version"])).is_ok()
 }
 
 /// Says what begins, runs it with our terminal, and names it in the error.

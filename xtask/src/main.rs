@@ -11,6 +11,7 @@ mod compare;
 mod crash;
 mod demo;
 mod deny;
+mod fuzz;
 mod progress;
 mod rocksdb;
 mod soak;
@@ -57,12 +58,12 @@ enum Door {
         #[arg(long)]
         keep: bool,
     },
-    /// Run every check: format, lints, licences, sanitizer, docs, then all tests
+    /// Run every check: format, lints, licences, sanitizer, fuzzing, docs, then all tests
     Test {
         /// Random cases of the model test [default: 2000, with --quick 200]
         #[arg(long)]
         cases: Option<u32>,
-        /// Fewer model cases; no licences, no sanitizer, no docs
+        /// Fewer model cases; no licences, no sanitizer, no fuzzing, no docs
         #[arg(long)]
         quick: bool,
     },
@@ -72,6 +73,8 @@ enum Door {
         #[arg(long, default_value_t = 100_000)]
         cases: u32,
     },
+    /// Feed the NBD server what libFuzzer makes, guided by what code it reaches, and compare with oracles
+    Fuzz(fuzz::Options),
     /// Crash blockd again and again under load, and compare every block after each start
     Crash(crash::Options),
     /// Replicate from one blockd to another over a link that breaks, kill both, and compare what has arrived
@@ -140,6 +143,7 @@ fn open(door: Door) -> Result<()> {
         Door::Demo { keep } => demo::run(&workspace, keep),
         Door::Test { cases, quick } => checks::test(&workspace, cases, quick),
         Door::Model { cases } => checks::model(&workspace, cases),
+        Door::Fuzz(options) => fuzz::run(&workspace, &options),
         Door::Crash(options) => crash::run(&workspace, &options),
         Door::Soak(options) => soak::run(&workspace, &options),
         Door::Compare { args } => compare::run(&workspace, &args),
