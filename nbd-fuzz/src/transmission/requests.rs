@@ -139,12 +139,46 @@ fn filter(setting: &Setting, choices: &mut Choices<'_>, length: u64) -> Vec<u8> 
     bytes
 }
 
-/// Appends a payload that no other place or write has.
+/// Appends a payload: a piece of noise that no shift, and hardly another write, makes again.
 fn fill(bytes: &mut Vec<u8>, payload: usize, choices: &mut Choices<'_>) {
-    let seed = choices.byte();
-    let start = bytes.len();
-    bytes.resize(start + payload, seed);
-    for (number, place) in bytes[start..].iter_mut().step_by(61).enumerate() {
-        *place = seed.wrapping_add(number as u8);
+    let start = usize::from(choices.byte()) * 16;
+    let end = bytes.len() + payload;
+    bytes.extend_from_slice(&NOISE[start..NOISE_BYTES.min(start + payload)]);
+    while bytes.len() < end {
+        let piece = (end - bytes.len()).min(NOISE_BYTES);
+        bytes.extend_from_slice(&NOISE[..piece]);
+    }
+}
+
+/// A prime, so that no block size divides it.
+const NOISE_BYTES: usize = 4099;
+
+static NOISE: [u8; NOISE_BYTES] = noise();
+
+const fn noise() -> [u8; NOISE_BYTES] {
+    let (mut bytes, mut state, mut at) = ([0; NOISE_BYTES], 0x9e37_79b9_u32, 0);
+    while at < NOISE_BYTES {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        bytes[at] = (state >> 24) as u8;
+        at += 1;
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_is_as_long_as_asked_and_no_two_are_alike() {
+        for payload in [0, 1, 4098, 4100, 20_000] {
+            let (mut one, mut other) = (vec![1], vec![1]);
+            fill(&mut one, payload, &mut Choices::new(&[255]));
+            fill(&mut other, payload, &mut Choices::new(&[254]));
+            assert_eq!((one.len(), other.len()), (payload + 1, payload + 1));
+            assert!(payload < 2 || one != other);
+        }
     }
 }
