@@ -14,6 +14,8 @@ pub const PAYLOAD_MAX: u64 = 32 << 20;
 pub struct Law {
     /// It must be refused with this.
     pub refusal: Option<u32>,
+    /// What is wrong with it stands in its payload: a server that stops need not have looked at that.
+    pub in_payload: bool,
     /// Bytes that it is about: a question's may stand in its payload.
     pub length: u64,
     /// Contexts that are asked for, by their numbers.
@@ -28,23 +30,34 @@ impl Law {
             return Self::of_filter(asked, payload, setting);
         }
         let contexts = if question { setting.contexts.clone() } else { Vec::new() };
-        Self { refusal: refusal(asked, asked.length, setting), length: asked.length, contexts }
+        Self {
+            refusal: refusal(asked, asked.length, setting),
+            in_payload: false,
+            length: asked.length,
+            contexts,
+        }
     }
 
     /// A question whose payload says what is asked: a length, and at least one context, each once.
     fn of_filter(asked: &Asked, payload: &[u8], setting: &Setting) -> Self {
-        let wrong = || Self { refusal: Some(errno::EINVAL), length: asked.length, contexts: Vec::new() };
-        if payload.len() < 12 || !payload.len().is_multiple_of(4) {
-            return wrong();
+        let wrong = |in_payload| {
+            let refusal = Some(errno::EINVAL);
+            Self { refusal, in_payload, length: asked.length, contexts: Vec::new() }
+        };
+        let flags = allowed_flags(asked, asked.length, setting);
+        let flags_fit = flags.is_some_and(|allowed| asked.flags & !(allowed | flag::FUA) == 0);
+        let most = 8 + 4 * setting.contexts.len();
+        if !flags_fit || !(12..=most).contains(&payload.len()) || !payload.len().is_multiple_of(4) {
+            return wrong(false);
         }
         let contexts: Vec<u32> = payload[8..].chunks(4).map(|number| word(number, 0)).collect();
         let twice = |(at, number): (usize, &u32)| contexts[..at].contains(number);
         let known = contexts.iter().all(|number| setting.contexts.contains(number));
         if !known || contexts.iter().enumerate().any(twice) {
-            return wrong();
+            return wrong(true);
         }
         let length = long(payload, 0);
-        Self { refusal: refusal(asked, length, setting), length, contexts }
+        Self { refusal: refusal(asked, length, setting), in_payload: true, length, contexts }
     }
 
     /// It succeeds without reaching the export.

@@ -82,7 +82,7 @@ impl Ledger {
         self.stream.push(bytes);
         for asked in &self.stream.asked()[self.entries.len()..] {
             // The payload may not be there yet; the law is read again when it is.
-            let law = Law { refusal: None, length: asked.length, contexts: Vec::new() };
+            let law = Law { refusal: None, in_payload: false, length: asked.length, contexts: Vec::new() };
             self.entries.push(Entry { law, seen: None, came: None, answered: false });
         }
     }
@@ -147,13 +147,14 @@ impl Ledger {
         let (asked, Entry { law, seen, came, .. }) = (&self.stream.asked()[place], &self.entries[place]);
         let (seen, came) = (seen.unwrap_or_default(), came.unwrap_or_default());
         let error = reply.result.as_ref().err().copied();
-        if let Some(refusal) = law.refusal {
+        let stopping = past.refuses && past.stopping_since.is_some();
+        if let Some(refusal) = law.refusal
+            && !(law.in_payload && stopping && error == Some(errno::ESHUTDOWN))
+        {
             return ensure(error == Some(refusal), || format!("{asked:x?} got {error:?}, not {refusal}"));
         }
         if error == Some(errno::ESHUTDOWN) {
-            return ensure(past.refuses && past.stopping_since.is_some(), || {
-                format!("{asked:x?} got ESHUTDOWN")
-            });
+            return ensure(stopping, || format!("{asked:x?} got ESHUTDOWN"));
         }
         let late = past.stopping_since.is_some_and(|since| since < seen);
         ensure(!late, || format!("{asked:x?} came after the stop, and got {error:?}"))?;
