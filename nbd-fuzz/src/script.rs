@@ -9,7 +9,7 @@ use crate::choices::Choices;
 use crate::disk::How;
 use crate::pieces::Pieces;
 use crate::transmission::requests::Requests;
-use crate::transmission::setting::EXPORT_BYTES;
+use crate::transmission::setting::{EXPORT_BYTES, Setting};
 use crate::world::{Medium, World};
 
 /// Steps of one story.
@@ -81,11 +81,7 @@ impl Script {
     }
 
     /// What a client sends next, if it has not sent enough.
-    pub fn request(
-        &mut self,
-        setting: &crate::transmission::setting::Setting,
-        choices: &mut Choices<'_>,
-    ) -> Vec<u8> {
+    pub fn request(&mut self, setting: &Setting, choices: &mut Choices<'_>) -> Vec<u8> {
         self.asked += 1;
         if self.asked > REQUESTS_MAX { Vec::new() } else { self.requests.next(setting, choices) }
     }

@@ -30,7 +30,7 @@ impl Requests {
             known => COMMANDS[usize::from(known) % COMMANDS.len()],
         };
         let flags = choose_flags(choices);
-        let (offset, length) = (self.offset(choices), self.length(choices));
+        let (offset, length) = (choose_offset(choices), choose_length(choices));
         let (offset, length) = align(setting, choices, offset, length);
         self.cookies += 1;
         let cookie = self.cookies << 56 | self.cookies;
@@ -38,28 +38,6 @@ impl Requests {
             self.extended(setting, choices, (flags, number, cookie, offset, length))
         } else {
             self.plain(choices, (flags, number, cookie, offset, length))
-        }
-    }
-
-    fn offset(&mut self, choices: &mut Choices<'_>) -> u64 {
-        match choices.byte() {
-            kind @ 0..0x60 => u64::from(kind) << 12 | u64::from(choices.half() & 0xfff),
-            kind @ 0x60..0xe0 => (u64::from(kind) - 0x60) << 11,
-            kind @ 0xe0..0xf8 => EXPORT_BYTES - (u64::from(kind) - 0xe0),
-            _ => choices.long(),
-        }
-    }
-
-    fn length(&mut self, choices: &mut Choices<'_>) -> u64 {
-        match choices.byte() {
-            few @ 0..0x60 => u64::from(few),
-            blocks @ 0x60..0xa0 => (u64::from(blocks) - 0x5f) << 9,
-            some @ 0xa0..0xc0 => u64::from(some & 0x1f) << 8 | u64::from(choices.byte()),
-            large @ 0xc0..0xe0 => (u64::from(large) - 0xbf) << 13,
-            0xe0..0xf0 => u64::from(choices.half()) << 2,
-            0xf0..0xf4 => (32 << 20) + u64::from(choices.coin()),
-            0xf4..0xfa => u64::from(choices.word()),
-            _ => choices.long(),
         }
     }
 
@@ -114,6 +92,28 @@ fn choose_flags(choices: &mut Choices<'_>) -> u16 {
         one @ 0x80..0xc0 => 1 << (one % 6),
         two @ 0xc0..0xf8 => flag::FUA | 1 << (two % 6),
         _ => choices.half(),
+    }
+}
+
+fn choose_offset(choices: &mut Choices<'_>) -> u64 {
+    match choices.byte() {
+        kind @ 0..0x60 => u64::from(kind) << 12 | u64::from(choices.half() & 0xfff),
+        kind @ 0x60..0xe0 => (u64::from(kind) - 0x60) << 11,
+        kind @ 0xe0..0xf8 => EXPORT_BYTES - (u64::from(kind) - 0xe0),
+        _ => choices.long(),
+    }
+}
+
+fn choose_length(choices: &mut Choices<'_>) -> u64 {
+    match choices.byte() {
+        few @ 0..0x60 => u64::from(few),
+        blocks @ 0x60..0xa0 => (u64::from(blocks) - 0x5f) << 9,
+        some @ 0xa0..0xc0 => u64::from(some & 0x1f) << 8 | u64::from(choices.byte()),
+        large @ 0xc0..0xe0 => (u64::from(large) - 0xbf) << 13,
+        0xe0..0xf0 => u64::from(choices.half()) << 2,
+        0xf0..0xf4 => (32 << 20) + u64::from(choices.coin()),
+        0xf4..0xfa => u64::from(choices.word()),
+        _ => choices.long(),
     }
 }
 
