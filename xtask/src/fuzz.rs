@@ -23,7 +23,7 @@ pub(crate) const SECONDS: u64 = 60;
 /// An input that takes longer is a finding.
 const TIMEOUT_SECONDS: u32 = 10;
 /// Lines of a finding that are shown.
-const LINES: usize = 12;
+const LINES: usize = 3;
 
 /// As cargo-fuzz sets them, without the tracing of comparisons: it costs a third of the speed, and what there is to be found by
 /// it are magics, which the dictionary has.
@@ -249,7 +249,7 @@ fn keep(places: &Places, target: Target, progress: &Progress) -> Result<()> {
     remove(&merged)?;
     fs::create_dir_all(&merged).with_context(|| format!("cannot make {}", merged.display()))?;
     let mut merge = places.program(target);
-    merge.arg("-set_cover_merge=1").arg("-use_counters=0").args([&merged, &corpus, &places.found(target)]);
+    merge.arg("-set_cover_merge=1").args([&merged, &corpus, &places.found(target)]);
     process::run(&mut merge)?;
     remove(&corpus)?;
     fs::create_dir_all(&corpus).with_context(|| format!("cannot make {}", corpus.display()))?;
