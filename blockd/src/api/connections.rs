@@ -50,6 +50,7 @@ pub(super) fn of(door: &NbdDoor, export: Option<&str>) -> Vec<ConnectionInfo> {
 }
 
 fn shown(one: Connected) -> ConnectionInfo {
+    // Before 1970 only where the clock was; then nothing better is known.
     let since = one.since.duration_since(UNIX_EPOCH).unwrap_or_default();
     ConnectionInfo {
         number: one.number,

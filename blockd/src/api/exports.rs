@@ -35,7 +35,7 @@ fn describe(name: String, size: u64, read_only: bool, clients: u64, nbd: &NbdAdd
 
 /// A temporary one, of what it stands for.
 fn temporary_export(temporary: TemporaryExport, of: &ExportInfo, state: &State) -> ExportInfo {
-    let clients = connections::of(&state.service.door, Some(&temporary.name)).len() as u64;
+    let clients = state.service.door.registry().count(&temporary.name);
     let (name, size) = (temporary.name.clone(), of.size);
     let read_only = of.read_only || temporary.read_only;
     let named = describe(name, size, read_only, clients, &state.service.nbd);

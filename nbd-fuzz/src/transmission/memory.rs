@@ -31,12 +31,10 @@ impl Memory {
     /// # Errors
     /// It is not the only right one.
     pub fn judge(&mut self, asked: &Asked, payload: &[u8], law: &Law, reply: &Reply) -> Verdict {
-        ensure(reply.result.is_ok(), || {
-            format!("{asked:x?} was refused: {:?}", reply.result.as_ref().err())
-        })?;
+        let refused = |error: &u32| format!("{asked:x?} was refused: {error}");
+        let data = reply.result.as_deref().map_err(refused)?;
         let (offset, length) = (asked.offset as usize, law.length as usize);
         self.apply(asked, offset, length, payload);
-        let data = reply.result.as_deref().unwrap_or_default();
         let read = asked.number == command::READ;
         let right = if read { data == &self.content[offset..offset + length] } else { data.is_empty() };
         ensure(right, || format!("other bytes for {asked:x?}"))?;

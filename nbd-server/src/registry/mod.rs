@@ -134,10 +134,21 @@ impl Registry {
         Entry { registry: self.clone(), number, card, reason: "ABANDONED" }
     }
 
+    /// The cards of who is in transmission. What is read of them is read without the lock: reactors wait for it.
+    fn cards(&self) -> Vec<(u64, Arc<Card>)> {
+        self.book().live.iter().map(|(&number, card)| (number, Arc::clone(card))).collect()
+    }
+
+    /// How many are connected under that name of an export.
+    #[must_use]
+    pub fn count(&self, export: &str) -> u64 {
+        self.book().live.values().filter(|card| card.export == export).count() as u64
+    }
+
     /// Who is in transmission, in the order of coming.
     #[must_use]
     pub fn connected(&self) -> Vec<Connected> {
-        let shown = |(&number, card): (&u64, &Arc<Card>)| Connected {
+        let shown = |(number, card): (u64, Arc<Card>)| Connected {
             number,
             client: card.client.clone(),
             export: card.export.clone(),
@@ -145,7 +156,7 @@ impl Registry {
             since: card.since,
             counts: card.meter.counts(),
         };
-        self.book().live.iter().map(shown).collect()
+        self.cards().into_iter().map(shown).collect()
     }
 
     /// What each export has served, and how many are connected to it now: those that anybody has opened and that were
@@ -155,7 +166,9 @@ impl Registry {
         let book = self.book();
         let ended = book.ended.iter().map(|(name, counts)| (name.clone(), (counts.clone(), 0)));
         let mut exports: BTreeMap<String, (Counts, u64)> = ended.collect();
-        for card in book.live.values() {
+        let live: Vec<Arc<Card>> = book.live.values().cloned().collect();
+        drop(book);
+        for card in live {
             let name = self.watcher.counted_as(&card.export).to_owned();
             let (counts, connected) = exports.entry(name).or_default();
             counts.add(&card.meter.counts());
@@ -275,6 +288,7 @@ mod tests {
         second.meter().answered(Class::Write, Nanos(0), Nanos(0), Ok(512));
         second.meter().answered(Class::Write, Nanos(0), Nanos(0), Err(()));
         assert_eq!(registry.connected().iter().map(|one| one.number).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!((registry.count("web"), registry.count("we")), (2, 0));
         first.ended(CloseReason::Left);
         drop(first);
         assert_eq!(registry.connected().len(), 1);
