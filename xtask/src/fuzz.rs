@@ -1,4 +1,5 @@
-//! Coverage-guided fuzzing of the NBD server: `nbd-fuzz`'s targets under libFuzzer, with AddressSanitizer.
+//! Coverage-guided fuzzing of the NBD server: `nbd-fuzz`'s targets under libFuzzer, with AddressSanitizer or, six times as often,
+//! without.
 //!
 //! They are built by nightly with the flags that cargo-fuzz sets, into a directory of their own below target/. There, too, go the
 //! inputs that are found; the corpus in the repository changes only with `--keep`.
@@ -27,14 +28,16 @@ const LINES: usize = 3;
 
 /// As cargo-fuzz sets them, without the tracing of comparisons: it costs a third of the speed, and what there is to be found by
 /// it are magics, which the dictionary has.
-const FLAGS: [&str; 6] = [
+const FLAGS: [&str; 5] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
     "-Cllvm-args=-sanitizer-coverage-pc-table",
-    "-Zsanitizer=address",
     "--cfg=fuzzing",
 ];
+const SANITIZER_FLAG: &str = "-Zsanitizer=address";
+/// Writes the first inputs; it is not instrumented, for the coverage's symbols come with libFuzzer or with the sanitizer.
+const SEEDS: &str = "nbd_seeds";
 /// Leaks are what the targets count themselves; little is kept of what was freed, or executions would wait for new memory.
 const ASAN_OPTIONS: &str =
     "detect_leaks=0:quarantine_size_mb=8:detect_stack_use_after_return=0:malloc_context_size=2";
@@ -51,6 +54,9 @@ pub(crate) struct Options {
     /// How often each, however long it takes
     #[arg(long, value_name = "N", conflicts_with = "seconds")]
     executions: Option<u64>,
+    /// Without AddressSanitizer: six times as many executions; only the oracles judge
+    #[arg(long)]
+    no_sanitizer: bool,
     /// Merge what was found into the corpus of the repository
     #[arg(long)]
     keep: bool,
@@ -88,6 +94,7 @@ enum Until {
 /// Where things are.
 struct Places {
     programs: PathBuf,
+    seeds: PathBuf,
     /// What is found goes here.
     found: PathBuf,
     crate_root: PathBuf,
@@ -105,7 +112,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let targets = options.target.map_or_else(|| Target::value_variants().to_vec(), |target| vec![target]);
     let until =
         options.executions.map_or(Until::Seconds(options.seconds.unwrap_or(SECONDS)), Until::Executions);
-    let places = build(workspace, &progress)?;
+    let places = build(workspace, !options.no_sanitizer, &progress)?;
     fuzz(&places, &targets, until, &progress)?;
     if options.keep {
         targets.iter().try_for_each(|&target| keep(&places, target, &progress))?;
@@ -124,21 +131,37 @@ pub(crate) fn check(workspace: &Workspace, progress: &Progress) -> Result<()> {
         return Ok(());
     }
     progress.say(&format!("fuzzing, {SECONDS} s a target, two at a time"));
-    let places = build(workspace, progress)?;
+    let places = build(workspace, true, progress)?;
     fuzz(&places, Target::value_variants(), Until::Seconds(SECONDS), progress)
         .context("check failed: fuzzing")
 }
 
-fn build(workspace: &Workspace, progress: &Progress) -> Result<Places> {
-    progress.say("building the fuzz targets (nightly, AddressSanitizer)");
-    let target_dir = workspace.target.join("fuzz");
+fn build(workspace: &Workspace, sanitizer: bool, progress: &Progress) -> Result<Places> {
+    progress.say(&format!(
+        "building the fuzz targets (nightly, {} AddressSanitizer)",
+        if sanitizer { "with" } else { "without" }
+    ));
+    let found = workspace.target.join("fuzz").join("found");
+    let target_dir = workspace.target.join(if sanitizer { "fuzz" } else { "fuzz-plain" });
+    let mut flags = FLAGS.join(" ");
+    if sanitizer {
+        flags = format!("{flags} {SANITIZER_FLAG}");
+    }
     let mut build = process::command("cargo");
     build.args(["+nightly", "build", "--quiet", "--profile", "fuzz", "--target", SANITIZER_TARGET]);
-    build.args(["-p", "nbd-fuzz", "--features", "libfuzzer", "--bins"]).current_dir(&workspace.root);
-    build.env("RUSTFLAGS", FLAGS.join(" ")).env("CARGO_TARGET_DIR", &target_dir);
+    build.args(["-p", "nbd-fuzz", "--features", "libfuzzer"]).current_dir(&workspace.root);
+    build.args(Target::value_variants().iter().flat_map(|target| ["--bin", target.program()]));
+    build.env("RUSTFLAGS", flags).env("CARGO_TARGET_DIR", &target_dir);
     process::run_visibly(&mut build)?;
-    let programs = target_dir.join(SANITIZER_TARGET).join("fuzz");
-    Ok(Places { programs, found: target_dir.join("found"), crate_root: workspace.root.join("nbd-fuzz") })
+    let mut build = process::command("cargo");
+    build.args(["build", "--quiet", "-p", "nbd-fuzz", "--bin", SEEDS]).current_dir(&workspace.root);
+    process::run_visibly(&mut build)?;
+    Ok(Places {
+        programs: target_dir.join(SANITIZER_TARGET).join("fuzz"),
+        seeds: workspace.target.join("debug").join(SEEDS),
+        found,
+        crate_root: workspace.root.join("nbd-fuzz"),
+    })
 }
 
 /// Runs them, two at a time; the first that finds something is the error.
@@ -193,7 +216,7 @@ fn start(places: &Places, target: Target, until: Until) -> Result<ChildGuard> {
         Until::Executions(executions) => program.arg(format!("-runs={executions}")),
     };
     if target == Target::Handshake {
-        process::run(Command::new(places.programs.join("nbd_seeds")).arg(&found))?;
+        process::run(Command::new(&places.seeds).arg(&found))?;
         program.arg(format!("-dict={}", places.crate_root.join("nbd.dict").display()));
     }
     let log = places.log(target);
