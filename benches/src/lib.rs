@@ -35,6 +35,8 @@ pub mod migrate;
 pub mod store;
 pub mod sync;
 
+pub mod parts;
+
 pub mod machine;
 pub mod report;
 pub mod results;

@@ -8,6 +8,7 @@
 
 mod checks;
 mod compare;
+mod count;
 mod crash;
 mod demo;
 mod deny;
@@ -75,6 +76,8 @@ enum Door {
     },
     /// Feed the NBD server what libFuzzer makes, guided by what code it reaches, and compare with oracles
     Fuzz(fuzz::Options),
+    /// Count the instructions of the hot path with callgrind, and compare with docs/instructions.md
+    Count(count::Options),
     /// Crash blockd again and again under load, and compare every block after each start
     Crash(crash::Options),
     /// Replicate from one blockd to another over a link that breaks, kill both, and compare what has arrived
@@ -144,6 +147,7 @@ fn open(door: Door) -> Result<()> {
         Door::Test { cases, quick } => checks::test(&workspace, cases, quick),
         Door::Model { cases } => checks::model(&workspace, cases),
         Door::Fuzz(options) => fuzz::run(&workspace, &options),
+        Door::Count(options) => count::run(&workspace, &options),
         Door::Crash(options) => crash::run(&workspace, &options),
         Door::Soak(options) => soak::run(&workspace, &options),
         Door::Compare { args } => compare::run(&workspace, &args),
