@@ -37,6 +37,7 @@ pub mod sync;
 
 pub mod parts;
 
+pub mod goals;
 pub mod machine;
 pub mod report;
 pub mod results;

@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
+use crate::goals::Goal;
 use crate::jobs::{RANDREAD_QD1, RANDREAD_QD64, RANDWRITE_QD1, RANDWRITE_QD64, READ_256K, WRITE_256K};
-use crate::results::{self, Summary};
+use crate::results::{self, Spread, Summary};
 use crate::servers::ServerId;
 
 /// What is compared.
@@ -89,6 +90,13 @@ pub fn verdict(measured: Option<f64>, direction: Direction, bound: f64) -> Verdi
     }
 }
 
+/// By how much of its bound a value misses it.
+///
+/// Units: a fraction; 0.23 is 23 % less than the least, or more than the most.
+pub fn short_by(measured: Option<f64>, direction: Direction, bound: f64) -> Option<f64> {
+    measured.filter(|value| !direction.is_met(*value, bound)).map(|value| (value - bound).abs() / bound)
+}
+
 /// One thing to reach.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Target {
@@ -167,6 +175,8 @@ impl Verdict {
 /// A target and what was measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
+    /// Which row of the table of goals it belongs to, if any.
+    pub goal: Option<Goal>,
     /// Class of both; `store` for the store's scenarios.
     pub class: &'static str,
     /// Job or scenario, by name.
@@ -177,11 +187,15 @@ pub struct Outcome {
     pub demand: String,
     /// The ratio of the medians; in scenarios the median, in the unit of the demand.
     pub measured: Option<f64>,
+    /// How far what was measured lies apart; of a ratio that of the rounds.
+    pub spread: Option<Spread>,
     /// Which way the demand goes.
     #[serde(skip)]
     pub direction: Direction,
     /// Whether it is met.
     pub verdict: Verdict,
+    /// How much of the bound is missing, or is too much; none unless it is missed.
+    pub short_by: Option<f64>,
 }
 
 /// Holds every target against what was measured.
@@ -198,13 +212,16 @@ pub fn all_met(outcomes: &[Outcome]) -> bool {
 fn outcome_of(target: &Target, summaries: &[Summary]) -> Outcome {
     let measured = measured(target, summaries);
     Outcome {
+        goal: None,
         class: target.ours.class().name(),
         job: target.job,
         measure: target.measure.key().to_owned(),
         demand: demand_text(target),
         measured,
+        spread: None,
         direction: target.direction,
         verdict: verdict(measured, target.direction, target.bound),
+        short_by: short_by(measured, target.direction, target.bound),
     }
 }
 

@@ -3,20 +3,29 @@
 use super::Scenario;
 use super::record::Row;
 use super::{calls, deep_reads, diff, first_writes, full, steady, tls};
+use crate::goals::Goal;
 use crate::jobs::{RANDREAD_QD1, RANDREAD_QD64, RANDWRITE_QD1, RANDWRITE_QD64, READ_256K, WRITE_256K};
-use crate::targets::{Direction, Outcome, verdict};
+use crate::targets::{Direction, Outcome, short_by, verdict};
 
 /// The class of these targets.
 const CLASS: &str = "store";
 
 /// A bound for the median of a row.
 pub(crate) struct Target {
+    goal: Option<Goal>,
     pub(crate) scenario: &'static str,
     subject: &'static str,
     measure: String,
     unit: &'static str,
     direction: Direction,
     bound: f64,
+}
+
+impl Target {
+    /// The same, as part of a goal.
+    pub(crate) fn towards(self, goal: Goal) -> Self {
+        Self { goal: Some(goal), ..self }
+    }
 }
 
 /// Holds the targets of the scenarios that were asked for against the rows.
@@ -27,17 +36,21 @@ pub fn evaluate(scenarios: &[Scenario], rows: &[Row]) -> Vec<Outcome> {
 
 /// Holds a target of a class against the rows.
 pub(crate) fn outcome(class: &'static str, target: &Target, rows: &[Row]) -> Outcome {
-    let Target { scenario, subject, measure, unit, direction, bound } = target;
+    let Target { goal, scenario, subject, measure, unit, direction, bound } = target;
     let is_it = |row: &&Row| row.scenario == *scenario && row.subject == *subject && row.measure == *measure;
-    let measured = rows.iter().find(is_it).map(|row| row.spread.median);
+    let spread = rows.iter().find(is_it).map(|row| row.spread);
+    let measured = spread.map(|spread| spread.median);
     Outcome {
+        goal: *goal,
         class,
         job: scenario,
         measure: format!("{subject}: {measure}"),
         demand: format!("{} {bound} {unit}", direction.sign()),
         measured,
+        spread,
         direction: *direction,
         verdict: verdict(measured, *direction, *bound),
+        short_by: short_by(measured, *direction, *bound),
     }
 }
 
@@ -49,7 +62,7 @@ fn targets() -> Vec<Target> {
 
 pub(crate) fn at_least(scenario: &'static str, subject: &'static str, measure: &str, bound: f64) -> Target {
     let (measure, direction) = (measure.to_owned(), Direction::AtLeast);
-    Target { scenario, subject, measure, unit: "x", direction, bound }
+    Target { goal: None, scenario, subject, measure, unit: "x", direction, bound }
 }
 
 pub(crate) fn at_most(
@@ -60,7 +73,7 @@ pub(crate) fn at_most(
     unit: &'static str,
 ) -> Target {
     let (measure, direction) = (measure.to_owned(), Direction::AtMost);
-    Target { scenario, subject, measure, unit, direction, bound }
+    Target { goal: None, scenario, subject, measure, unit, direction, bound }
 }
 
 fn steady_targets() -> Vec<Target> {
@@ -70,15 +83,19 @@ fn steady_targets() -> Vec<Target> {
 
 fn snapshot_targets() -> Vec<Target> {
     vec![
-        at_least(first_writes::NAME, "volume", first_writes::RATIO, 0.85),
-        at_least(first_writes::NAME, "volume / qcow2-extended-l2", first_writes::AFTER, 2.5),
-        at_least(deep_reads::NAME, "volume", &deep_reads::ratio_name(deep_reads::SNAPSHOTS), 0.95),
+        at_least(first_writes::NAME, "volume", first_writes::RATIO, 0.85).towards(Goal::FirstWrites),
+        at_least(first_writes::NAME, "volume / qcow2-extended-l2", first_writes::AFTER, 2.5)
+            .towards(Goal::FirstWrites),
+        at_least(deep_reads::NAME, "volume", &deep_reads::ratio_name(deep_reads::SNAPSHOTS), 0.95)
+            .towards(Goal::DeepReads),
         at_most(diff::NAME, diff::RATIO, diff::SAME_CHANGES, 1.25, "x"),
     ]
 }
 
 fn call_targets(subject: &'static str) -> Vec<Target> {
-    let most = |measure: &str, bound| at_most(calls::NAME, subject, measure, bound, "ms");
+    let most = |measure: &str, bound| {
+        at_most(calls::NAME, subject, measure, bound, "ms").towards(Goal::SnapshotCalls)
+    };
     let no_flush = |measure| format!("{measure}{}", calls::NO_FLUSH);
     vec![
         most(calls::IDLE_CALL, 10.0),
@@ -91,8 +108,10 @@ fn call_targets(subject: &'static str) -> Vec<Target> {
 }
 
 fn full_targets() -> Vec<Target> {
-    let starts = full::STARTS.map(|(measure, ..)| at_most(full::NAME, "1 TiB", measure, 5.0, "s"));
-    let memory = full::RESIDENT.map(|(_, measure)| at_most(full::NAME, "1 TiB", measure, 140.0, "MiB"));
+    let starts = full::STARTS
+        .map(|(measure, ..)| at_most(full::NAME, "1 TiB", measure, 5.0, "s").towards(Goal::StartUp));
+    let memory = full::RESIDENT
+        .map(|(_, measure)| at_most(full::NAME, "1 TiB", measure, 140.0, "MiB").towards(Goal::Memory));
     let idle = at_most(full::NAME, "1 TiB", full::IDLE, 0.5, "%");
     starts.into_iter().chain(memory).chain([idle]).collect()
 }
