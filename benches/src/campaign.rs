@@ -12,7 +12,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::fio::{self, Aim, Fio, Measurement};
-use crate::image::{CacheDrop, Image};
+use crate::image::{self, CacheDrop, Image};
 use crate::interrupt::Interrupt;
 use crate::jobs::Job;
 use crate::machine::Machine;
@@ -21,11 +21,12 @@ use crate::options::{Options, format_size};
 use crate::plan::{Plan, can_run};
 use crate::process::{Launch, READY_WITHIN, Server, adopt_orphans};
 use crate::results::{FailedRun, Results, Run, SCHEMA_VERSION, ServerEntry, Settings, Summary, summarize};
-use crate::servers::{Class, Places, ServerId, debian_config};
+use crate::servers::{Class, DiskKind, Places, Program, ServerId, debian_config};
 use crate::store::{self, StoreResults};
 use crate::sync::{self, SyncResults};
 use crate::targets::{self, Outcome};
 use crate::trouble::{OrTrouble, Trouble};
+use crate::volume::{self, STOP_WITHIN, WholeVolume};
 
 /// Given to a server after fio's end, to close its connection and to collect a child process; it spends no CPU
 /// time waiting, so the figures do not change by it.
@@ -66,7 +67,7 @@ pub fn compare(options: &Options, arguments: &[String], interrupt: &Interrupt) -
     };
     let machine = Machine::look(&plan, Some(&plan.dir))?;
     let summaries = summarize(&measured.runs);
-    let mut targets = all_targets(&plan, &summaries, store.as_ref(), sync.as_ref());
+    let mut targets = all_targets(&plan, &measured.runs, &summaries, store.as_ref(), sync.as_ref());
     targets.extend(migrate.iter().flat_map(MigrateResults::targets));
     Ok(Results {
         v: SCHEMA_VERSION,
@@ -89,11 +90,12 @@ pub fn compare(options: &Options, arguments: &[String], interrupt: &Interrupt) -
 /// The targets of what was asked for.
 fn all_targets(
     plan: &Plan,
+    runs: &[Run],
     summaries: &[Summary],
     store: Option<&StoreResults>,
     sync: Option<&SyncResults>,
 ) -> Vec<Outcome> {
-    let servers = if plan.servers.is_empty() { Vec::new() } else { targets::evaluate(summaries) };
+    let servers = targets::servers::evaluate(&plan.servers, runs, summaries);
     let store = store.map_or(Vec::new(), |store| store::targets::evaluate(&store.scenarios, &store.rows));
     let sync = sync.map_or(Vec::new(), |sync| sync::targets::evaluate(&sync.steps, &sync.rows));
     [servers, store, sync].concat()
@@ -113,7 +115,8 @@ fn measure_servers(plan: &Plan, interrupt: &Interrupt) -> Result<Measured, Troub
         return Ok(Measured::default());
     }
     let image = make_image(plan, interrupt)?;
-    let mut campaign = Campaign::new(plan, image, interrupt)?;
+    let volume = WholeVolume::make(plan, interrupt)?;
+    let mut campaign = Campaign::new(plan, image, volume, interrupt)?;
     campaign.run_all()?;
     let Campaign { runs, failures, notices, .. } = campaign;
     Ok(Measured { runs, failures, notices })
@@ -168,6 +171,7 @@ struct Turn {
 struct Campaign<'a> {
     plan: &'a Plan,
     image: Option<Image>,
+    volume: Option<WholeVolume<'a>>,
     interrupt: &'a Interrupt,
     /// Sockets, logs and fio's files.
     dir: TempDir,
@@ -177,12 +181,17 @@ struct Campaign<'a> {
 }
 
 impl<'a> Campaign<'a> {
-    fn new(plan: &'a Plan, image: Option<Image>, interrupt: &'a Interrupt) -> Result<Self, Trouble> {
+    fn new(
+        plan: &'a Plan,
+        image: Option<Image>,
+        volume: Option<WholeVolume<'a>>,
+        interrupt: &'a Interrupt,
+    ) -> Result<Self, Trouble> {
         let dir = tempfile::Builder::new().prefix("cmp").tempdir();
         let dir =
             dir.or_trouble(|| "make a temporary directory".into(), "set TMPDIR to a writable directory")?;
         let (runs, failures, notices) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { plan, image, interrupt, dir, runs, failures, notices })
+        Ok(Self { plan, image, volume, interrupt, dir, runs, failures, notices })
     }
 
     /// Takes all turns, or those until somebody asks to stop.
@@ -205,28 +214,38 @@ impl<'a> Campaign<'a> {
 
     /// Brings the page cache into the state of the class.
     fn prepare(&mut self, turn: Turn) -> Result<(), Trouble> {
-        let Some(image) = &self.image else { return Ok(()) };
         match turn.server.class() {
-            Class::Cached => image.warm(),
-            Class::Direct => {
-                if image.cool()? == CacheDrop::NotAllowed
-                    && !self.notices.iter().any(|said| said == NOT_COOLED)
-                {
-                    eprintln!("note: {NOT_COOLED}");
-                    self.notices.push(NOT_COOLED.to_owned());
-                }
-                Ok(())
-            }
+            Class::Cached => image::warm(&self.disk_path(turn.server)),
+            Class::Direct => self.cool(),
             Class::Ceiling => Ok(()),
         }
     }
 
-    /// Closes the holes a trimming job made: the image has to be completely written.
+    fn cool(&mut self) -> Result<(), Trouble> {
+        let refused = image::drop_caches()? == CacheDrop::NotAllowed;
+        if refused && !self.notices.iter().any(|said| said == NOT_COOLED) {
+            eprintln!("note: {NOT_COOLED}");
+            self.notices.push(NOT_COOLED.to_owned());
+        }
+        Ok(())
+    }
+
+    /// What holds the bytes that a server serves.
+    fn disk_path(&self, server: ServerId) -> PathBuf {
+        match (server.disk(), &self.volume) {
+            (DiskKind::Volume, Some(volume)) => volume.pool(),
+            _ => self.image_path().to_owned(),
+        }
+    }
+
+    /// Closes the holes a trimming job made: the disk has to be completely written.
     fn repair(&self, turn: Turn) -> Result<(), Trouble> {
-        match &self.image {
-            Some(image) if turn.job.trims() && turn.server.class() != Class::Ceiling => {
-                image.fill(self.interrupt)
-            }
+        if !turn.job.trims() {
+            return Ok(());
+        }
+        match (turn.server.disk(), &self.image, &self.volume) {
+            (DiskKind::Image, Some(image), _) => image.fill(self.interrupt),
+            (DiskKind::Volume, _, Some(volume)) => volume.fill(),
             _ => Ok(()),
         }
     }
@@ -259,7 +278,11 @@ impl<'a> Campaign<'a> {
         let measured = fio.run(turn.job, Aim::Uri(&uri), self.plan.runtime_s)?;
         thread::sleep(SETTLE);
         let spent = server.cpu_spent()?.saturating_sub(before);
-        server.stop()?;
+        match turn.server.program() {
+            // It has a store to bring to rest.
+            Program::Blockd => server.stop_cleanly(STOP_WITHIN)?,
+            _ => server.stop()?,
+        }
         Ok((measured, Some(spent)))
     }
 
@@ -272,10 +295,14 @@ impl<'a> Campaign<'a> {
             let text = debian_config(&text_of(self.image_path()), &text_of(&socket));
             fs::write(&config, text).or_trouble(|| "write a configuration file".into(), "free some space")?;
         }
+        let store = self.volume.as_ref().map_or(Path::new(""), WholeVolume::store);
         let places = Places {
             ours: text_of(&self.plan.ours),
+            blockd: text_of(&self.plan.volume.blockd),
+            store: text_of(store),
+            api: text_of(&file(".a")),
             debian: text_of(&self.plan.debian),
-            image: text_of(self.image_path()),
+            image: text_of(&self.disk_path(turn.server)),
             size: format_size(self.plan.image_bytes),
             socket: text_of(&socket),
             config: text_of(&config),
@@ -283,7 +310,8 @@ impl<'a> Campaign<'a> {
         };
         let (name, cpu) = (turn.server.name(), self.plan.pinned.then_some(SERVER_CPU));
         let pid_file = is_daemon.then_some(pid_file);
-        let (log, ready_within) = (file(".log"), READY_WITHIN);
+        let is_store = turn.server.program() == Program::Blockd;
+        let (log, ready_within) = (file(".log"), if is_store { volume::READY_WITHIN } else { READY_WITHIN });
         let to_launch = |line| Launch { name, line, socket, pid_file, log, cpu, ready_within };
         Ok(turn.server.command(&places).map(to_launch))
     }
@@ -318,8 +346,11 @@ impl<'a> Campaign<'a> {
 
     /// A text for the results: this machine's paths replaced by placeholders.
     fn scrub(&self, text: &str) -> String {
-        let places: [(PathBuf, &str); 3] = [
+        let store = self.volume.as_ref().map_or(PathBuf::new(), |volume| volume.store().to_owned());
+        let places: [(PathBuf, &str); 5] = [
             (self.image_path().to_owned(), "$IMG"),
+            (store, "$STORE"),
+            (self.plan.volume.blockd.clone(), "blockd"),
             (self.dir.path().to_owned(), "$TMP"),
             (self.plan.ours.clone(), "nbd-server"),
         ];

@@ -67,6 +67,7 @@ pub fn command(job: &Job, aim: Aim<'_>, runtime_s: u32) -> Vec<String> {
     line.push(format!("--numjobs={}", job.numjobs));
     line.extend(job.rwmixread.map(|percent| format!("--rwmixread={percent}")));
     line.extend(job.fsync.map(|writes| format!("--fsync={writes}")));
+    line.extend(job.rate_iops.map(|most| format!("--rate_iops={most}")));
     line.push(format!("--runtime={runtime_s}"));
     line.extend(["--time_based", "--ramp_time=0", "--norandommap", "--randrepeat=0"].map(str::to_owned));
     line.extend(reporting());

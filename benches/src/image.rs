@@ -70,27 +70,19 @@ impl Image {
         }
         file.sync_all().or_trouble(what, NEXT_DIR)
     }
+}
 
-    /// Writes back what is dirty and reads the image, so that all of it is in the page cache.
-    ///
-    /// # Errors
-    /// Reading fails.
-    pub fn warm(&self) -> Result<(), Trouble> {
-        rustix::fs::sync();
-        let what = || format!("read {}", self.path.display());
-        let mut file = File::open(&self.path).or_trouble(what, NEXT_DIR)?;
-        let mut chunk = vec![0; CHUNK];
-        while file.read(&mut chunk).or_trouble(what, NEXT_DIR)? > 0 {}
-        Ok(())
-    }
-
-    /// Writes back what is dirty and drops the page cache.
-    ///
-    /// # Errors
-    /// The kernel refuses for another reason than missing rights.
-    pub fn cool(&self) -> Result<CacheDrop, Trouble> {
-        drop_caches()
-    }
+/// Writes back what is dirty and reads a file, so that all of it is in the page cache.
+///
+/// # Errors
+/// Reading fails.
+pub fn warm(path: &Path) -> Result<(), Trouble> {
+    rustix::fs::sync();
+    let what = || format!("read {}", path.display());
+    let mut file = File::open(path).or_trouble(what, NEXT_DIR)?;
+    let mut chunk = vec![0; CHUNK];
+    while file.read(&mut chunk).or_trouble(what, NEXT_DIR)? > 0 {}
+    Ok(())
 }
 
 /// Writes back what is dirty and drops the page cache, of all files.

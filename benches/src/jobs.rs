@@ -6,7 +6,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobSet {
-    /// Always run.
+    /// Always run: those that the goals speak of.
     Headline,
     /// Run with `--all`, or when named by `--only`.
     Extended,
@@ -29,6 +29,8 @@ pub struct Job {
     pub rwmixread: Option<u32>,
     /// A flush after so many writes.
     pub fsync: Option<u32>,
+    /// At most so many I/Os a second, instead of as many as there can be.
+    pub rate_iops: Option<u32>,
     /// Headline or extended.
     pub set: JobSet,
 }
@@ -48,33 +50,62 @@ pub const RANDWRITE_QD64: &str = "randwrite-4k-qd64";
 pub const RANDREAD_QD1: &str = "randread-4k-qd1";
 /// 4 KiB random writes, one at a time.
 pub const RANDWRITE_QD1: &str = "randwrite-4k-qd1";
+/// 4 KiB random reads, as many as one disk of QEMU can ask for.
+pub const RANDREAD_QD16: &str = "randread-4k-qd16";
+/// 4 KiB random writes, as many as one disk of QEMU can ask for.
+pub const RANDWRITE_QD16: &str = "randwrite-4k-qd16";
+/// 4 KiB random reads on four connections.
+pub const RANDREAD_JOBS4: &str = "randread-4k-qd16-jobs4";
+/// 4 KiB random writes on four connections.
+pub const RANDWRITE_JOBS4: &str = "randwrite-4k-qd16-jobs4";
 /// 256 KiB sequential reads, queue depth 16.
 pub const READ_256K: &str = "read-256k-qd16";
 /// 256 KiB sequential writes, queue depth 16.
 pub const WRITE_256K: &str = "write-256k-qd16";
+/// 1 MiB sequential reads, queue depth 8.
+pub const READ_1M: &str = "read-1m-qd8";
+/// 1 MiB sequential writes, queue depth 8.
+pub const WRITE_1M: &str = "write-1m-qd8";
+/// 4 KiB random writes, one at a time, a FLUSH after each.
+pub const FSYNC_1: &str = "randwrite-4k-qd1-fsync1";
+/// 4 KiB random writes on four connections, a FLUSH after 32 on each.
+pub const FSYNC_32: &str = "randwrite-4k-qd8-jobs4-fsync32";
 
-/// Every job, in the order of running. The trimming one comes last: it costs a new image.
-pub const JOBS: [Job; 12] = [
+/// Every job, in the order of running: those of the goals, others, and the trimming one, which costs a new image.
+pub const JOBS: [Job; 23] = [
     headline(RANDREAD_QD64, "randread", "4k", 64),
     headline(RANDWRITE_QD64, "randwrite", "4k", 64),
     headline(RANDREAD_QD1, "randread", "4k", 1),
     headline(RANDWRITE_QD1, "randwrite", "4k", 1),
+    Job { numjobs: 4, ..headline(RANDREAD_JOBS4, "randread", "4k", 16) },
+    Job { numjobs: 4, ..headline(RANDWRITE_JOBS4, "randwrite", "4k", 16) },
+    headline(RANDREAD_QD16, "randread", "4k", 16),
+    headline(RANDWRITE_QD16, "randwrite", "4k", 16),
     headline(READ_256K, "read", "256k", 16),
     headline(WRITE_256K, "write", "256k", 16),
+    headline(READ_1M, "read", "1m", 8),
+    headline(WRITE_1M, "write", "1m", 8),
+    Job { fsync: Some(1), ..headline(FSYNC_1, "randwrite", "4k", 1) },
+    Job { numjobs: 4, fsync: Some(32), ..headline(FSYNC_32, "randwrite", "4k", 8) },
+    extended("randread-4k-qd32", "randread", "4k", 32),
+    extended("randwrite-4k-qd32", "randwrite", "4k", 32),
+    // CPU time a request says most where all servers do equally much.
+    Job { rate_iops: Some(20_000), ..extended("randwrite-4k-qd32-20k", "randwrite", "4k", 32) },
     Job { rwmixread: Some(70), ..extended("randrw-4k-qd32-r70", "randrw", "4k", 32) },
-    Job { numjobs: 4, ..extended("randread-4k-qd16-jobs4", "randread", "4k", 16) },
-    Job { numjobs: 4, fsync: Some(32), ..extended("randwrite-4k-qd8-jobs4-fsync32", "randwrite", "4k", 8) },
-    Job { fsync: Some(1), ..extended("randwrite-4k-qd1-fsync1", "randwrite", "4k", 1) },
-    extended("read-1m-qd8", "read", "1m", 8),
+    Job { numjobs: 2, ..extended("randread-4k-qd16-jobs2", "randread", "4k", 16) },
+    Job { numjobs: 8, ..extended("randread-4k-qd16-jobs8", "randread", "4k", 16) },
+    extended("read-64k-qd16", "read", "64k", 16),
+    extended("write-64k-qd16", "write", "64k", 16),
     extended("randtrim-64k-qd16", "randtrim", "64k", 16),
 ];
 
 const fn headline(name: &'static str, rw: &'static str, bs: &'static str, iodepth: u32) -> Job {
-    Job { name, rw, bs, iodepth, numjobs: 1, rwmixread: None, fsync: None, set: JobSet::Headline }
+    let (numjobs, set) = (1, JobSet::Headline);
+    Job { name, rw, bs, iodepth, numjobs, rwmixread: None, fsync: None, rate_iops: None, set }
 }
 
 const fn extended(name: &'static str, rw: &'static str, bs: &'static str, iodepth: u32) -> Job {
-    Job { name, rw, bs, iodepth, numjobs: 1, rwmixread: None, fsync: None, set: JobSet::Extended }
+    Job { set: JobSet::Extended, ..headline(name, rw, bs, iodepth) }
 }
 
 /// The job of that name.

@@ -30,6 +30,7 @@ pub mod fio;
 pub mod image;
 pub mod interrupt;
 pub mod process;
+pub mod volume;
 
 pub mod migrate;
 pub mod store;

@@ -134,6 +134,7 @@ fn versions(plan: &Plan) -> BTreeMap<String, String> {
 fn program_version(server: ServerId, plan: &Plan) -> (&'static str, String) {
     match server.program() {
         Program::Ours => ("ours", version_of(&plan.ours, "--version")),
+        Program::Blockd => ("blockd", version_of(&plan.volume.blockd, "--version")),
         Program::Debian => ("debian-nbd-server", version_of(&plan.debian, "-V")),
         Program::InPath(name) => (name, version_of(Path::new(name), "--version")),
     }

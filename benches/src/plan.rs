@@ -9,7 +9,7 @@ use crate::jobs::{JOBS, Job, JobSet};
 use crate::machine;
 use crate::migrate::MigratePlan;
 use crate::options::Options;
-use crate::servers::{Class, Program, ServerId};
+use crate::servers::{Class, DiskKind, Program, Role, ServerId};
 use crate::store::Scenario;
 use crate::sync::SyncPlan;
 use crate::trouble::Trouble;
@@ -44,6 +44,8 @@ pub struct Plan {
     pub ours: PathBuf,
     /// Debian's nbd-server.
     pub debian: PathBuf,
+    /// Where and how large the volume is that takes part beside the servers.
+    pub volume: StorePlan,
     /// The scenarios of the store, if any of them will be run.
     pub store: Option<StorePlan>,
     /// The steps of replication, if any of them will be run.
@@ -104,7 +106,7 @@ impl StorePlan {
     }
 
     fn check_programs(&self) -> Result<(), Trouble> {
-        need_ours(&self.blockd, "cargo build --release -p blockd   (or --blockd PATH)")?;
+        need_ours(&self.blockd, BUILD_DAEMON)?;
         need_ours(&self.nbd_server, BUILD_SERVER)?;
         ["qemu-io", "qemu-img", "qemu-nbd"]
             .iter()
@@ -195,6 +197,7 @@ impl Plan {
             runtime_s: options.runtime_s(),
             rounds: options.round_count(),
             image_bytes: options.image_size,
+            volume: StorePlan { image_bytes: options.image_size, ..StorePlan::bare(options, &dir) },
             store: StorePlan::new(options, &dir),
             sync: SyncPlan::new(options, &dir),
             migrate: MigratePlan::new(options, &dir),
@@ -218,7 +221,7 @@ impl Plan {
             match self.find_program(server) {
                 Ok(()) => self.servers.push(server),
                 // Ours is what the comparison is about: never left out in silence.
-                Err(trouble) if named || server.program() == Program::Ours => return Err(trouble),
+                Err(trouble) if named || server.role() == Role::Ours => return Err(trouble),
                 Err(trouble) => self.notices.push(format!("{} left out: {}", server.name(), trouble.why)),
             }
         }
@@ -228,6 +231,7 @@ impl Plan {
     fn find_program(&mut self, server: ServerId) -> Result<(), Trouble> {
         match server.program() {
             Program::Ours => need_ours(&self.ours, BUILD_SERVER),
+            Program::Blockd => need_ours(&self.volume.blockd, BUILD_DAEMON),
             Program::InPath(name) => need_in_path(name, &format!("apt install {}", package_of(name))),
             Program::Debian => {
                 self.debian = find_debian()?;
@@ -268,7 +272,7 @@ impl Plan {
 
     /// Whether any server needs the image.
     pub fn needs_image(&self) -> bool {
-        self.servers.iter().any(|server| server.class() != Class::Ceiling)
+        self.servers.iter().any(|server| server.disk() == DiskKind::Image)
     }
 }
 
@@ -297,6 +301,8 @@ pub fn target_dir() -> PathBuf {
     built_in.or_else(|| env::var_os("CARGO_TARGET_DIR").map(PathBuf::from)).unwrap_or_else(|| "target".into())
 }
 
+/// How to get our daemon.
+const BUILD_DAEMON: &str = "cargo build --release -p blockd   (or --blockd PATH, or --servers without it)";
 /// How to get our server.
 const BUILD_SERVER: &str =
     "cargo build --release -p nbd-server   (or --ours PATH, or --servers without ours)";
@@ -356,7 +362,7 @@ mod tests {
 
     #[test]
     fn jobs_are_chosen_by_set_and_by_name() {
-        assert_eq!(choose_jobs(&options(&[])).len(), 6);
+        assert_eq!(choose_jobs(&options(&[])).len(), 14);
         assert_eq!(choose_jobs(&options(&["--all"])).len(), JOBS.len());
         let only = choose_jobs(&options(&["--only", "randtrim-64k-qd16,randread-4k-qd1"]));
         let names: Vec<&str> = only.iter().map(|job| job.name).collect();

@@ -1,5 +1,7 @@
 //! How results are shown: aligned text for a terminal, and a page in Markdown.
 
+mod goals;
+
 use crate::jobs::Job;
 use crate::migrate::{self, MigrateResults};
 use crate::results::{FailedRun, Results, Spread, Summary};
@@ -7,7 +9,6 @@ use crate::servers::{Class, Role, ServerId, debian_config};
 use crate::store::StoreResults;
 use crate::store::record::{FailedScenario, Row};
 use crate::sync::{self, SyncResults};
-use crate::targets::Measure;
 
 /// What stands in a cell without a value.
 pub(crate) const NONE: &str = "-";
@@ -62,11 +63,12 @@ impl Table {
 pub fn text(results: &Results) -> String {
     let jobs = job_tables(results);
     let legend = (!jobs.is_empty()).then(|| LEGEND.to_owned());
-    let mut parts: Vec<String> = jobs.iter().map(Table::text).chain(legend).collect();
+    let mut parts: Vec<String> = goals::table(&results.targets).iter().map(Table::text).collect();
+    parts.extend(jobs.iter().map(Table::text).chain(legend));
     parts.extend(results.store.iter().flat_map(scenario_tables).map(|table| table.text()));
     parts.extend(results.sync.iter().flat_map(sync::report::tables).map(|table| table.text()));
     parts.extend(results.migrate.iter().flat_map(migrate::report::tables).map(|table| table.text()));
-    parts.push(targets_table(results).text());
+    parts.extend(goals::others(&results.targets).iter().map(Table::text));
     parts.extend(remarks(results));
     parts.extend(results.failures.iter().map(|failure| format!("failed: {}", failure_text(failure))));
     parts.extend(results.notices.iter().map(|notice| format!("note: {notice}")));
@@ -186,25 +188,6 @@ fn two_digits(value: Option<f64>) -> String {
     value.map_or(NONE.to_owned(), |value| format!("{value:.2}"))
 }
 
-fn targets_table(results: &Results) -> Table {
-    let rows = results.targets.iter().map(|outcome| {
-        vec![
-            outcome.job.to_owned(),
-            outcome.class.to_owned(),
-            Measure::text_of(&outcome.measure).to_owned(),
-            outcome.demand.clone(),
-            outcome.verdict.text().to_owned(),
-            outcome.measured.map_or(NONE.to_owned(), |value| outcome.direction.shown(value)),
-        ]
-    });
-    Table {
-        title: "targets".to_owned(),
-        head: vec!["job", "class", "measure", "wanted", "verdict", "measured"],
-        rows: rows.collect(),
-        words: 5,
-    }
-}
-
 fn failure_text(failure: &FailedRun) -> String {
     let FailedRun { server, job, round, what, why } = failure;
     format!("{job}, {}, round {round}: {what}: {why}", server.name())
@@ -214,7 +197,12 @@ fn failure_text(failure: &FailedRun) -> String {
 pub fn markdown(results: &Results) -> String {
     let mut page = String::from("# Benchmarks: side by side with the peers\n\n");
     page.push_str(PREFACE);
-    section(&mut page, "Targets", &targets_body(results));
+    if let Some(table) = goals::table(&results.targets) {
+        section(&mut page, "Goals", &format!("{}\n\n{}", goals::LEGEND, without_heading(&table.markdown())));
+    }
+    if let Some(table) = goals::others(&results.targets) {
+        section(&mut page, "Targets", &without_heading(&table.markdown()));
+    }
     if !results.servers.is_empty() {
         section(&mut page, "Results", &results_body(results));
     }
@@ -285,10 +273,6 @@ const PREFACE: &str = "This page is written by `cargo xtask compare --markdown F
 
 fn section(page: &mut String, heading: &str, body: &str) {
     page.push_str(&format!("\n## {heading}\n\n{}\n", body.trim_end()));
-}
-
-fn targets_body(results: &Results) -> String {
-    without_heading(&targets_table(results).markdown())
 }
 
 /// A table whose title is already the section's heading.
@@ -394,13 +378,14 @@ const NO_SERVER: &str =
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::goals::Goal;
     use crate::jobs::{RANDREAD_QD64, find};
     use crate::machine::Machine;
     use crate::results::tests::run;
     use crate::results::{SCHEMA_VERSION, ServerEntry, Settings, summarize};
     use crate::store::record::{Key, Recorder};
     use crate::store::{DiskEntry, Scenario};
-    use crate::targets::evaluate;
+    use crate::targets::servers::evaluate;
 
     fn sample() -> Results {
         let runs = vec![
@@ -428,7 +413,7 @@ mod tests {
             },
             servers: vec![entry(ServerId::Ours, Some("nbd-server $IMG")), entry(ServerId::FioFile, None)],
             jobs: find(RANDREAD_QD64).into_iter().collect(),
-            targets: evaluate(&summaries),
+            targets: evaluate(&[ServerId::Ours], &runs, &summaries),
             summaries,
             runs,
             failures: vec![],
@@ -480,8 +465,9 @@ mod tests {
         let page = markdown(&sample());
         for part in [
             "# Benchmarks",
-            "## Targets",
-            "| randread-4k-qd64 | cached | IOPS | >= 1.2 x nbdkit-file | met | 1.50 |",
+            "## Goals",
+            "| 4k random read, depth 64, cached | randread-4k-qd64 | ours | IOPS | >= 1.4 x nbdkit-file | met | 1.50 | 1.50-1.50 |",
+            "|  | randread-4k-qd64 | ours | CPU a request | <= 0.35 x nbdkit-file | short by 15 % | 0.40 | 0.40-0.40 |",
             "### randread-4k-qd64",
             "| fio-file (limit) | direct | 89000 |",
             "$ cargo xtask compare --quick",
@@ -504,7 +490,12 @@ mod tests {
         assert_eq!(json["runs"][0]["server"], "ours");
         assert_eq!(json["runs"][0]["iops"], 90_000.0);
         assert_eq!(json["runs"][2]["cpu_us_per_request"], serde_json::Value::Null);
-        assert_eq!(json["targets"][0]["verdict"], "met");
+        let target = &json["targets"][0];
+        assert_eq!((&target["verdict"], &target["goal"]), (&"met".into(), &Goal::RandomReads.title().into()));
+        assert_eq!((&target["server"], &target["short_by"]), (&"ours".into(), &serde_json::Value::Null));
+        assert_eq!(target["spread"]["max"], 1.5);
+        let missed = json["targets"][2]["short_by"].as_f64().unwrap();
+        assert!((missed - 0.05 / 0.35).abs() < 1e-9, "{missed}");
         assert_eq!(json["jobs"][0]["rw"], "randread");
         assert_eq!(json["targets"][0]["measure"], "iops");
         let row = &json["store"]["rows"][0];

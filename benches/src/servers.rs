@@ -46,7 +46,7 @@ impl Class {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    /// The server of this workspace.
+    /// A server of this workspace.
     Ours,
     /// Another NBD server doing the same work.
     Peer,
@@ -60,6 +60,8 @@ pub enum Role {
 pub enum ServerId {
     /// Our server over the page cache.
     Ours,
+    /// A volume of our daemon: every block written, no snapshot.
+    Blockd,
     /// nbdkit's file plugin.
     NbdkitFile,
     /// qemu-nbd, raw, writeback.
@@ -68,6 +70,8 @@ pub enum ServerId {
     DebianNbdServer,
     /// Our server with `O_DIRECT`.
     OursDirect,
+    /// A volume of our daemon with `O_DIRECT`.
+    BlockdDirect,
     /// qemu-nbd, raw, no cache, io_uring.
     QemuNbdDirect,
     /// No server: fio's io_uring engine on the image itself.
@@ -83,12 +87,25 @@ pub enum ServerId {
 /// The program behind a server, as far as finding it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
-    /// Built by this workspace.
+    /// Our server, built by this workspace.
     Ours,
+    /// Our daemon, built by this workspace.
+    Blockd,
     /// Found by its name in `PATH`.
     InPath(&'static str),
     /// Debian's nbd-server: has the name of ours, so only looked for in the system's directories.
     Debian,
+}
+
+/// What is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskKind {
+    /// The image, all of it written.
+    Image,
+    /// A volume, all of it written.
+    Volume,
+    /// Nothing on any disk.
+    None,
 }
 
 /// The paths and sizes a command line is filled with.
@@ -96,6 +113,12 @@ pub enum Program {
 pub struct Places {
     /// Our server's binary.
     pub ours: String,
+    /// Our daemon's binary.
+    pub blockd: String,
+    /// The daemon's store.
+    pub store: String,
+    /// The socket of the daemon's API.
+    pub api: String,
     /// Debian's nbd-server.
     pub debian: String,
     /// The image.
@@ -115,6 +138,9 @@ impl Places {
     pub fn placeholders(size: &str) -> Self {
         Self {
             ours: "target/release/nbd-server".into(),
+            blockd: "target/release/blockd".into(),
+            store: "$STORE".into(),
+            api: "$API".into(),
             debian: "nbd-server".into(),
             image: "$IMG".into(),
             size: size.into(),
@@ -130,10 +156,12 @@ impl ServerId {
     pub fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
+            Self::Blockd => "blockd",
             Self::NbdkitFile => "nbdkit-file",
             Self::QemuNbd => "qemu-nbd",
             Self::DebianNbdServer => "debian-nbd-server",
             Self::OursDirect => "ours-direct",
+            Self::BlockdDirect => "blockd-direct",
             Self::QemuNbdDirect => "qemu-nbd-direct",
             Self::FioFile => "fio-file",
             Self::OursMemory => "ours-memory",
@@ -145,8 +173,10 @@ impl ServerId {
     /// The class it is compared in.
     pub fn class(self) -> Class {
         match self {
-            Self::Ours | Self::NbdkitFile | Self::QemuNbd | Self::DebianNbdServer => Class::Cached,
-            Self::OursDirect | Self::QemuNbdDirect | Self::FioFile => Class::Direct,
+            Self::Ours | Self::Blockd | Self::NbdkitFile | Self::QemuNbd | Self::DebianNbdServer => {
+                Class::Cached
+            }
+            Self::OursDirect | Self::BlockdDirect | Self::QemuNbdDirect | Self::FioFile => Class::Direct,
             Self::OursMemory | Self::NbdkitMemory | Self::NbdkitNull => Class::Ceiling,
         }
     }
@@ -154,7 +184,9 @@ impl ServerId {
     /// Ours, a peer, or a limit.
     pub fn role(self) -> Role {
         match self {
-            Self::Ours | Self::OursDirect | Self::OursMemory => Role::Ours,
+            Self::Ours | Self::OursDirect | Self::OursMemory | Self::Blockd | Self::BlockdDirect => {
+                Role::Ours
+            }
             Self::FioFile | Self::NbdkitNull => Role::Limit,
             Self::NbdkitFile
             | Self::QemuNbd
@@ -168,6 +200,7 @@ impl ServerId {
     pub fn program(self) -> Program {
         match self {
             Self::Ours | Self::OursDirect | Self::OursMemory => Program::Ours,
+            Self::Blockd | Self::BlockdDirect => Program::Blockd,
             Self::NbdkitFile | Self::NbdkitMemory | Self::NbdkitNull => Program::InPath("nbdkit"),
             Self::QemuNbd | Self::QemuNbdDirect => Program::InPath("qemu-nbd"),
             Self::DebianNbdServer => Program::Debian,
@@ -180,16 +213,37 @@ impl ServerId {
         matches!(self, Self::OursMemory | Self::NbdkitMemory)
     }
 
+    /// What it serves.
+    pub fn disk(self) -> DiskKind {
+        match self {
+            Self::Blockd | Self::BlockdDirect => DiskKind::Volume,
+            Self::OursMemory | Self::NbdkitMemory | Self::NbdkitNull => DiskKind::None,
+            Self::Ours
+            | Self::NbdkitFile
+            | Self::QemuNbd
+            | Self::DebianNbdServer
+            | Self::OursDirect
+            | Self::QemuNbdDirect
+            | Self::FioFile => DiskKind::Image,
+        }
+    }
+
     /// The export's name in the URI.
     pub fn export(self) -> &'static str {
-        if self == Self::DebianNbdServer { DEBIAN_EXPORT } else { "" }
+        match (self, self.disk()) {
+            (Self::DebianNbdServer, _) => DEBIAN_EXPORT,
+            (_, DiskKind::Volume) => VOLUME,
+            _ => "",
+        }
     }
 
     /// The command line, or `None` for the line without a server.
     pub fn command(self, places: &Places) -> Option<Vec<String>> {
-        let Places { ours, debian, image, size, socket, config, pid_file } = places;
+        let Places { ours, blockd, store, api, debian, image, size, socket, config, pid_file } = places;
         let line: Vec<&str> = match self {
             Self::Ours => vec![ours, image, "--unix", socket, "--cache", "writeback"],
+            Self::Blockd => serve_store(blockd, store, socket, api, "writeback"),
+            Self::BlockdDirect => serve_store(blockd, store, socket, api, "direct"),
             Self::OursDirect => vec![ours, image, "--unix", socket, "--cache", "direct"],
             Self::OursMemory => vec![ours, "--memory", size, "--unix", socket],
             Self::NbdkitFile => vec!["nbdkit", "-f", "-U", socket, "file", image],
@@ -209,6 +263,19 @@ impl ServerId {
 fn qemu_nbd<'a>(rest: &[&'a str], socket: &'a str) -> Vec<&'a str> {
     [&["qemu-nbd", "-t", "-e", "8", "-k", socket, "-f", "raw"], rest].concat()
 }
+
+fn serve_store<'a>(
+    blockd: &'a str,
+    store: &'a str,
+    socket: &'a str,
+    api: &'a str,
+    cache: &'a str,
+) -> Vec<&'a str> {
+    vec![blockd, "serve", "--data", store, "--nbd-unix", socket, "--socket", api, "--cache", cache]
+}
+
+/// The volume's name in its store.
+pub const VOLUME: &str = "bench";
 
 /// The export's name in [`debian_config`].
 pub const DEBIAN_EXPORT: &str = "bench";

@@ -6,7 +6,9 @@ use super::disks::Disk;
 use super::record::{Key, Recorder};
 use super::room::{Room, Served};
 use crate::fio::Aim;
-use crate::jobs::{JOBS, Job, JobSet};
+use crate::jobs::{
+    self, Job, RANDREAD_QD1, RANDREAD_QD64, RANDWRITE_QD1, RANDWRITE_QD64, READ_256K, WRITE_256K,
+};
 use crate::trouble::Trouble;
 
 /// Name of the scenario.
@@ -15,8 +17,11 @@ pub const NAME: &str = "steady";
 pub const BASE: &str = "plain-file";
 /// Key of the ratio with it.
 pub const RATIO: &str = "volume / plain-file";
+/// What is run: few jobs, because a volume is beside the servers' peers in all of them.
+pub const JOBS: [&str; 6] =
+    [RANDREAD_QD64, RANDWRITE_QD64, RANDREAD_QD1, RANDWRITE_QD1, READ_256K, WRITE_256K];
 
-/// Runs every headline job on every disk, disk by disk within a round.
+/// Runs [`JOBS`] on every disk, disk by disk within a round.
 ///
 /// # Errors
 /// Somebody asked to stop. What fails otherwise is recorded.
@@ -33,7 +38,7 @@ pub fn run(
         }
         room.interrupt.check()?;
     }
-    for job in JOBS.iter().filter(|job| job.set == JobSet::Headline) {
+    for job in JOBS.iter().filter_map(|name| jobs::find(name)) {
         for round in 1..=room.plan.rounds {
             run_round(room, recorder, &ready, job, round)?;
         }
