@@ -40,6 +40,7 @@ pub mod parts;
 
 pub mod goals;
 pub mod machine;
+pub mod plots;
 pub mod report;
 pub mod results;
 pub mod targets;

@@ -130,6 +130,10 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub markdown: Option<PathBuf>,
 
+    /// Write charts there, as SVG; the results page links them
+    #[arg(long, value_name = "DIR")]
+    pub plots: Option<PathBuf>,
+
     /// End with exit code 1 when a measured target is not met, or none was measured
     #[arg(long)]
     pub strict: bool,

@@ -4,6 +4,7 @@ mod goals;
 
 use crate::jobs::Job;
 use crate::migrate::{self, MigrateResults};
+use crate::plots::Link;
 use crate::results::{FailedRun, Results, Spread, Summary};
 use crate::servers::{Class, Role, ServerId, debian_config};
 use crate::store::StoreResults;
@@ -193,8 +194,8 @@ fn failure_text(failure: &FailedRun) -> String {
     format!("{job}, {}, round {round}: {what}: {why}", server.name())
 }
 
-/// The results page.
-pub fn markdown(results: &Results) -> String {
+/// The results page, with its pictures.
+pub fn markdown(results: &Results, pictures: &[Link]) -> String {
     let mut page = String::from("# Benchmarks: side by side with the peers\n\n");
     page.push_str(PREFACE);
     if let Some(table) = goals::table(&results.targets) {
@@ -202,6 +203,10 @@ pub fn markdown(results: &Results) -> String {
     }
     if let Some(table) = goals::others(&results.targets) {
         section(&mut page, "Targets", &without_heading(&table.markdown()));
+    }
+    if !pictures.is_empty() {
+        let shown = pictures.iter().map(|Link { title, target }| format!("![{title}]({target})"));
+        section(&mut page, "Charts", &shown.collect::<Vec<String>>().join("\n\n"));
     }
     if !results.servers.is_empty() {
         section(&mut page, "Results", &results_body(results));
@@ -376,7 +381,7 @@ const NO_SERVER: &str =
     "none: fio --ioengine=io_uring --direct=1 --registerfiles=1 --fixedbufs=1 --filename=$IMG";
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::goals::Goal;
     use crate::jobs::{RANDREAD_QD64, find};
@@ -387,7 +392,7 @@ mod tests {
     use crate::store::{DiskEntry, Scenario};
     use crate::targets::servers::evaluate;
 
-    fn sample() -> Results {
+    pub(crate) fn sample() -> Results {
         let runs = vec![
             run(ServerId::Ours, RANDREAD_QD64, 90_000.0, Some(8.0)),
             run(ServerId::NbdkitFile, RANDREAD_QD64, 60_000.0, Some(20.0)),
@@ -462,12 +467,14 @@ mod tests {
 
     #[test]
     fn a_page_has_targets_tables_machine_and_command() {
-        let page = markdown(&sample());
+        let picture = Link { title: "Reads".into(), target: "benchmarks/a.svg".into() };
+        let page = markdown(&sample(), &[picture]);
         for part in [
             "# Benchmarks",
             "## Goals",
             "| 4k random read, depth 64, cached | randread-4k-qd64 | ours | IOPS | >= 1.4 x nbdkit-file | met | 1.50 | 1.50-1.50 |",
             "|  | randread-4k-qd64 | ours | CPU a request | <= 0.35 x nbdkit-file | short by 15 % | 0.40 | 0.40-0.40 |",
+            "## Charts\n\n![Reads](benchmarks/a.svg)\n",
             "### randread-4k-qd64",
             "| fio-file (limit) | direct | 89000 |",
             "$ cargo xtask compare --quick",

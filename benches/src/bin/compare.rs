@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use benches::campaign::compare;
 use benches::interrupt::{EXIT_INTERRUPTED, Interrupt};
 use benches::options::Options;
+use benches::plots;
 use benches::report;
 use benches::results::Results;
 use benches::targets::all_met;
@@ -31,19 +32,30 @@ fn main() -> ExitCode {
 fn run(options: &Options, interrupt: &Interrupt) -> Result<Results, Trouble> {
     let files = [&options.json, &options.markdown];
     files.into_iter().flatten().try_for_each(|path| check_place(path))?;
+    // Makes the directory, for the same reason.
+    options.plots.iter().try_for_each(|dir| plots::write(&[], dir))?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let results = compare(options, &arguments, interrupt)?;
     if let Some(path) = &options.json {
         let json = serde_json::to_string_pretty(&results);
         save(path, &json.or_trouble(|| "write the results".into(), "report it, with this text")?)?;
     }
+    let links = draw(&results, options)?;
     if let Some(path) = &options.markdown {
-        save(path, &report::markdown(&results))?;
+        save(path, &report::markdown(&results, &links))?;
     }
     // Last, and not by println!, which would end the program when the reader has gone.
     let shown = writeln!(io::stdout(), "{}", report::text(&results));
     shown.or_trouble(|| "print the tables".into(), "use --json or --markdown")?;
     Ok(results)
+}
+
+/// Writes the charts, and tells where they are from the results page.
+fn draw(results: &Results, options: &Options) -> Result<Vec<plots::Link>, Trouble> {
+    let Some(dir) = &options.plots else { return Ok(Vec::new()) };
+    let all = plots::all(results);
+    plots::write(&all, dir)?;
+    options.markdown.as_ref().map_or(Ok(Vec::new()), |page| plots::links(&all, page, dir))
 }
 
 /// Finds out before half an hour of measuring that there is no place for the results.
