@@ -110,7 +110,7 @@ impl Canvas {
         let most = most.max_by(f64::total_cmp)?;
         let step = tick_step(most);
         // Room for the value above the highest whisker.
-        let top_value = (most * 1.04 / step).ceil().max(1.0) * step;
+        let top_value = (most * 1.08 / step).ceil().max(1.0) * step;
         let (title, unit) = (title.to_owned(), unit.to_owned());
         let mut canvas = Self { body: String::new(), title, top_value, unit };
         canvas.axis(step);

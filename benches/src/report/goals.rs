@@ -52,13 +52,13 @@ fn cells(outcome: &Outcome) -> Vec<String> {
         outcome.demand.clone(),
         outcome.verdict_text(),
         outcome.measured.map_or(NONE.to_owned(), |value| outcome.direction.shown(value)),
-        outcome.spread.map_or(NONE.to_owned(), ends),
+        outcome.spread.map_or(NONE.to_owned(), |spread| ends(outcome.direction, spread)),
     ]
 }
 
-/// Each end rounded outwards.
-fn ends(spread: Spread) -> String {
-    format!("{}-{}", Direction::AtLeast.shown(spread.min), Direction::AtMost.shown(spread.max))
+/// Both rounded as the value between them is, so that a single round has one figure.
+fn ends(direction: Direction, spread: Spread) -> String {
+    format!("{}-{}", direction.shown(spread.min), direction.shown(spread.max))
 }
 
 #[cfg(test)]
@@ -70,7 +70,7 @@ mod tests {
         let base = servers::evaluate(&[ServerId::Ours], &[], &[]).remove(0);
         let (direction, value) = (Direction::AtLeast, Some(measured));
         let (verdict, short_by) = (verdict(value, direction, 1.0), short_by(value, direction, 1.0));
-        let spread = Spread::of(&[measured - 0.001, measured + 0.001]);
+        let spread = Spread::of(&[measured - 0.001, measured + 0.02]);
         Outcome { goal, job, measured: value, spread, direction, verdict, short_by, ..base }
     }
 
@@ -92,7 +92,7 @@ mod tests {
         let rows = table(&outcomes).unwrap().rows;
         let last: Vec<String> = rows.iter().rev().take(2).rev().map(|row| row.join("|")).collect();
         assert!(last[0].starts_with("memory|one|ours|"), "{last:?}");
-        assert!(last[0].ends_with("|short by 23 %|0.77|0.76-0.78"), "{last:?}");
+        assert!(last[0].ends_with("|short by 23 %|0.77|0.76-0.79"), "{last:?}");
         assert!(last[1].starts_with("|two|ours|"), "{last:?}");
         let rest = others(&outcomes).unwrap().rows;
         assert_eq!((rest.len(), rest[0][0].as_str()), (1, "other"));
