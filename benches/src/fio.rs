@@ -26,6 +26,8 @@ pub enum Aim<'a> {
     Uri(&'a str),
     /// A file, past the page cache.
     File(&'a Path),
+    /// A guest's disk, as the guest calls it, past the guest's page cache.
+    Device(&'a str),
 }
 
 impl Aim<'_> {
@@ -39,6 +41,9 @@ impl Aim<'_> {
                 "--fixedbufs=1".into(),
                 format!("--filename={}", path.display()),
             ],
+            Self::Device(path) => {
+                vec!["--ioengine=libaio".into(), "--direct=1".into(), format!("--filename={path}")]
+            }
         }
     }
 }
@@ -97,9 +102,12 @@ pub struct Load<'a> {
     pub block_bytes: u64,
     /// Requests in flight.
     pub iodepth: u32,
-    /// How much.
+    /// How much, on each connection.
     pub amount: Amount,
-    /// Only so many bytes from the beginning of the export.
+    /// Connections.
+    pub jobs: u32,
+    /// Only so many bytes from the beginning of the export; with several connections each has as many, one after the
+    /// other, so that no two of them draw the same block.
     pub range_bytes: Option<u64>,
     /// A flush after so many writes.
     pub flush_every: Option<u32>,
@@ -115,6 +123,7 @@ impl Load<'_> {
             block_bytes: 4096,
             iodepth,
             amount,
+            jobs: 1,
             range_bytes: None,
             flush_every: None,
             latency_log: None,
@@ -127,18 +136,22 @@ impl Load<'_> {
         }
     }
 
-    fn command(&self, uri: &str) -> Vec<String> {
+    /// The complete command on an export.
+    pub fn command(&self, uri: &str) -> Vec<String> {
         let mut line: Vec<String> = vec!["fio".into(), "--name=load".into()];
         line.extend(Aim::Uri(uri).arguments());
         line.extend([
             format!("--rw={}", self.rw),
             format!("--bs={}", self.block_bytes),
             format!("--iodepth={}", self.iodepth),
+            format!("--numjobs={}", self.jobs),
             format!("--runtime={}", self.seconds_max()),
             "--randrepeat=0".into(),
         ]);
         line.extend(self.flush_every.map(|writes| format!("--fsync={writes}")));
-        line.extend(self.range_bytes.map(|bytes| format!("--size={bytes}")));
+        if let Some(bytes) = self.range_bytes {
+            line.extend([format!("--size={bytes}"), format!("--offset_increment={bytes}")]);
+        }
         match self.amount {
             Amount::Seconds(_) => line.extend(["--time_based", "--norandommap"].map(str::to_owned)),
             // With fio's map of what was done, no block is drawn twice.
@@ -369,6 +382,16 @@ mod tests {
         assert!(!line.contains("norandommap") && !line.contains("time_based"), "{line}");
         let seconds = Load::random_4k("randread", 64, Amount::Seconds(3)).command("u").join(" ");
         assert!(seconds.contains("--time_based --norandommap"), "{seconds}");
+    }
+
+    #[test]
+    fn connections_have_parts_of_their_own() {
+        let amount = Amount::Blocks { count: 8, seconds_max: 5 };
+        let load = Load { jobs: 4, range_bytes: Some(1 << 20), ..Load::random_4k("randwrite", 8, amount) };
+        let line = load.command("u").join(" ");
+        for part in ["--numjobs=4", "--size=1048576", "--offset_increment=1048576"] {
+            assert!(line.contains(part), "{part} is missing in {line}");
+        }
     }
 
     #[test]

@@ -114,6 +114,10 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub store_runtime: Option<u32>,
 
+    /// How long the daemon's memory is watched in the scenario soak [default: 2, with --quick 1; a full run: 60]
+    #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u32).range(1..=1440))]
+    pub soak: Option<u32>,
+
     /// The daemon's binary [default: release/blockd in cargo's target directory]
     #[arg(long, value_name = "PATH")]
     pub blockd: Option<PathBuf>,
@@ -221,6 +225,16 @@ impl Options {
     /// Seconds the idle daemon is watched.
     pub fn idle_s(&self) -> u32 {
         if self.quick { 5 } else { 20 }
+    }
+
+    /// How long the daemon's memory is watched.
+    pub fn soak_minutes(&self) -> u32 {
+        self.soak.unwrap_or(if self.quick { 1 } else { 2 })
+    }
+
+    /// Seconds with a snapshot every five, and as many without before them.
+    pub fn paced_s(&self) -> u32 {
+        if self.quick { 15 } else { 60 }
     }
 
     /// How often everything is measured.

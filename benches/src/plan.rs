@@ -77,6 +77,10 @@ pub struct StorePlan {
     pub rounds: u32,
     /// Seconds the idle daemon is watched.
     pub idle_s: u32,
+    /// Seconds with a snapshot every five, and as many without before them.
+    pub paced_s: u32,
+    /// Minutes that the daemon's memory is watched.
+    pub soak_minutes: u32,
 }
 
 impl StorePlan {
@@ -102,6 +106,8 @@ impl StorePlan {
             runtime_s: options.store_runtime_s(),
             rounds: options.round_count(),
             idle_s: options.idle_s(),
+            paced_s: options.paced_s(),
+            soak_minutes: options.soak_minutes(),
         }
     }
 

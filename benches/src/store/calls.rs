@@ -99,13 +99,13 @@ pub fn run(
 ) -> Result<(), Trouble> {
     let uri = daemon.uri(volume);
     let mut idle = Vec::new();
-    prepare_range(room, &uri)?;
+    prepare_range(room, &uri, RANGE_BYTES)?;
     for number in 0..IDLE_CALLS {
         idle.push(ms(daemon.snapshot(volume, &format!("idle-{number}"))?));
     }
     recorder.put_all(key(subject, IDLE_CALL.to_owned()), &idle);
     for writer in WRITERS {
-        prepare_range(room, &uri)?;
+        prepare_range(room, &uri, RANGE_BYTES)?;
         beside(room, recorder, daemon, (volume, subject), writer)?;
     }
     Ok(())
@@ -134,43 +134,43 @@ fn key(subject: &str, measure: String) -> Key {
     Key { scenario: NAME, subject: subject.to_owned(), measure, unit: "ms" }
 }
 
-fn ms(time: Duration) -> f64 {
+pub(super) fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
 /// Writes the writer's range once, so that the first window differs in nothing from the others.
-fn prepare_range(room: &Room<'_>, uri: &str) -> Result<(), Trouble> {
-    let amount = Amount::Blocks { count: RANGE_BYTES >> 20, seconds_max: 600 };
+pub(super) fn prepare_range(room: &Room<'_>, uri: &str, bytes: u64) -> Result<(), Trouble> {
+    let amount = Amount::Blocks { count: bytes >> 20, seconds_max: 600 };
     let range = Load { block_bytes: 1 << 20, ..Load::random_4k("write", 8, amount) };
-    room.load(&Load { range_bytes: Some(RANGE_BYTES), ..range }, uri)?;
+    room.load(&Load { range_bytes: Some(bytes), ..range }, uri)?;
     room.flush(uri).map(drop)
 }
 
 /// An interval of the day's time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Span {
-    begin: Duration,
-    end: Duration,
+pub(super) struct Span {
+    pub(super) begin: Duration,
+    pub(super) end: Duration,
 }
 
 impl Span {
-    fn of<T>(work: impl FnOnce() -> Result<T, Trouble>) -> Result<Self, Trouble> {
+    pub(super) fn of<T>(work: impl FnOnce() -> Result<T, Trouble>) -> Result<Self, Trouble> {
         let begin = now();
         work()?;
         Ok(Self { begin, end: now() })
     }
 
-    fn length(&self) -> Duration {
+    pub(super) fn length(&self) -> Duration {
         self.end.saturating_sub(self.begin)
     }
 
-    fn meets(&self, other: &Self) -> bool {
+    pub(super) fn meets(&self, other: &Self) -> bool {
         self.begin <= other.end && other.begin <= self.end
     }
 }
 
 /// Time since 1970; fio's log has the same.
-fn now() -> Duration {
+pub(super) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
@@ -250,7 +250,8 @@ fn take_turns(room: &Room<'_>, daemon: &Daemon, volume: &str, writer: Writer) ->
     Ok(story)
 }
 
-fn read_log(prefix: &Path) -> Result<Vec<Span>, Trouble> {
+/// All writes of a log.
+pub(super) fn read_log(prefix: &Path) -> Result<Vec<Span>, Trouble> {
     let path = format!("{}_lat.1.log", prefix.display());
     let what = || "read fio's log of latencies".to_owned();
     let text = fs::read_to_string(path).or_trouble(what, "use fio 3.33 or later (fio --version)")?;

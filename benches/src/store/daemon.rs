@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use blockd::api::client::{Client, ClientError};
 use blockd::api::types::{DiffQuery, End};
+use blockd::control::StoreStatus;
 use tokio::runtime::Runtime;
 
 use super::room::{Room, text_of, words};
@@ -19,6 +20,11 @@ const READY_WITHIN: Duration = Duration::from_secs(300);
 const STOP_WITHIN: Duration = Duration::from_secs(120);
 /// How long the background work after deletions may take.
 const SETTLE_WITHIN: Duration = Duration::from_secs(300);
+/// How long packing may take: many snapshots have as many sparse layers.
+const PACK_WITHIN: Duration = Duration::from_secs(3600);
+/// Packing counts as done when no byte was taken or given back for so long: the status has no word for it. It pauses
+/// for a second at most, and its steps take a fraction of one.
+const PACKED_AFTER: Duration = Duration::from_secs(8);
 /// Pause between two looks at the background work.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const NEXT_LOG: &str = "start blockd by hand on such a store";
@@ -89,16 +95,42 @@ impl Daemon {
         Ok(begun.elapsed())
     }
 
+    /// Deletes a snapshot; what that leaves to do goes on in the background.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn delete_snapshot(&self, volume: &str, name: &str) -> Result<(), Trouble> {
+        let name = format!("{volume}@{name}");
+        self.ask("ask to delete a snapshot", self.client.delete_snapshot(&name))
+    }
+
+    /// The store as it is now.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn store_status(&self) -> Result<StoreStatus, Trouble> {
+        self.ask("ask for the status", self.client.status()).map(|status| status.store)
+    }
+
     /// Deletes a volume with its snapshots, and waits for the work that this leaves.
     ///
     /// # Errors
     /// As above.
     pub fn delete_volume(&self, room: &Room<'_>, volume: &str) -> Result<(), Trouble> {
-        for snapshot in self.ask("ask for the snapshots", self.client.snapshots(Some(volume)))? {
-            let name = format!("{volume}@{}", snapshot.name);
-            self.ask("ask to delete a snapshot", self.client.delete_snapshot(&name))?;
-        }
+        self.delete_snapshots(room, volume, "")?;
         self.ask("ask to delete a volume", self.client.delete_volume(volume))?;
+        self.settle(room)
+    }
+
+    /// Deletes the snapshots of a volume whose names begin so, and waits for the work that this leaves.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn delete_snapshots(&self, room: &Room<'_>, volume: &str, prefix: &str) -> Result<(), Trouble> {
+        let all = self.ask("ask for the snapshots", self.client.snapshots(Some(volume)))?;
+        for snapshot in all.iter().filter(|snapshot| snapshot.name.starts_with(prefix)) {
+            self.delete_snapshot(volume, &snapshot.name)?;
+        }
         self.settle(room)
     }
 
@@ -109,8 +141,8 @@ impl Daemon {
     pub fn settle(&self, room: &Room<'_>) -> Result<(), Trouble> {
         let until = Instant::now() + SETTLE_WITHIN;
         loop {
-            let store = self.ask("ask for the status", self.client.status())?.store;
-            if store.layers_to_reclaim == 0 && store.pending_free_bytes == 0 {
+            let store = self.store_status()?;
+            if has_settled(&store) {
                 return Ok(());
             }
             if Instant::now() > until {
@@ -119,6 +151,36 @@ impl Daemon {
             }
             room.pause(LOOK_EVERY)?;
         }
+    }
+
+    /// Waits until the sparse layers of snapshots are packed; says how long that took.
+    ///
+    /// # Errors
+    /// There is no end of it, or somebody asked to stop.
+    pub fn wait_until_packed(&self, room: &Room<'_>) -> Result<Duration, Trouble> {
+        let begun = Instant::now();
+        let (mut used, mut changed) = (self.store_status()?.used_bytes, begun);
+        while !(changed.elapsed() >= PACKED_AFTER && has_settled(&self.store_status()?)) {
+            if begun.elapsed() > PACK_WITHIN {
+                return Err(Trouble::new("wait until blockd has packed", "there is no end of it", NEXT_LOG));
+            }
+            room.pause(LOOK_EVERY)?;
+            let now = self.store_status()?.used_bytes;
+            if now != used {
+                (used, changed) = (now, Instant::now());
+            }
+        }
+        Ok(changed - begun)
+    }
+
+    /// Waits for packing if less than a third of the pool is free.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn make_room(&self, room: &Room<'_>) -> Result<(), Trouble> {
+        let store = self.store_status()?;
+        let free = store.pool_bytes.saturating_sub(store.used_bytes);
+        if free >= store.pool_bytes / 3 { Ok(()) } else { self.wait_until_packed(room).map(drop) }
     }
 
     /// The extents in which two snapshots of a volume differ: how many bytes, and how long the call took.
@@ -166,6 +228,11 @@ impl Daemon {
     pub fn kill(self) -> Result<(), Trouble> {
         self.server.kill()
     }
+}
+
+/// Whether nothing is left to reclaim.
+pub fn has_settled(store: &StoreStatus) -> bool {
+    store.layers_to_reclaim == 0 && store.pending_free_bytes == 0
 }
 
 fn parse_memory(status: &str) -> Option<Memory> {

@@ -1,12 +1,14 @@
 //! The disks that are compared: a volume of blockd, and its peers. Each can be made whole and be cut.
 //!
 //! *Whole*: every block written, nothing shared with a snapshot. *Cut*: what was written so far belongs to a
-//! snapshot, and the disk goes on above it. A qcow2 overlay is a cut like any other, so a chain is many of them.
+//! snapshot, and the disk goes on above it. A qcow2 overlay is a cut like any other, so a chain is many of them. Plain
+//! files, which cannot be cut, are in `files`.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::daemon::Daemon;
+use super::files::{By, serve_new_file};
 use super::loop_fs::{Kind, LoopFs};
 use super::room::{NEXT_DIR, Room, Served, text_of, words};
 use crate::fio::uri;
@@ -35,6 +37,14 @@ pub trait Disk {
     /// # Errors
     /// As above.
     fn cut(&mut self, room: &Room<'_>, served: Served) -> Result<Served, Trouble>;
+
+    /// Waits for what cuts have left to do in the background.
+    ///
+    /// # Errors
+    /// As above.
+    fn rest(&self, _: &Room<'_>) -> Result<(), Trouble> {
+        Ok(())
+    }
 
     /// Gives its space back. It is served no longer.
     ///
@@ -84,12 +94,17 @@ impl Disk for Volume<'_> {
         filled(room, Served { uri: self.daemon.uri(self.volume), server: None })
     }
 
-    fn cut(&mut self, _: &Room<'_>, served: Served) -> Result<Served, Trouble> {
+    fn cut(&mut self, room: &Room<'_>, served: Served) -> Result<Served, Trouble> {
         if self.is_cut {
             self.cuts += 1;
             self.daemon.snapshot(self.volume, &format!("s{}", self.cuts))?;
+            self.daemon.make_room(room)?;
         }
         Ok(served)
+    }
+
+    fn rest(&self, room: &Room<'_>) -> Result<(), Trouble> {
+        self.daemon.wait_until_packed(room).map(drop)
     }
 
     fn discard(&mut self, room: &Room<'_>) -> Result<(), Trouble> {
@@ -98,36 +113,6 @@ impl Disk for Volume<'_> {
             self.exists = false;
         }
         Ok(())
-    }
-}
-
-/// A plain file behind our nbd-server: what a volume without snapshots is measured by. It cannot be cut.
-#[derive(Default)]
-pub struct PlainFile {
-    file: Option<PathBuf>,
-}
-
-impl Disk for PlainFile {
-    fn name(&self) -> &'static str {
-        "plain-file"
-    }
-
-    fn how(&self) -> String {
-        "nbd-server $IMG --cache writeback".to_owned()
-    }
-
-    fn whole(&mut self, room: &Room<'_>) -> Result<Served, Trouble> {
-        self.discard(room)?;
-        let file = self.file.insert(room.new_image("raw"));
-        serve_new_file(room, file)
-    }
-
-    fn cut(&mut self, _: &Room<'_>, _: Served) -> Result<Served, Trouble> {
-        Err(Trouble::new("cut a plain file", "it cannot be cut", "leave it out of this scenario"))
-    }
-
-    fn discard(&mut self, _: &Room<'_>) -> Result<(), Trouble> {
-        self.file.take().map_or(Ok(()), |file| remove(&file))
     }
 }
 
@@ -274,7 +259,7 @@ impl Disk for Shared<'_> {
                 room.run(&["btrfs", "subvolume", "create", &text_of(&home)]).map(drop)?;
             }
         }
-        serve_new_file(room, &home.join("img"))
+        serve_new_file(room, &home.join("img"), By::Ours)
     }
 
     fn cut(&mut self, room: &Room<'_>, served: Served) -> Result<Served, Trouble> {
@@ -302,24 +287,13 @@ impl Disk for Shared<'_> {
     }
 }
 
-/// Serves a new file, and writes all of it.
-fn serve_new_file(room: &Room<'_>, file: &Path) -> Result<Served, Trouble> {
-    let made = File::create(file).and_then(|file| file.set_len(room.plan.image_bytes));
-    made.or_trouble(|| format!("make {}", file.display()), NEXT_DIR)?;
-    let socket = room.new_short("nbd");
-    let (ours, file, path) = (text_of(&room.plan.nbd_server), text_of(file), text_of(&socket));
-    let line = words(&[&ours, &file, "--unix", &path, "--cache", "writeback"]);
-    let server = room.serve("nbd-server", line, &socket)?;
-    filled(room, Served { uri: uri("", &socket), server: Some(server) })
-}
-
 /// Writes the whole disk, over NBD as for all: the size of the writes decides in which pieces the page cache holds a
 /// file, and that decides what a small write to it costs.
-fn filled(room: &Room<'_>, served: Served) -> Result<Served, Trouble> {
+pub(super) fn filled(room: &Room<'_>, served: Served) -> Result<Served, Trouble> {
     room.fio().fill(&served.uri)?;
     Ok(served)
 }
 
-fn remove(file: &Path) -> Result<(), Trouble> {
+pub(super) fn remove(file: &Path) -> Result<(), Trouble> {
     fs::remove_file(file).or_trouble(|| format!("remove {}", file.display()), NEXT_DIR)
 }

@@ -29,7 +29,7 @@ const PHASE_SECONDS_MAX: u32 = 10;
 /// Overlays of the chain that already lie there when the measured one is added.
 const CHAIN_BEFORE: u32 = 9;
 /// The part of a disk's blocks that is written between two cuts of a chain: one of so many.
-pub const CHURN_PART: u64 = 400;
+const CHURN_PART: u64 = 400;
 /// The disk that is a chain.
 pub const CHAIN: &str = "qcow2-chain-of-10";
 

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::calls;
 use super::daemon::{Daemon, Memory};
-use super::made::{self, Made};
+use super::made::{self, Lies, Made};
+use super::paced;
 use super::record::{Key, Recorder};
 use super::room::{Room, Served, text_of, words};
 use crate::fio::uri;
@@ -83,11 +84,15 @@ pub fn run(room: &Room<'_>, recorder: &mut Recorder) -> Result<(), Trouble> {
     }
     store.measure_idle(room, recorder, &daemon)?;
     calls::run(room, recorder, &daemon, VOLUME, &store.subject)?;
+    paced::run(room, recorder, &daemon, (VOLUME, &store.subject), &[paced::DEEP])?;
     daemon.stop()
 }
 
 /// The memory of a daemon that has nothing to serve.
-fn empty_memory(room: &Room<'_>) -> Result<Memory, Trouble> {
+///
+/// # Errors
+/// It does not start or end.
+pub fn empty_memory(room: &Room<'_>) -> Result<Memory, Trouble> {
     let daemon = Daemon::start(room, &room.new_image("empty"))?;
     let memory = daemon.memory()?;
     daemon.stop()?;
@@ -103,7 +108,7 @@ struct Full {
 impl Full {
     fn make(room: &Room<'_>) -> Result<Self, Trouble> {
         let data = room.new_image("full");
-        let volume = Made { name: VOLUME, bytes: room.plan.large_bytes, has_base: false };
+        let volume = Made { name: VOLUME, bytes: room.plan.large_bytes, lies: Lies::InHead };
         let subject = subject(volume.bytes);
         eprintln!("making a store of {subject}, all of it mapped");
         made::make(&data, &[volume], made::SPARE_BYTES, room.interrupt)?;

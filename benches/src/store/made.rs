@@ -1,7 +1,7 @@
 //! Stores whose metadata are made directly: volumes completely mapped, without a byte of data written.
 //!
 //! Each volume has its clusters mapped in order, in its head, or in one closed layer under a snapshot with an empty head
-//! above. Such a layer has hashes recorded, which are none of its data: nobody has to hash it in the background, as is
+//! above, or in both: then each cluster shows one block of the head's and the rest of the closed layer. Such a layer has hashes recorded, which are none of its data: nobody has to hash it in the background, as is
 //! so some time after a snapshot. The mapped part of the pool's file is sparse and reads as zeroes. The rest, where new data will go, is written: a pool in use
 //! recycles clusters and does not make its file grow. (Holes of 4 KiB between written blocks also leave hundreds of
 //! thousands of extents, and removing such a file takes minutes on a file system that discards at once.)
@@ -15,7 +15,9 @@ use blockd::catalog::meta::MetaStore;
 use blockd::config::{self, Settings};
 use blockd::open::{OpenStore, open};
 use blockd::size::Size;
-use blockd::units::{CLUSTER_BYTES, ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeId};
+use blockd::units::{
+    CLUSTER_BLOCKS, CLUSTER_BYTES, ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeId,
+};
 
 use rustix::fs::{Advice, fadvise};
 
@@ -41,8 +43,26 @@ pub struct Made {
     pub name: &'static str,
     /// Its size.
     pub bytes: u64,
-    /// Whether everything lies under the snapshot [`BASE`].
-    pub has_base: bool,
+    /// Where its data lie.
+    pub lies: Lies,
+}
+
+/// In which layers a volume's clusters are mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lies {
+    /// There is the head alone.
+    InHead,
+    /// Everything is under the snapshot [`BASE`].
+    UnderBase,
+    /// The same, and one block of each cluster was written since.
+    InBoth,
+}
+
+impl Made {
+    /// What it takes of the pool.
+    fn pool_bytes(&self) -> u64 {
+        if self.lies == Lies::InBoth { 2 * self.bytes } else { self.bytes }
+    }
 }
 
 /// Makes a store with these volumes in `data`, and with so much of its pool written and free.
@@ -50,7 +70,7 @@ pub struct Made {
 /// # Errors
 /// The store cannot be made, or somebody asked to stop.
 pub fn make(data: &Path, volumes: &[Made], spare_bytes: u64, interrupt: &Interrupt) -> Result<(), Trouble> {
-    let mapped_bytes = volumes.iter().map(|volume| volume.bytes).sum::<u64>();
+    let mapped_bytes = volumes.iter().map(Made::pool_bytes).sum::<u64>();
     let pool_size = Some(Size(mapped_bytes + spare_bytes + CLUSTER_BYTES));
     let settings = Settings { data: Some(data.to_owned()), pool_size, ..Settings::default() };
     let config = config::load(settings, None).or_trouble(what, NEXT)?;
@@ -107,17 +127,21 @@ impl Writer<'_> {
         let (volume, closed, head) = (VolumeId(index + 1), LayerId(2 * index + 1), LayerId(2 * index + 2));
         let (name, size) = (made.name.to_owned(), made.bytes);
         self.push(Change::Volume(volume, Some(VolumeRecord { name, size, head, created_ms: 0 })))?;
-        let parent = made.has_base.then_some(closed);
+        let parent = (made.lies != Lies::InHead).then_some(closed);
         self.push(Change::Layer(head, Some(LayerRecord { parent, volume })))?;
-        if made.has_base {
+        if parent.is_some() {
             self.base(SnapshotId(index + 1), volume, closed, size)?;
         }
         let clusters = u32::try_from(size / CLUSTER_BYTES).or_trouble(what, NEXT)?;
         for cluster in (0..clusters).map(ClusterIndex) {
             interrupt.check()?;
-            self.map(parent.unwrap_or(head), cluster)?;
-            if made.has_base {
+            self.map(parent.unwrap_or(head), cluster, Mask::ALL)?;
+            if parent.is_some() {
                 self.push(Change::Hash(closed, cluster, Some(NO_HASH)))?;
+            }
+            if made.lies == Lies::InBoth {
+                let block = cluster.0 % CLUSTER_BLOCKS;
+                self.map(head, cluster, Mask::of(block..block + 1))?;
             }
         }
         Ok(())
@@ -131,9 +155,9 @@ impl Writer<'_> {
         self.push(Change::Root(layer, Some(RootRecord { size, hash: NO_HASH })))
     }
 
-    fn map(&mut self, layer: LayerId, cluster: ClusterIndex) -> Result<(), Trouble> {
+    fn map(&mut self, layer: LayerId, cluster: ClusterIndex, data: Mask) -> Result<(), Trouble> {
         let place = Some(PoolCluster(self.pool));
-        let record = MapRecord { cluster: place, data: Mask::ALL, ..MapRecord::default() };
+        let record = MapRecord { cluster: place, data, ..MapRecord::default() };
         self.pool += 1;
         self.push(Change::Map(layer, cluster, Some(record)))
     }

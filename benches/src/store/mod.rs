@@ -5,9 +5,11 @@
 //!                                          │
 //!          disks: a volume, a plain file, ├─ steady         the usual jobs, everything allocated
 //!          qcow2 in four ways, files on   ├─ first-writes   before and after a snapshot
-//!          XFS and on btrfs               ├─ deep-reads     with many snapshots and with none
+//!          XFS and on btrfs               ├─ deep-reads     with more and more snapshots and with none
 //!          stores whose metadata are made ├─ diff, snapshot-calls
-//!          directly                       ├─ full-store     memory, idleness, starts, snapshot-calls
+//!          directly                       ├─ full-store, worst-memory   memory, idleness, starts, snapshot-calls
+//!          volumes in a store of their    ├─ delete-middle, space, soak
+//!          own, and plain files           ├─ flushes, guest-view
 //!          a file in the page cache       └─ tls            the plain server over TLS, beside nbdkit
 //! ```
 //!
@@ -15,19 +17,30 @@
 //! values of one round. What deliberately does not live here: any NBD code; the client is fio's nbd engine, as
 //! everywhere in this crate.
 
+pub mod client;
 pub mod daemon;
 pub mod disks;
+pub mod files;
 pub mod loop_fs;
 pub mod made;
 pub mod room;
 
 pub mod calls;
 pub mod deep_reads;
+pub mod delete_middle;
 pub mod diff;
 pub mod first_writes;
+pub mod flushes;
 pub mod full;
+pub mod guest_view;
+pub mod paced;
+pub mod soak;
+pub mod space;
 pub mod steady;
 pub mod tls;
+pub mod worst_memory;
+
+mod alone;
 
 pub mod record;
 pub mod targets;
@@ -39,16 +52,17 @@ use crate::interrupt::Interrupt;
 use crate::plan::StorePlan;
 use crate::trouble::Trouble;
 use daemon::Daemon;
-use deep_reads::{OVERLAYS, Pair, SNAPSHOTS};
-use disks::{Disk, PlainFile, Qcow2, QcowCut, Shared, Volume};
+use deep_reads::{CHAIN_DEPTHS, DEPTHS, FILE_DEPTHS, Pair};
+use disks::{Disk, Qcow2, QcowCut, Shared, Volume};
+use files::PlainFile;
 use loop_fs::{Kind, LoopFs};
-use made::Made;
 use record::{FailedScenario, Recorder, Row};
 use room::Room;
 
 /// Size of a peer's file system by that of an image: two disks, and what their snapshots keep.
 const FS_FACTOR: u64 = 4;
-/// Size of the pool by that of an image: two volumes, and 32 snapshots whose scattered blocks take a cluster each.
+/// Size of the pool by that of an image: two volumes, and 20 snapshots whose scattered blocks take a cluster each until
+/// they are packed. Who takes more waits for that.
 const POOL_FACTOR: u64 = 5;
 /// The smallest file system worth making.
 const FS_BYTES_MIN: u64 = 2 << 30;
@@ -69,6 +83,18 @@ pub enum Scenario {
     SnapshotCalls,
     /// Memory, idle CPU, starts and snapshot calls of a large store.
     FullStore,
+    /// A snapshot in the middle deleted under load.
+    DeleteMiddle,
+    /// What twenty snapshots take of the pool.
+    Space,
+    /// Writes that are made durable, with and without new mappings.
+    Flushes,
+    /// Memory of a large store whose clusters all come from two places.
+    WorstMemory,
+    /// Memory over a long time of load.
+    Soak,
+    /// fio in a guest, its disk on a volume and on images.
+    GuestView,
     /// The plain server over TCP with TLS, beside nbdkit.
     Tls,
 }
@@ -83,6 +109,12 @@ impl Scenario {
             Self::Diff => rows == diff::NAME,
             Self::SnapshotCalls => rows == calls::NAME,
             Self::FullStore => rows == full::NAME || rows == calls::NAME,
+            Self::DeleteMiddle => rows == delete_middle::NAME,
+            Self::Space => rows == space::NAME,
+            Self::Flushes => rows == flushes::NAME,
+            Self::WorstMemory => rows == worst_memory::NAME,
+            Self::Soak => rows == soak::NAME,
+            Self::GuestView => rows == guest_view::NAME,
             Self::Tls => rows == tls::NAME,
         }
     }
@@ -131,7 +163,7 @@ pub fn run(plan: &StorePlan, interrupt: &Interrupt) -> Result<StoreResults, Trou
         let room = Room::new(plan, interrupt)?;
         with_disks(&room, &mut recorder, &mut entries).or_else(|trouble| stopped(interrupt, trouble))?;
     }
-    with_made_stores(plan, &mut recorder, interrupt);
+    alone::run(plan, &mut recorder, interrupt);
     Ok(StoreResults {
         scenarios: plan.scenarios.clone(),
         image_mib: plan.image_bytes >> 20,
@@ -192,9 +224,7 @@ impl FileSystems {
 fn with_disks(room: &Room<'_>, recorder: &mut Recorder, entries: &mut Vec<DiskEntry>) -> Result<(), Trouble> {
     let systems = FileSystems::make(room, recorder);
     room.interrupt.check()?;
-    let data = room.new_image("store");
-    made::make(&data, &[], room.plan.image_bytes * POOL_FACTOR, room.interrupt)?;
-    let daemon = Daemon::start(room, &data)?;
+    let daemon = empty_store(room)?;
     if room.plan.wants(Scenario::Steady) {
         let mut disks = steady_disks(&daemon, &systems);
         enter(entries, &disks);
@@ -209,6 +239,13 @@ fn with_disks(room: &Room<'_>, recorder: &mut Recorder, entries: &mut Vec<DiskEn
         deep_reads::run(room, recorder, &mut deep_pairs(&daemon, &systems))?;
     }
     daemon.stop()
+}
+
+/// A daemon with an empty store, whose pool has been written.
+fn empty_store(room: &Room<'_>) -> Result<Daemon, Trouble> {
+    let data = room.new_image("store");
+    made::make(&data, &[], room.plan.image_bytes * POOL_FACTOR, room.interrupt)?;
+    Daemon::start(room, &data)
 }
 
 fn steady_disks<'a>(daemon: &'a Daemon, systems: &'a FileSystems) -> Vec<Box<dyn Disk + 'a>> {
@@ -238,11 +275,11 @@ fn deep_pairs<'a>(daemon: &'a Daemon, systems: &'a FileSystems) -> Vec<Pair<'a>>
     let qcow2 = || Box::new(Qcow2::new(first_writes::CHAIN, QcowCut::Overlay));
     let (deep, flat) = (Volume::new(daemon, "deep"), Volume::new(daemon, "flat"));
     let mut pairs = vec![
-        Pair { deep: Box::new(deep), flat: Box::new(flat), cuts: SNAPSHOTS },
-        Pair { deep: qcow2(), flat: qcow2(), cuts: OVERLAYS },
+        Pair { deep: Box::new(deep), flat: Box::new(flat), depths: &DEPTHS },
+        Pair { deep: qcow2(), flat: qcow2(), depths: &CHAIN_DEPTHS },
     ];
     let files = systems.disks("deep").into_iter().zip(systems.disks("flat"));
-    pairs.extend(files.map(|(deep, flat)| Pair { deep, flat, cuts: SNAPSHOTS }));
+    pairs.extend(files.map(|(deep, flat)| Pair { deep, flat, depths: &FILE_DEPTHS }));
     pairs
 }
 
@@ -253,39 +290,4 @@ fn enter(entries: &mut Vec<DiskEntry>, disks: &[Box<dyn Disk + '_>]) {
             entries.push(entry);
         }
     }
-}
-
-/// The scenarios whose metadata are made directly. Each stands for itself, and gives its space back.
-fn with_made_stores(plan: &StorePlan, recorder: &mut Recorder, interrupt: &Interrupt) {
-    let mut stand_alone =
-        |wanted: bool, name, scenario: fn(&Room<'_>, &mut Recorder) -> Result<(), Trouble>| {
-            if !wanted || interrupt.requested() {
-                return;
-            }
-            let room = Room::new(plan, interrupt);
-            let outcome = room.and_then(|room| scenario(&room, recorder));
-            if let Err(trouble) = outcome
-                && !interrupt.requested()
-            {
-                recorder.fail(name, "blockd", &trouble);
-            }
-        };
-    let small = plan.wants(Scenario::Diff) || plan.wants(Scenario::SnapshotCalls);
-    stand_alone(small, diff::NAME, diff_and_calls);
-    stand_alone(plan.wants(Scenario::FullStore), full::NAME, full::run);
-    stand_alone(plan.wants(Scenario::Tls), tls::NAME, tls::run);
-}
-
-fn diff_and_calls(room: &Room<'_>, recorder: &mut Recorder) -> Result<(), Trouble> {
-    let volumes = [diff::SMALL, diff::LARGE].map(|(name, bytes)| Made { name, bytes, has_base: true });
-    let data = room.new_image("made");
-    made::make(&data, &volumes, made::SPARE_BYTES, room.interrupt)?;
-    let daemon = Daemon::start(room, &data)?;
-    if room.plan.wants(Scenario::Diff) {
-        diff::run(room, recorder, &daemon)?;
-    }
-    if room.plan.wants(Scenario::SnapshotCalls) {
-        calls::run(room, recorder, &daemon, diff::SMALL.0, &full::subject(diff::SMALL.1))?;
-    }
-    daemon.stop()
 }

@@ -3,6 +3,7 @@
 use super::Scenario;
 use super::record::Row;
 use super::{calls, deep_reads, diff, first_writes, full, steady, tls};
+use super::{delete_middle, flushes, paced, soak, space, worst_memory};
 use crate::goals::Goal;
 use crate::targets::{Direction, Outcome, short_by, verdict};
 
@@ -57,7 +58,24 @@ pub(crate) fn outcome(class: &'static str, target: &Target, rows: &[Row]) -> Out
 fn targets() -> Vec<Target> {
     let calls = call_targets("4 GiB").into_iter().chain(call_targets("1 TiB"));
     let rest = steady_targets().into_iter().chain(snapshot_targets());
-    rest.chain(calls).chain(full_targets()).chain(tls_targets()).collect()
+    rest.chain(calls).chain(full_targets()).chain(tls_targets()).chain(own_targets()).collect()
+}
+
+/// Those that stand beside their scenarios.
+fn own_targets() -> Vec<Target> {
+    [
+        deep_reads::targets(),
+        paced::targets("4 GiB", &paced::WRITERS),
+        paced::targets("1 TiB", &[paced::DEEP]),
+        delete_middle::targets(),
+        space::targets(),
+        worst_memory::targets(),
+        soak::targets(),
+        flushes::targets(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 pub(crate) fn at_least(scenario: &'static str, subject: &'static str, measure: &str, bound: f64) -> Target {
