@@ -43,7 +43,17 @@ const END: &str = "FIO-END";
 const NEXT: &str = "cargo xtask setup --for demo";
 
 const fn of_guest(name: &'static str, rw: &'static str, iodepth: u32) -> Job {
-    Job { name, rw, bs: "4k", iodepth, numjobs: 1, rwmixread: None, fsync: None, set: JobSet::Extended }
+    Job {
+        name,
+        rw,
+        bs: "4k",
+        iodepth,
+        numjobs: 1,
+        rwmixread: None,
+        fsync: None,
+        rate_iops: None,
+        set: JobSet::Extended,
+    }
 }
 
 /// What is the same for all guests.

@@ -9,8 +9,14 @@ use crate::targets::{Direction, Outcome, short_by, verdict};
 
 /// The class of these targets.
 const CLASS: &str = "store";
+/// Until a store that was stopped serves, and how much longer after `kill -9`.
+const START_S: f64 = 2.0;
+const AFTER_KILL_S: f64 = 5.0;
+/// Memory of a mapped TiB, in the usual case.
+const MIB_A_TIB: f64 = 130.0;
 
 /// A bound for the median of a row.
+#[derive(Debug, Clone)]
 pub(crate) struct Target {
     goal: Option<Goal>,
     pub(crate) scenario: &'static str,
@@ -63,19 +69,20 @@ fn targets() -> Vec<Target> {
 
 /// Those that stand beside their scenarios.
 fn own_targets() -> Vec<Target> {
+    let towards = |goal: Goal, targets: Vec<Target>| {
+        targets.into_iter().map(move |target| target.towards(goal)).collect::<Vec<_>>()
+    };
     [
-        deep_reads::targets(),
-        paced::targets("4 GiB", &paced::WRITERS),
-        paced::targets("1 TiB", &[paced::DEEP]),
-        delete_middle::targets(),
-        space::targets(),
-        worst_memory::targets(),
-        soak::targets(),
-        flushes::targets(),
+        towards(Goal::DeepReads, deep_reads::targets()),
+        towards(Goal::SnapshotCalls, paced::targets("4 GiB", &paced::WRITERS)),
+        towards(Goal::SnapshotCalls, paced::targets("1 TiB", &[paced::DEEP])),
+        towards(Goal::Deletion, delete_middle::targets()),
+        towards(Goal::Space, space::targets()),
+        towards(Goal::Memory, worst_memory::targets()),
+        towards(Goal::Memory, soak::targets()),
+        towards(Goal::Flush, flushes::targets()),
     ]
-    .into_iter()
-    .flatten()
-    .collect()
+    .concat()
 }
 
 pub(crate) fn at_least(scenario: &'static str, subject: &'static str, measure: &str, bound: f64) -> Target {
@@ -100,8 +107,8 @@ fn steady_targets() -> Vec<Target> {
 
 fn snapshot_targets() -> Vec<Target> {
     vec![
-        at_least(first_writes::NAME, "volume", first_writes::RATIO, 0.85).towards(Goal::FirstWrites),
-        at_least(first_writes::NAME, "volume / qcow2-extended-l2", first_writes::AFTER, 2.5)
+        at_least(first_writes::NAME, "volume", first_writes::RATIO, 0.9).towards(Goal::FirstWrites),
+        at_least(first_writes::NAME, "volume / qcow2-extended-l2", first_writes::AFTER, 3.0)
             .towards(Goal::FirstWrites),
         at_least(deep_reads::NAME, "volume", &deep_reads::ratio_name(deep_reads::SNAPSHOTS), 0.95)
             .towards(Goal::DeepReads),
@@ -110,9 +117,7 @@ fn snapshot_targets() -> Vec<Target> {
 }
 
 fn call_targets(subject: &'static str) -> Vec<Target> {
-    let most = |measure: &str, bound| {
-        at_most(calls::NAME, subject, measure, bound, "ms").towards(Goal::SnapshotCalls)
-    };
+    let most = |measure: &str, bound| at_most(calls::NAME, subject, measure, bound, "ms");
     let no_flush = |measure| format!("{measure}{}", calls::NO_FLUSH);
     vec![
         most(calls::IDLE_CALL, 10.0),
@@ -125,10 +130,12 @@ fn call_targets(subject: &'static str) -> Vec<Target> {
 }
 
 fn full_targets() -> Vec<Target> {
-    let starts = full::STARTS
-        .map(|(measure, ..)| at_most(full::NAME, "1 TiB", measure, 5.0, "s").towards(Goal::StartUp));
+    let starts = full::STARTS.map(|(measure, stop, _)| {
+        let seconds = if stop == full::Stop::Kill { START_S + AFTER_KILL_S } else { START_S };
+        at_most(full::NAME, "1 TiB", measure, seconds, "s").towards(Goal::StartUp)
+    });
     let memory = full::RESIDENT
-        .map(|(_, measure)| at_most(full::NAME, "1 TiB", measure, 140.0, "MiB").towards(Goal::Memory));
+        .map(|(_, measure)| at_most(full::NAME, "1 TiB", measure, MIB_A_TIB, "MiB").towards(Goal::Memory));
     let idle = at_most(full::NAME, "1 TiB", full::IDLE, 0.5, "%");
     starts.into_iter().chain(memory).chain([idle]).collect()
 }
@@ -152,19 +159,16 @@ mod tests {
 
     #[test]
     fn every_row_about_the_store_has_a_target() {
-        // Shown as not measured until their scenarios are there.
-        const YET_TO_COME: [Goal; 2] = [Goal::Deletion, Goal::Space];
         let targets = targets();
         for goal in Goal::ALL.iter().skip_while(|goal| **goal != Goal::FirstWrites) {
-            let has_one = targets.iter().any(|target| target.goal == Some(*goal));
-            assert_eq!(has_one, !YET_TO_COME.contains(goal), "{}", goal.title());
+            assert!(targets.iter().any(|target| target.goal == Some(*goal)), "{}", goal.title());
         }
     }
 
     #[test]
     fn a_target_needs_its_own_row() {
         let rows = [
-            row(first_writes::NAME, "volume", first_writes::RATIO, 0.8499),
+            row(first_writes::NAME, "volume", first_writes::RATIO, 0.8999),
             row(full::NAME, "64 GiB", full::IDLE, 0.1),
         ];
         let of = |measure: &str| {
