@@ -1,15 +1,18 @@
 //! One thread, one io_uring: sockets and disk files together. The only room with unsafe code.
 //!
-//! What lives here: buffers ([`buffer`]), the ring and the table of operations it owns (`ring`), and the
-//! loop that turns completions into engine events and engine actions into operations (`run`, and `idle` for
-//! its patience); beside it, for want of a better place, mapped files (`file_map`), the heap (`heap`), and what other
-//! programs inherit (`descriptors`). What does not: any decision about a request; that is the engine's.
+//! What lives here: buffers ([`buffer`]), the table of operations that the kernel works on (`in_flight`, `message`),
+//! the server's ring (`ring`), and the loop that turns completions into engine events and engine actions into
+//! operations (`run`, and `idle` for its patience); beside it, for want of a better place, mapped files (`file_map`),
+//! the heap (`heap`), and what other programs inherit (`descriptors`). What does not: any decision about a request;
+//! that is the engine's.
 
 pub mod buffer;
 mod descriptors;
 mod file_map;
 mod heap;
 mod idle;
+mod in_flight;
+mod message;
 mod ring;
 mod run;
 

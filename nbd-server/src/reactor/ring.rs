@@ -1,28 +1,23 @@
-//! The ring, and the table of operations that the kernel may still be working on.
+//! The server's ring: sockets and disk files.
 //!
-//! **The ownership argument.** Every operation moves its buffers into [`Ring::ops`] before its address
-//! is given to the kernel, and they leave the table only with the completion that carries the table's
-//! key. There is no other way out: no cancel that returns early, no drop. A ring that is dropped with
-//! operations in flight leaks their buffers on purpose ([`Drop`]). The functions of this type are
-//! therefore safe to call in any order with any arguments.
-//!
-//! What the kernel reads besides buffers (`msghdr`, `iovec`s) lives in a boxed [`Message`] in the same
-//! table entry; files are registered, so a closed descriptor cannot be confused with a new one.
+//! That the kernel only touches memory which is still there is argued in [`super::in_flight`]. The functions of
+//! this type are safe to call in any order with any arguments. Files are registered, so a closed descriptor
+//! cannot be confused with a new one.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use io_uring::types::{Fd, Fixed, FsyncFlags};
+use io_uring::{opcode, squeue};
 use rustix::fs::{SeekFrom, seek};
-use slab::Slab;
 
 use super::buffer::{Buf, Pool, SLAB_BYTES};
+use super::in_flight::{InFlight, Lent};
+use super::message::{Message, iovec};
 use crate::connection::{ReceiveOp, SendBatch};
 use crate::disk::{Disk, DiskDone, DiskOp, DiskOpKind, ExportIndex, ZeroMode};
 use crate::status::StatusExtents;
@@ -38,11 +33,6 @@ const REGISTERED_SLABS_MAX: u32 = 32;
 /// a client's whole queue handed over, a medium that completes in bursts would stand idle while the replies
 /// travel and the next requests come back: at depth 64 that cost a third of the rate.
 const DIRECT_DEPTH: usize = 48;
-/// Pieces of one vectored socket operation (the kernel's UIO_MAXIOV).
-const IOVECS_MAX: usize = 1024;
-/// Bytes of one send. A send ends when all of it is in the socket, and only then is it known that the peer
-/// reads: a slow one must not be taken for one that has stalled.
-const SEND_BYTES_MAX: usize = 1 << 20;
 /// Transfers beyond this are not done inline even if the page cache could: they would hold up the loop.
 const INLINE_BYTES_MAX: usize = 1 << 20;
 /// Holes that one question about a file's allocation finds; a client asks on where the answer ends.
@@ -69,32 +59,18 @@ pub struct RingOptions {
     pub sockets_max: u32,
 }
 
-/// What the kernel reads of a vectored socket operation besides the data.
-struct Message {
-    header: libc::msghdr,
-    iovecs: Vec<libc::iovec>,
-}
-
-impl Message {
-    fn new() -> Box<Self> {
-        // SAFETY: a msghdr is a C struct of integers and pointers, for which all zeroes is a valid value.
-        let header = unsafe { std::mem::zeroed() };
-        Box::new(Self { header, iovecs: Vec::with_capacity(8) })
-    }
-
-    /// Points the header at the pieces. The pieces must stay where they are until the operation is over:
-    /// they belong to buffers that the table owns.
-    fn point_at(&mut self) {
-        self.header.msg_iov = self.iovecs.as_mut_ptr();
-        self.header.msg_iovlen = self.iovecs.len() as _;
-    }
-}
-
 enum Op {
     Receive { place: usize, op: ReceiveOp, message: Option<Box<Message>> },
     Send { place: usize, batch: SendBatch, message: Box<Message> },
     Disk { export: ExportIndex, op: DiskOp },
     Wake,
+}
+
+impl Lent for Op {
+    fn lends_memory(&self) -> bool {
+        // A poll for mail owns no memory; it is there whenever the loop runs.
+        !matches!(self, Self::Wake)
+    }
 }
 
 /// An operation that has ended, with everything that was lent to it.
@@ -137,8 +113,7 @@ impl RegisteredFile {
 
 /// See the module.
 pub(super) struct Ring {
-    ring: IoUring,
-    ops: ManuallyDrop<Slab<Op>>,
+    flying: InFlight<Op>,
     /// Completions of operations that were done inline.
     inline: VecDeque<Completed>,
     #[expect(clippy::vec_box, reason = "the boxes themselves are reused: their addresses go to the kernel")]
@@ -158,24 +133,17 @@ impl Ring {
     /// # Errors
     /// The kernel refuses the ring (too old, disabled, or out of memory) or the tables.
     pub(super) fn new(files: Vec<OpenFile>, pool: Pool, options: RingOptions) -> io::Result<Self> {
-        let ring: IoUring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            .setup_cqsize(COMPLETION_ENTRIES)
-            .build(SUBMISSION_ENTRIES)?;
+        let flying = InFlight::new(SUBMISSION_ENTRIES, COMPLETION_ENTRIES)?;
         let first_socket = u32::try_from(files.len()).map_err(io::Error::other)?;
-        ring.submitter().register_files_sparse(first_socket + options.sockets_max)?;
+        flying.submitter().register_files_sparse(first_socket + options.sockets_max)?;
         for (slot, file) in (0..).zip(&files) {
-            ring.submitter().register_files_update(slot, &[file.file.as_raw_fd()])?;
+            flying.submitter().register_files_update(slot, &[file.file.as_raw_fd()])?;
         }
         let direct = files.iter().any(|file| file.direct);
-        let registering = direct && ring.submitter().register_buffers_sparse(REGISTERED_SLABS_MAX).is_ok();
+        let registering = direct && flying.submitter().register_buffers_sparse(REGISTERED_SLABS_MAX).is_ok();
         let files = files.into_iter().map(RegisteredFile::new).collect();
         Ok(Self {
-            ring,
-            ops: ManuallyDrop::new(Slab::new()),
+            flying,
             inline: VecDeque::new(),
             messages: Vec::new(),
             files,
@@ -193,7 +161,7 @@ impl Ring {
     /// The kernel refuses the descriptor.
     pub(super) fn add_socket(&mut self, place: usize, socket: BorrowedFd<'_>) -> io::Result<()> {
         let slot = self.socket_slot(place);
-        self.ring.submitter().register_files_update(slot, &[socket.as_raw_fd()]).map(drop)
+        self.flying.submitter().register_files_update(slot, &[socket.as_raw_fd()]).map(drop)
     }
 
     /// Forgets a socket.
@@ -202,7 +170,7 @@ impl Ring {
     /// The kernel refuses, which it has no reason to.
     pub(super) fn remove_socket(&mut self, place: usize) -> io::Result<()> {
         let slot = self.socket_slot(place);
-        self.ring.submitter().register_files_update(slot, &[-1]).map(drop)
+        self.flying.submitter().register_files_update(slot, &[-1]).map(drop)
     }
 
     fn socket_slot(&self, place: usize) -> u32 {
@@ -213,70 +181,41 @@ impl Ring {
     /// Waits for a readable event descriptor, once.
     pub(super) fn wake_on(&mut self, event: BorrowedFd<'_>) {
         let entry = opcode::PollAdd::new(Fd(event.as_raw_fd()), libc::POLLIN as u32).build();
-        self.push(Op::Wake, |_| entry);
+        // SAFETY: no address is in the entry; the event belongs to the mailbox, which the ring's reactor holds.
+        unsafe { self.flying.push(Op::Wake, |_| entry) };
     }
 
     /// Receives into the operation's memory.
     pub(super) fn receive(&mut self, place: usize, op: ReceiveOp) {
         let socket = Fixed(self.socket_slot(place));
         let message = op.payload.is_some().then(|| self.messages.pop().unwrap_or_else(Message::new));
-        self.push(Op::Receive { place, op, message }, |op| match op {
+        let prepare = |op: &mut Op| match op {
             Op::Receive { op, message: None, .. } => {
                 let (_, chunk) = op.targets();
                 opcode::Recv::new(socket, chunk.as_mut_ptr(), chunk.len() as u32).build()
             }
             Op::Receive { op, message: Some(message), .. } => {
                 let (payload, chunk) = op.targets();
-                message.iovecs.clear();
-                for part in [payload.unwrap_or_default(), chunk] {
-                    message.iovecs.push(iovec(part.as_mut_ptr(), part.len()));
-                }
-                message.point_at();
-                opcode::RecvMsg::new(socket, &raw mut message.header).build()
+                opcode::RecvMsg::new(socket, message.receiving([payload.unwrap_or_default(), chunk])).build()
             }
             _ => unreachable!("the operation pushed is the one prepared"),
-        });
+        };
+        // SAFETY: the addresses are those of the operation's buffers, which do not move with it, and of its boxed
+        // message.
+        unsafe { self.flying.push(Op::Receive { place, op, message }, prepare) };
     }
 
     /// Sends what is left of the batch.
     pub(super) fn send(&mut self, place: usize, batch: SendBatch) {
         let socket = Fixed(self.socket_slot(place));
         let message = self.messages.pop().unwrap_or_else(Message::new);
-        self.push(Op::Send { place, batch, message }, |op| {
+        let prepare = |op: &mut Op| {
             let Op::Send { batch, message, .. } = op else { unreachable!("as pushed") };
-            message.iovecs.clear();
-            let mut room = SEND_BYTES_MAX;
-            for part in batch.slices().take(IOVECS_MAX) {
-                let bytes = part.len().min(room);
-                message.iovecs.push(iovec(part.as_ptr().cast_mut(), bytes));
-                room -= bytes;
-                if room == 0 {
-                    break;
-                }
-            }
-            message.point_at();
             let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
-            opcode::SendMsg::new(socket, &raw const message.header).flags(flags).build()
-        });
-    }
-
-    /// Puts an operation into the table, then its entry into the submission queue. `prepare` sees the
-    /// operation where it will stay, so that addresses inside it are final.
-    fn push(&mut self, op: Op, prepare: impl FnOnce(&mut Op) -> squeue::Entry) {
-        let key = self.ops.insert(op);
-        let entry = prepare(&mut self.ops[key]).user_data(key as u64);
-        while self.ring.submission().is_full() {
-            // Rare: a turn with more operations than entries. Nothing is lost by submitting early.
-            if let Err(error) = self.ring.submit() {
-                tracing::trace!(%error, "submission queue full");
-            }
-        }
-        // SAFETY: every address in the entry points into memory that `self.ops[key]` owns: buffers (stable
-        // however the table moves), or the boxed Message. The entry leaves the table only in `complete`, after the
-        // kernel has posted the completion with this key; `Drop` leaks what is left. Descriptors are registered or
-        // owned by this ring's reactor.
-        let pushed = unsafe { self.ring.submission().push(&entry) };
-        assert!(pushed.is_ok(), "the submission queue had room");
+            opcode::SendMsg::new(socket, message.sending(batch.slices())).flags(flags).build()
+        };
+        // SAFETY: the addresses are those of the batch's buffers, which do not move with it, and of its boxed message.
+        unsafe { self.flying.push(Op::Send { place, batch, message }, prepare) };
     }
 
     /// Hands queued operations to the kernel without waiting. What the page cache can serve completes here.
@@ -284,10 +223,7 @@ impl Ring {
     /// # Errors
     /// The kernel refuses to be entered.
     pub(super) fn submit(&mut self) -> io::Result<()> {
-        if self.ring.submission().is_empty() {
-            return Ok(());
-        }
-        tolerate(self.ring.submit())
+        self.flying.submit()
     }
 
     /// Submits and waits for a completion, or until `timeout`.
@@ -298,30 +234,21 @@ impl Ring {
         if !self.inline.is_empty() {
             return self.submit();
         }
-        match timeout {
-            None => tolerate(self.ring.submit_and_wait(1)),
-            Some(timeout) => {
-                let timespec = Timespec::from(timeout);
-                tolerate(self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timespec)))
-            }
-        }
+        self.flying.wait(timeout)
     }
 
     /// Moves everything that has ended to `out`.
     pub(super) fn take_completed(&mut self, out: &mut Vec<Completed>) {
         out.extend(self.inline.drain(..));
-        let ended: &mut IoUring = &mut self.ring;
-        // Entries are copied out first: handling them needs the ring again.
-        for entry in ended.completion() {
-            let key = usize::try_from(entry.user_data()).expect("a key of our table");
-            let op = self.ops.remove(key);
+        let (files, messages) = (&mut self.files, &mut self.messages);
+        self.flying.take_ended(|op, result| {
             if let Op::Disk { op, .. } = &op
                 && is_transfer(&op.kind)
             {
-                self.files[op.file.0 as usize].transfers -= 1;
+                files[op.file.0 as usize].transfers -= 1;
             }
-            out.push(complete(op, &entry, &mut self.messages));
-        }
+            out.push(complete(op, result, messages));
+        });
         if self.backlogged > 0 {
             self.start_backlog();
         }
@@ -354,7 +281,8 @@ impl Ring {
         if transfer > INLINE_BYTES_MAX {
             entry = entry.flags(squeue::Flags::ASYNC);
         }
-        self.push(Op::Disk { export, op }, |_| entry);
+        // SAFETY: the address is that of the operation's buffer, or there is none. The file is registered.
+        unsafe { self.flying.push(Op::Disk { export, op }, |_| entry) };
     }
 
     /// Lets go of all files and sockets now. The kernel takes a ring down some milliseconds after its
@@ -363,17 +291,17 @@ impl Ring {
     /// # Errors
     /// The kernel refuses, which it has no reason to.
     pub(super) fn release_files(&mut self) -> io::Result<()> {
-        self.ring.submitter().unregister_files()
+        self.flying.submitter().unregister_files()
     }
 
     /// Something has ended, or the kernel has work for us that will end something. No system call.
     pub(super) fn has_work(&mut self) -> bool {
-        !self.inline.is_empty() || self.ring.submission().taskrun() || !self.ring.completion().is_empty()
+        !self.inline.is_empty() || self.flying.has_work()
     }
 
     /// Operations that the kernel has not given back.
     pub(super) fn in_flight(&self) -> usize {
-        self.ops.len()
+        self.flying.len()
     }
 
     /// Registers slabs that were made since the last call, as far as the limits go.
@@ -381,7 +309,7 @@ impl Ring {
         while self.registering && self.registered_slabs < REGISTERED_SLABS_MAX {
             let Some(slab) = self.pool.slab(self.registered_slabs as usize) else { return };
             let memory = [iovec(slab.as_ptr(), SLAB_BYTES)];
-            let submitter = self.ring.submitter();
+            let submitter = self.flying.submitter();
             // SAFETY: the slab is SLAB_BYTES long and lives as long as the pool, of which this ring holds a handle;
             // the pages are pinned by the kernel, and used only through operations that own a `Buf` in them.
             let updated = unsafe { submitter.register_buffers_update(self.registered_slabs, &memory, None) };
@@ -516,13 +444,9 @@ fn clock() -> Instant {
     Instant::now()
 }
 
-fn iovec(base: *mut u8, len: usize) -> libc::iovec {
-    libc::iovec { iov_base: base.cast(), iov_len: len }
-}
-
 #[expect(clippy::vec_box, reason = "see `Ring::messages`")]
-fn complete(op: Op, entry: &cqueue::Entry, messages: &mut Vec<Box<Message>>) -> Completed {
-    let result = usize::try_from(entry.result()).map_err(|_| -entry.result());
+fn complete(op: Op, result: i32, messages: &mut Vec<Box<Message>>) -> Completed {
+    let result = usize::try_from(result).map_err(|_| -result);
     match op {
         Op::Wake => Completed::Woken,
         Op::Receive { place, op, message } => {
@@ -559,31 +483,5 @@ fn describe(kind: &DiskOpKind) -> String {
         DiskOpKind::WillNeed { offset, length } => format!("prefetch {offset}+{length}"),
         DiskOpKind::WriteSoon { offset, length } => format!("early write of {offset}+{length}"),
         DiskOpKind::Allocation { offset, length, .. } => format!("holes of {offset}+{length}"),
-    }
-}
-
-/// Being interrupted, timing out and a full completion queue are not errors of the ring: the loop comes
-/// back after it has taken what has ended.
-fn tolerate(result: io::Result<usize>) -> io::Result<()> {
-    match result {
-        Err(error) => match error.raw_os_error() {
-            Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN) => Ok(()),
-            _ => Err(error),
-        },
-        Ok(_) => Ok(()),
-    }
-}
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        // A poll for mail owns no memory; it is there whenever the loop runs.
-        if self.ops.iter().all(|(_, op)| matches!(op, Op::Wake)) {
-            // SAFETY: dropped once, here; nothing uses the table afterwards. The kernel uses none of its memory: no
-            // operation that owns any is left.
-            unsafe { ManuallyDrop::drop(&mut self.ops) }
-        } else {
-            // The kernel may still write to these buffers: they are leaked, never freed early.
-            tracing::warn!(operations = self.ops.len() - 1, "ring dropped with operations in flight");
-        }
     }
 }
