@@ -2,9 +2,9 @@
 //!
 //! What lives here: buffers ([`buffer`]), the table of operations that the kernel works on (`in_flight`, `message`),
 //! the server's ring (`ring`), and the loop that turns completions into engine events and engine actions into
-//! operations (`run`, and `idle` for its patience); beside it, for want of a better place, mapped files (`file_map`),
-//! the heap (`heap`), and what other programs inherit (`descriptors`). What does not: any decision about a request;
-//! that is the engine's.
+//! operations (`run`, and `idle` for its patience); a ring of sockets for clients ([`SocketRing`]); beside it, for want
+//! of a better place, mapped files (`file_map`), the heap (`heap`), and what other programs inherit (`descriptors`).
+//! What does not: any decision about a request; that is the engine's.
 
 pub mod buffer;
 mod descriptors;
@@ -13,8 +13,10 @@ mod heap;
 mod idle;
 mod in_flight;
 mod message;
+mod outgoing;
 mod ring;
 mod run;
+mod socket_ring;
 
 pub use descriptors::keep_descriptors;
 pub use file_map::FileMap;
@@ -24,3 +26,4 @@ pub use run::{
     Admits, BuildBackend, BuildExport, ExportSpec, Mailbox, Reactor, ReactorConfig, ReactorSpec,
     ReactorStats, Waker,
 };
+pub use socket_ring::{Outgoing, Room, SocketDone, SocketRing};
