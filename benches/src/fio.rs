@@ -1,6 +1,6 @@
 //! The load generator: fio's command line, running it, and reading its JSON.
 //!
-//! Every server sees the same client, fio's nbd engine on libnbd. Known limits of that client: one connection
+//! Every server sees the same client, fio's nbd engine on libnbd; [`crate::client`] has another. Known limits of that client: one connection
 //! a job, no FUA, four receive calls a structured read; so the class *ceiling* shows how much it can carry.
 
 use std::fs;
@@ -14,8 +14,8 @@ use crate::jobs::Job;
 use crate::process::{last_words, run_to_end};
 use crate::trouble::Trouble;
 
-/// How long fio may take beyond its run time: to connect, to flush and to end.
-const GRACE: Duration = Duration::from_secs(60);
+/// How long a client may take beyond its run time: to connect, to flush and to end.
+pub(crate) const GRACE: Duration = Duration::from_secs(60);
 /// How long filling a memory server may take.
 const FILL_WITHIN: Duration = Duration::from_secs(600);
 
@@ -189,7 +189,7 @@ fn reporting() -> [String; 6] {
 }
 
 /// What fio measured. Latencies from queueing to completion.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
     /// Reads, writes and trims a second.
     pub iops: f64,

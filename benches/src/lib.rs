@@ -5,7 +5,7 @@
 //!                  │   │ per class, job, round, server       │
 //!                  │   ├─ image    same bytes, same cache    ▼
 //!                  │   ├─ process  start, ready, stop      report: text, Markdown, JSON
-//!                  │   ├─ fio      the load                  ▲
+//!                  │   ├─ fio      the load, or `load`: ours  ▲
 //!                  │   └─ cpu      what the server spent     │
 //!                  ├► store: scenarios with volumes and snapshots
 //!                  ├► sync: replication, first copies and increments
@@ -13,8 +13,8 @@
 //! ```
 //!
 //! What lives here: which servers and jobs are compared, how one run is made and what is reported of it.
-//! What deliberately does not: any NBD code. The load generator is fio's own engine, for every server the same,
-//! so that nothing of ours sits on the measuring side.
+//! The load generator is fio's own engine, for every server the same, so that nothing of ours sits on the measuring
+//! side; only where that client is the limit, one of our own is a second one ([`load`]), and every table says which.
 
 #![forbid(unsafe_code)]
 
@@ -29,6 +29,7 @@ pub mod cpu;
 pub mod fio;
 pub mod image;
 pub mod interrupt;
+pub mod load;
 pub mod process;
 pub mod volume;
 
