@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::client::{self, Client, NbdLoad};
 use crate::fio::{self, Aim, Fio, Measurement};
 use crate::image::{self, CacheDrop, Image};
 use crate::interrupt::Interrupt;
@@ -18,7 +19,7 @@ use crate::jobs::Job;
 use crate::machine::Machine;
 use crate::migrate::{self, MigrateResults};
 use crate::options::{Options, format_size};
-use crate::plan::{Plan, can_run};
+use crate::plan::Plan;
 use crate::process::{Launch, READY_WITHIN, Server, adopt_orphans};
 use crate::results::{FailedRun, Results, Run, SCHEMA_VERSION, ServerEntry, Settings, Summary, summarize};
 use crate::servers::{Class, DiskKind, Places, Program, ServerId, debian_config};
@@ -95,10 +96,18 @@ fn all_targets(
     store: Option<&StoreResults>,
     sync: Option<&SyncResults>,
 ) -> Vec<Outcome> {
-    let servers = targets::servers::evaluate(&plan.servers, runs, summaries);
+    let (runs, summaries) = of_first(plan, runs, summaries);
+    let servers = targets::servers::evaluate(&plan.servers, &runs, &summaries);
     let store = store.map_or(Vec::new(), |store| store::targets::evaluate(&store.scenarios, &store.rows));
     let sync = sync.map_or(Vec::new(), |sync| sync::targets::evaluate(&sync.steps, &sync.rows));
     [servers, store, sync].concat()
+}
+
+/// What the client that was named first has measured: targets are held against one client's figures.
+fn of_first(plan: &Plan, runs: &[Run], summaries: &[Summary]) -> (Vec<Run>, Vec<Summary>) {
+    let first = plan.clients.first();
+    let runs = runs.iter().filter(|run| Some(&run.client) == first).cloned().collect();
+    (runs, summaries.iter().filter(|summary| Some(&summary.client) == first).cloned().collect())
 }
 
 /// What came of the servers' turns.
@@ -139,6 +148,7 @@ fn settings(plan: &Plan, arguments: &[String]) -> Settings {
         runtime_s: plan.runtime_s,
         rounds: plan.rounds,
         pinned: plan.pinned,
+        clients: plan.clients.clone(),
     }
 }
 
@@ -165,6 +175,7 @@ fn entry(server: ServerId, plan: &Plan) -> ServerEntry {
 struct Turn {
     server: ServerId,
     job: &'static Job,
+    client: Client,
     round: u32,
 }
 
@@ -275,7 +286,10 @@ impl<'a> Campaign<'a> {
             thread::sleep(SETTLE);
         }
         let before = server.cpu_spent()?;
-        let measured = fio.run(turn.job, Aim::Uri(&uri), self.plan.runtime_s)?;
+        let measured = match turn.client {
+            Client::Fio => fio.run(turn.job, Aim::Uri(&uri), self.plan.runtime_s)?,
+            Client::Ours => self.run_ours(turn, &launch.socket)?,
+        };
         thread::sleep(SETTLE);
         let spent = server.cpu_spent()?.saturating_sub(before);
         match turn.server.program() {
@@ -284,6 +298,13 @@ impl<'a> Campaign<'a> {
             _ => server.stop()?,
         }
         Ok((measured, Some(spent)))
+    }
+
+    fn run_ours(&self, turn: Turn, socket: &Path) -> Result<Measurement, Trouble> {
+        let cpu = self.plan.pinned.then_some(CLIENT_CPU);
+        let program = client::beside_us();
+        let load = NbdLoad { program: &program, dir: self.dir.path(), cpu, interrupt: self.interrupt };
+        load.run(turn.job, socket, turn.server.export(), self.plan.runtime_s)
     }
 
     /// How to start the server of this turn; none for fio on the file.
@@ -326,8 +347,8 @@ impl<'a> Campaign<'a> {
 
     fn record(&mut self, turn: Turn, outcome: Result<(Measurement, Option<Duration>), Trouble>) {
         let place = format!("[{}/{}]", self.turns_taken() + 1, self.plan.run_count());
-        let Turn { server, job, round } = turn;
-        let whose = format!("{:<30} round {round} {:<18}", job.name, server.name());
+        let Turn { server, job, client, round } = turn;
+        let whose = format!("{:<30} round {round} {:<18} {:<14}", job.name, server.name(), client.label());
         match outcome {
             Ok((measured, spent)) => {
                 let run = to_run(turn, measured, spent);
@@ -339,7 +360,7 @@ impl<'a> Campaign<'a> {
             Err(trouble) => {
                 eprintln!("{place} {whose}\n{trouble}");
                 let (what, why) = (self.scrub(&trouble.what), self.scrub(&trouble.why));
-                self.failures.push(FailedRun { server, job: job.name, round, what, why });
+                self.failures.push(FailedRun { server, job: job.name, client, round, what, why });
             }
         }
     }
@@ -347,7 +368,8 @@ impl<'a> Campaign<'a> {
     /// A text for the results: this machine's paths replaced by placeholders.
     fn scrub(&self, text: &str) -> String {
         let store = self.volume.as_ref().map_or(PathBuf::new(), |volume| volume.store().to_owned());
-        let places: [(PathBuf, &str); 5] = [
+        let places: [(PathBuf, &str); 6] = [
+            (client::beside_us(), "nbd-load"),
             (self.image_path().to_owned(), "$IMG"),
             (store, "$STORE"),
             (self.plan.volume.blockd.clone(), "blockd"),
@@ -364,13 +386,24 @@ fn turns(plan: &Plan) -> Vec<Turn> {
     for class in Class::ALL {
         for &job in &plan.jobs {
             for round in 1..=plan.rounds {
-                let servers =
-                    plan.servers.iter().filter(|server| server.class() == class && can_run(**server, job));
-                turns.extend(servers.map(|&server| Turn { server, job, round }));
+                turns.extend(
+                    plan.clients.iter().flat_map(|&client| round_of(plan, class, job, client, round)),
+                );
             }
         }
     }
     turns
+}
+
+fn round_of(
+    plan: &Plan,
+    class: Class,
+    job: &'static Job,
+    client: Client,
+    round: u32,
+) -> impl Iterator<Item = Turn> {
+    let takes_part = move |server: &&ServerId| server.class() == class && client.can_run(**server, job);
+    plan.servers.iter().filter(takes_part).map(move |&server| Turn { server, job, client, round })
 }
 
 fn to_run(turn: Turn, measurement: Measurement, spent: Option<Duration>) -> Run {
@@ -380,6 +413,7 @@ fn to_run(turn: Turn, measurement: Measurement, spent: Option<Duration>) -> Run 
         server: turn.server,
         class: turn.server.class(),
         job: turn.job.name,
+        client: turn.client,
         round: turn.round,
         measurement,
         cpu_s: spent.map(|spent| spent.as_secs_f64()),
@@ -416,9 +450,18 @@ mod tests {
             ios: 600,
             flushes: 400,
         };
-        let turn = Turn { server: ServerId::Ours, job: &crate::jobs::JOBS[0], round: 1 };
+        let turn = Turn { server: ServerId::Ours, job: &crate::jobs::JOBS[0], client: Client::Fio, round: 1 };
         let run = to_run(turn, measurement, Some(Duration::from_millis(10)));
         assert_eq!(run.cpu_us_per_request, Some(10.0));
+    }
+
+    #[test]
+    fn targets_are_held_against_the_client_that_was_named_first() {
+        let options = Options::try_parse_from(["compare", "--client", "ours,fio"]).unwrap();
+        let by = |client, iops| Run { client, ..crate::results::tests::run(ServerId::Ours, "j", iops, None) };
+        let summaries = summarize(&[by(Client::Fio, 1.0), by(Client::Ours, 2.0)]);
+        let first = of_first(&Plan::bare(&options), &summaries);
+        assert_eq!(first.iter().map(|summary| summary.iops.median).collect::<Vec<f64>>(), [2.0]);
     }
 
     #[test]
@@ -428,6 +471,9 @@ mod tests {
             servers: vec![ServerId::Ours, ServerId::NbdkitNull, ServerId::QemuNbd],
             ..Plan::bare(&options)
         };
+        let both = Plan { clients: vec![Client::Ours, Client::Fio], rounds: 1, ..plan.clone() };
+        let clients: Vec<Client> = turns(&both).iter().map(|turn| turn.client).collect();
+        assert_eq!(clients[..4], [Client::Ours, Client::Ours, Client::Fio, Client::Fio]);
         let order: Vec<(ServerId, u32)> = turns(&plan).iter().map(|turn| (turn.server, turn.round)).collect();
         assert_eq!(
             order,

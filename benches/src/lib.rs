@@ -25,6 +25,7 @@ pub mod options;
 pub mod plan;
 
 pub mod campaign;
+pub mod client;
 pub mod cpu;
 pub mod fio;
 pub mod image;

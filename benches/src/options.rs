@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 
+use crate::client::Client;
 use crate::jobs::{self, JOBS, Job};
 use crate::migrate::Case;
 use crate::servers::{Class, ServerId};
@@ -16,7 +17,8 @@ const IMAGE_UNIT: u64 = 1 << 20;
 /// The smallest image worth measuring.
 const IMAGE_MIN: u64 = 16 << 20;
 
-/// Measures our NBD server, blockd's volumes and their peers side by side in one run, with fio's nbd engine.
+/// Measures our NBD server, blockd's volumes and their peers side by side in one run, with fio's nbd engine
+/// or with a client of our own.
 ///
 /// Without --migrate, --sync, --store, --scenario, --servers, --class, --only and --all: everything but replication and moves.
 #[derive(Debug, Clone, Parser)]
@@ -61,6 +63,10 @@ pub struct Options {
     /// Run these servers only
     #[arg(long, value_name = "SERVER,...", value_delimiter = ',')]
     pub servers: Vec<ServerId>,
+
+    /// Who makes the load on the servers; of several, each has tables of its own, and targets are those of the first
+    #[arg(long, value_name = "CLIENT,...", value_delimiter = ',', default_value = "fio")]
+    pub client: Vec<Client>,
 
     /// Run these classes only
     #[arg(long, value_name = "CLASS,...", value_delimiter = ',')]
@@ -147,6 +153,17 @@ impl Options {
     /// Seconds each job is measured.
     pub fn runtime_s(&self) -> u32 {
         if self.quick { 3 } else { self.runtime }
+    }
+
+    /// Who makes the load, each once.
+    pub fn clients(&self) -> Vec<Client> {
+        let mut clients = Vec::new();
+        for client in &self.client {
+            if !clients.contains(client) {
+                clients.push(*client);
+            }
+        }
+        clients
     }
 
     /// Whether the servers are compared.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::client::{self, Client};
 use crate::jobs::{JOBS, Job, JobSet};
 use crate::machine;
 use crate::migrate::MigratePlan;
@@ -28,6 +29,8 @@ pub struct Plan {
     pub servers: Vec<ServerId>,
     /// In the order of running.
     pub jobs: Vec<&'static Job>,
+    /// Who makes the load, in the order of running within a round.
+    pub clients: Vec<Client>,
     /// Seconds a job.
     pub runtime_s: u32,
     /// Rounds a job.
@@ -180,6 +183,9 @@ impl Plan {
             need_two_cpus()?;
         }
         if options.wants_servers() {
+            if plan.clients.contains(&Client::Ours) {
+                need_ours(&client::beside_us(), "cargo build --release -p benches   (or --client fio)")?;
+            }
             plan.choose_servers(options)?;
             plan.check_memory(options.servers.is_empty())?;
         }
@@ -200,6 +206,7 @@ impl Plan {
         Self {
             servers: Vec::new(),
             jobs: choose_jobs(options),
+            clients: options.clients(),
             runtime_s: options.runtime_s(),
             rounds: options.round_count(),
             image_bytes: options.image_size,
@@ -271,20 +278,17 @@ impl Plan {
 
     /// How many measurements there will be.
     pub fn run_count(&self) -> usize {
-        let pairs =
-            self.jobs.iter().map(|job| self.servers.iter().filter(|server| can_run(**server, job)).count());
-        pairs.sum::<usize>() * self.rounds as usize
+        let count = |client: &Client, job: &Job| {
+            self.servers.iter().filter(|server| client.can_run(**server, job)).count()
+        };
+        let of_client = |client| self.jobs.iter().map(|job| count(client, job)).sum::<usize>();
+        self.clients.iter().map(of_client).sum::<usize>() * self.rounds as usize
     }
 
     /// Whether any server needs the image.
     pub fn needs_image(&self) -> bool {
         self.servers.iter().any(|server| server.disk() == DiskKind::Image)
     }
-}
-
-/// Whether a job makes sense there: io_uring has no trim for files.
-pub fn can_run(server: ServerId, job: &Job) -> bool {
-    !(server == ServerId::FioFile && job.trims())
 }
 
 fn choose_jobs(options: &Options) -> Vec<&'static Job> {
@@ -317,7 +321,7 @@ fn need_ours(path: &Path, next: &str) -> Result<(), Trouble> {
     if path.is_file() {
         return Ok(());
     }
-    Err(Trouble::new("find our server", format!("{} is not there", path.display()), next))
+    Err(Trouble::new("find our program", format!("{} is not there", path.display()), next))
 }
 
 /// Where a program is.
@@ -383,9 +387,15 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_trimmed_without_a_server() {
-        let trim = JOBS.iter().find(|job| job.trims()).unwrap();
-        assert!(!can_run(ServerId::FioFile, trim));
-        assert!(can_run(ServerId::NbdkitFile, trim));
+    fn a_client_is_counted_with_what_it_can_run() {
+        let count = |client: &str| {
+            let options = options(&["--rounds", "2", "--all", "--client", client]);
+            let servers = vec![ServerId::NbdkitFile, ServerId::FioFile];
+            Plan { servers, ..Plan::bare(&options) }.run_count()
+        };
+        let (trims, mixed) = (1, 1);
+        assert_eq!(count("fio"), 2 * (2 * JOBS.len() - trims));
+        assert_eq!(count("ours"), 2 * (JOBS.len() - trims - mixed));
+        assert_eq!(count("ours,fio,ours"), count("fio") + count("ours"));
     }
 }

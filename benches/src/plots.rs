@@ -8,6 +8,7 @@ pub mod svg;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
+use crate::client::Client;
 use crate::jobs::{self, Job};
 use crate::results::{Results, Spread, Summary};
 use crate::servers::{Class, ServerId};
@@ -91,15 +92,20 @@ pub fn all(results: &Results) -> Vec<Plot> {
     for class in Class::ALL {
         for group in &GROUPS {
             let speed = if group.in_bytes { BYTES } else { IOPS };
-            plots.extend([speed, CPU].iter().filter_map(|figure| bars(results, class, group, figure)));
+            for client in &results.settings.clients {
+                let drawn = [speed, CPU].map(|figure| bars(results, (class, *client), group, &figure));
+                plots.extend(drawn.into_iter().flatten());
+            }
         }
     }
     plots.extend(results.store.as_ref().and_then(deep_reads_plot));
     plots
 }
 
-fn bars(results: &Results, class: Class, group: &Group, figure: &Figure) -> Option<Plot> {
-    let in_class = |summary: &&Summary| summary.class == class && (figure.of)(summary).is_some();
+/// By one client: bars of two have nothing to say to each other.
+fn bars(results: &Results, (class, client): (Class, Client), group: &Group, figure: &Figure) -> Option<Plot> {
+    let of_both = |summary: &Summary| (summary.class, summary.client) == (class, client);
+    let in_class = |summary: &&Summary| of_both(summary) && (figure.of)(summary).is_some();
     let measured: Vec<&Summary> = results.summaries.iter().filter(in_class).collect();
     let has = |job: &&Job| measured.iter().any(|summary| summary.job == job.name);
     let jobs: Vec<&Job> = group.jobs.iter().filter_map(|name| jobs::find(name)).filter(has).collect();
@@ -110,7 +116,11 @@ fn bars(results: &Results, class: Class, group: &Group, figure: &Figure) -> Opti
     let servers = results.servers.iter().map(|entry| &entry.server).filter(is_there);
     let series: Vec<Series> =
         servers.map(|server| server_series(*server, &jobs, &measured, figure)).collect();
-    let title = format!("{}: {}, {} class", group.title, figure.title, class.name());
+    let (by, suffix) = match client {
+        Client::Fio => (String::new(), ""),
+        Client::Ours => (format!(", by {}", client.label()), "-by-nbd-load"),
+    };
+    let title = format!("{}: {}, {} class{by}", group.title, figure.title, class.name());
     let chart = Bars {
         title: &title,
         unit: figure.unit,
@@ -118,7 +128,8 @@ fn bars(results: &Results, class: Class, group: &Group, figure: &Figure) -> Opti
         series,
     };
     let svg = svg::bars(&chart)?;
-    Some(Plot { file: format!("{}-{}-{}.svg", figure.key, group.key, class.name()), svg, title })
+    let file = format!("{}-{}-{}{suffix}.svg", figure.key, group.key, class.name());
+    Some(Plot { file, svg, title })
 }
 
 fn server_series(server: ServerId, jobs: &[&Job], measured: &[&Summary], figure: &Figure) -> Series {

@@ -2,10 +2,11 @@
 
 mod goals;
 
+use crate::client::Client;
 use crate::jobs::Job;
 use crate::migrate::{self, MigrateResults};
 use crate::plots::Link;
-use crate::results::{FailedRun, Results, Spread, Summary};
+use crate::results::{FailedRun, Results, Settings, Spread, Summary};
 use crate::servers::{Class, Role, ServerId, debian_config};
 use crate::store::StoreResults;
 use crate::store::record::{FailedScenario, Row};
@@ -88,16 +89,19 @@ x CPU ref: CPU time a request by that of nbdkit-file (cached), qemu-nbd-direct (
 const INTERRUPTED: &str = "note: stopped before the end; these are the measurements until then";
 
 fn job_tables(results: &Results) -> Vec<Table> {
-    results.jobs.iter().map(|job| job_table(results, job)).filter(|table| !table.rows.is_empty()).collect()
+    let clients = &results.settings.clients;
+    let of_job = |&job: &&'static Job| clients.iter().map(move |&client| job_table(results, job, client));
+    results.jobs.iter().flat_map(of_job).filter(|table| !table.rows.is_empty()).collect()
 }
 
-fn job_table(results: &Results, job: &Job) -> Table {
+fn job_table(results: &Results, job: &Job, client: Client) -> Table {
     let in_class = |class: Class| {
-        let of_job = results.summaries.iter().filter(move |summary| summary.job == job.name);
+        let of_job = results.summaries.iter();
+        let of_job = of_job.filter(move |summary| summary.job == job.name && summary.client == client);
         of_job.filter(move |summary| summary.class == class).map(job_row)
     };
     Table {
-        title: job.name.to_owned(),
+        title: format!("{} (client: {})", job.name, client.label()),
         head: vec![
             "server",
             "class",
@@ -190,8 +194,8 @@ fn two_digits(value: Option<f64>) -> String {
 }
 
 fn failure_text(failure: &FailedRun) -> String {
-    let FailedRun { server, job, round, what, why } = failure;
-    format!("{job}, {}, round {round}: {what}: {why}", server.name())
+    let FailedRun { server, job, client, round, what, why } = failure;
+    format!("{job}, {}, by {}, round {round}: {what}: {why}", server.name(), client.label())
 }
 
 /// The results page, with its pictures.
@@ -329,17 +333,29 @@ fn sync_method(sync: &SyncResults) -> String {
 
 fn servers_method(results: &Results) -> String {
     let settings = &results.settings;
-    let pinned =
-        if settings.pinned { "the server tied to CPU 0, fio to CPU 1" } else { "free to use all CPUs" };
+    let pinned = if settings.pinned {
+        "the server tied to CPU 0, the client to CPU 1"
+    } else {
+        "free to use all CPUs"
+    };
     format!(
         "- One image of {} MiB, completely written, for all servers; {} round(s) of {} s a job, server by server in turn, \
-         each freshly started; {pinned}.\n{METHOD}",
-        settings.image_mib, settings.rounds, settings.runtime_s
+         each freshly started; {pinned}.\n{}{METHOD}",
+        settings.image_mib,
+        settings.rounds,
+        settings.runtime_s,
+        clients_method(settings)
     )
 }
 
+fn clients_method(settings: &Settings) -> String {
+    let one = |client: &Client| format!("- Client {}: {}\n", client.label(), client.described());
+    let all: String = settings.clients.iter().map(one).collect();
+    let note = "- The targets of the servers are held against what the first client measured; no ratio has two clients in it.\n";
+    if settings.clients.len() > 1 { all + note } else { all }
+}
+
 const METHOD: &str = "\
-- Client: fio's nbd engine over a Unix socket. Latency runs from queueing to completion.
 - Cached class: the image is in the page cache and nothing is dirty before each run. Direct class: the page cache is \
 dropped before each run. Memory servers are written once before they are measured.
 - CPU: user and system time of the server, its threads and its children over the whole run, by the number of requests, \
@@ -387,7 +403,7 @@ pub(crate) mod tests {
     use crate::jobs::{RANDREAD_QD64, find};
     use crate::machine::Machine;
     use crate::results::tests::run;
-    use crate::results::{SCHEMA_VERSION, ServerEntry, Settings, summarize};
+    use crate::results::{Run, SCHEMA_VERSION, ServerEntry, summarize};
     use crate::store::record::{Key, Recorder};
     use crate::store::{DiskEntry, Scenario};
     use crate::targets::servers::evaluate;
@@ -397,6 +413,7 @@ pub(crate) mod tests {
             run(ServerId::Ours, RANDREAD_QD64, 90_000.0, Some(8.0)),
             run(ServerId::NbdkitFile, RANDREAD_QD64, 60_000.0, Some(20.0)),
             run(ServerId::FioFile, RANDREAD_QD64, 89_000.0, None),
+            Run { client: Client::Ours, ..run(ServerId::Ours, RANDREAD_QD64, 300_000.0, Some(2.0)) },
         ];
         let summaries = summarize(&runs);
         Results {
@@ -415,6 +432,7 @@ pub(crate) mod tests {
                 runtime_s: 3,
                 rounds: 1,
                 pinned: false,
+                clients: vec![Client::Fio, Client::Ours],
             },
             servers: vec![entry(ServerId::Ours, Some("nbd-server $IMG")), entry(ServerId::FioFile, None)],
             jobs: find(RANDREAD_QD64).into_iter().collect(),
@@ -456,7 +474,7 @@ pub(crate) mod tests {
 
     #[test]
     fn text_tables_are_aligned() {
-        let shown = job_table(&sample(), sample().jobs[0]).text();
+        let shown = job_table(&sample(), sample().jobs[0], Client::Fio).text();
         let lines: Vec<&str> = shown.lines().skip(1).collect();
         assert_eq!(lines.len(), 4, "{shown}");
         let class_at = lines[0].find("class").unwrap();
@@ -475,7 +493,11 @@ pub(crate) mod tests {
             "| 4k random read, depth 64, cached | randread-4k-qd64 | ours | IOPS | >= 1.4 x nbdkit-file | met | 1.50 | 1.50-1.50 |",
             "|  | randread-4k-qd64 | ours | CPU a request | <= 0.35 x nbdkit-file | short by 15 % | 0.40 | 0.40-0.40 |",
             "## Charts\n\n![Reads](benchmarks/a.svg)\n",
-            "### randread-4k-qd64",
+            "### randread-4k-qd64 (client: fio)\n",
+            "### randread-4k-qd64 (client: nbd-load, ours)\n",
+            "| ours | cached | 300000 |",
+            "- Client nbd-load, ours: `nbd-load`, ours, over a Unix socket",
+            "held against what the first client measured",
             "| fio-file (limit) | direct | 89000 |",
             "$ cargo xtask compare --quick",
             "- CPU: Some CPU, 2 usable",

@@ -5,6 +5,7 @@
 
 use serde::Serialize;
 
+use crate::client::Client;
 use crate::fio::Measurement;
 use crate::jobs::Job;
 use crate::machine::Machine;
@@ -71,8 +72,10 @@ pub struct Settings {
     pub runtime_s: u32,
     /// Measurements of each server and job.
     pub rounds: u32,
-    /// Whether the server was tied to CPU 0 and fio to CPU 1.
+    /// Whether the server was tied to CPU 0 and the client to CPU 1.
     pub pinned: bool,
+    /// Who made the load; targets of the servers are those of the first.
+    pub clients: Vec<Client>,
 }
 
 /// One server.
@@ -97,9 +100,11 @@ pub struct Run {
     pub class: Class,
     /// Which job, by name.
     pub job: &'static str,
+    /// Who made the load.
+    pub client: Client,
     /// Which round, from 1.
     pub round: u32,
-    /// What fio says.
+    /// What the client says.
     #[serde(flatten)]
     pub measurement: Measurement,
     /// CPU time of the server, its threads and its children during the run; none without a server.
@@ -115,6 +120,8 @@ pub struct FailedRun {
     pub server: ServerId,
     /// Which job, by name.
     pub job: &'static str,
+    /// Who made the load.
+    pub client: Client,
     /// Which round, from 1.
     pub round: u32,
     /// What failed.
@@ -145,7 +152,7 @@ impl Spread {
     }
 }
 
-/// All rounds of one server and job.
+/// All rounds of one server, job and client.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
     /// Which server.
@@ -154,6 +161,8 @@ pub struct Summary {
     pub class: Class,
     /// Which job, by name.
     pub job: &'static str,
+    /// Who made the load.
+    pub client: Client,
     /// How many rounds were measured.
     pub rounds: usize,
     /// I/Os a second.
@@ -174,19 +183,26 @@ pub struct Summary {
 
 /// Medians and ratios of all runs, in the order of first appearance.
 pub fn summarize(runs: &[Run]) -> Vec<Summary> {
-    let mut keys: Vec<(ServerId, &'static str)> = Vec::new();
+    let mut keys: Vec<Key> = Vec::new();
     for run in runs {
-        if !keys.contains(&(run.server, run.job)) {
-            keys.push((run.server, run.job));
+        let key = (run.server, run.job, run.client);
+        if !keys.contains(&key) {
+            keys.push(key);
         }
     }
-    let summaries: Vec<Summary> =
-        keys.iter().filter_map(|(server, job)| summary_of(runs, *server, job)).collect();
-    summaries.iter().map(|summary| with_ratios(summary, &summaries)).collect()
+    let summaries: Vec<Summary> = keys.iter().filter_map(|key| summary_of(runs, *key)).collect();
+    let of_client = |client: Client| -> Vec<Summary> {
+        summaries.iter().filter(|summary| summary.client == client).cloned().collect()
+    };
+    summaries.iter().map(|summary| with_ratios(summary, &of_client(summary.client))).collect()
 }
 
-fn summary_of(runs: &[Run], server: ServerId, job: &'static str) -> Option<Summary> {
-    let mine: Vec<&Run> = runs.iter().filter(|run| run.server == server && run.job == job).collect();
+/// What a summary is of.
+type Key = (ServerId, &'static str, Client);
+
+fn summary_of(runs: &[Run], key: Key) -> Option<Summary> {
+    let (server, job, client) = key;
+    let mine: Vec<&Run> = runs.iter().filter(|run| (run.server, run.job, run.client) == key).collect();
     let spread = |value: fn(&Measurement) -> f64| {
         Spread::of(&mine.iter().map(|run| value(&run.measurement)).collect::<Vec<f64>>())
     };
@@ -195,6 +211,7 @@ fn summary_of(runs: &[Run], server: ServerId, job: &'static str) -> Option<Summa
         server,
         class: server.class(),
         job,
+        client,
         rounds: mine.len(),
         iops: spread(|measured| measured.iops)?,
         mib_per_s: spread(|measured| measured.mib_per_s)?,
@@ -254,7 +271,27 @@ pub(crate) mod tests {
             flushes: 0,
         };
         let cpu_s = cpu_us.map(|cpu| cpu * 100.0 / 1e6);
-        Run { server, class: server.class(), job, round: 1, measurement, cpu_s, cpu_us_per_request: cpu_us }
+        let (class, client) = (server.class(), Client::Fio);
+        Run { server, class, job, client, round: 1, measurement, cpu_s, cpu_us_per_request: cpu_us }
+    }
+
+    #[test]
+    fn a_ratio_never_has_two_clients_in_it() {
+        let by = |client, server, iops| Run { client, ..run(server, "j", iops, Some(1.0)) };
+        let all = summarize(&[
+            by(Client::Fio, ServerId::Ours, 100.0),
+            by(Client::Fio, ServerId::NbdkitFile, 50.0),
+            by(Client::Ours, ServerId::Ours, 900.0),
+            by(Client::Ours, ServerId::NbdkitFile, 100.0),
+            by(Client::Ours, ServerId::QemuNbd, 300.0),
+        ]);
+        let ratios: Vec<_> = all.iter().map(|summary| (summary.client, summary.iops_to_best_peer)).collect();
+        let (fio, ours) = (Client::Fio, Client::Ours);
+        let third = Some(100.0 / 300.0);
+        assert_eq!(
+            ratios,
+            [(fio, Some(2.0)), (fio, Some(1.0)), (ours, Some(3.0)), (ours, third), (ours, Some(1.0))]
+        );
     }
 
     #[test]

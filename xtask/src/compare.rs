@@ -18,6 +18,15 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     progress.say("building nbd-server, blockd and the comparison (release)");
     workspace.build_server()?;
     workspace.build_blockd()?;
+    // The second client is a program of its own, looked for beside the comparison.
+    process::run_visibly(&mut workspace.cargo(&[
+        "build",
+        "--quiet",
+        "--release",
+        "-p",
+        "benches",
+        "--bins",
+    ]))?;
     let mut compare =
         workspace.cargo(&["run", "--quiet", "--release", "-p", "benches", "--bin", "compare", "--"]);
     Ok(process::run_visibly(compare.args(arguments))?)
