@@ -1,8 +1,9 @@
 //! The flat map of a volume: where each of its blocks is read from, however many layers it has.
 //!
 //! Eight bytes per 64 KiB cluster, in pages that are allocated when they are first touched: 128 MiB per TiB
-//! mapped. A cluster whose blocks all come from one place fits its eight bytes; the others have theirs in a side
-//! table. A read costs one lookup, whether there are no snapshots or a thousand.
+//! mapped. A cluster whose blocks all come from one place fits its eight bytes; one whose blocks come from two has a row
+//! of sixteen bytes beside it ([`pairs`]), and the rest are in a side table. A read costs one lookup, whether there are
+//! no snapshots or a thousand.
 //!
 //! ```text
 //!  Entry   = head part  + older parts
@@ -28,6 +29,9 @@ use crate::catalog::meta::{MetaError, MetaStore};
 use crate::units::{ClusterIndex, LayerId, Mask, PoolCluster};
 
 mod pages;
+mod pairs;
+
+use pairs::{Pair, Pairs};
 
 pub(crate) use pages::PageFault;
 
@@ -166,7 +170,7 @@ impl Entry {
     }
 }
 
-/// Side table row: an entry that does not fit eight bytes.
+/// Side table row: an entry that fits neither eight bytes nor a pair's row.
 #[derive(Clone, Debug)]
 struct Side {
     head: Option<HeadPart>,
@@ -181,6 +185,7 @@ const KIND_HOLE: u8 = 0;
 const KIND_SINGLE: u8 = 1;
 const KIND_ZEROED: u8 = 2;
 const KIND_SIDE: u8 = 3;
+const KIND_PAIR: u8 = 4;
 
 impl Packed64 {
     const HOLE: Self = Self(0);
@@ -214,6 +219,7 @@ type Page = Box<[Packed64]>;
 pub struct FlatMap {
     pages: Vec<Option<Page>>,
     clusters: u64,
+    pairs: Pairs,
     side: Slab<Side>,
     /// The open layer's; 1 to 255.
     generation: u8,
@@ -228,6 +234,7 @@ impl std::fmt::Debug for FlatMap {
         f.debug_struct("FlatMap")
             .field("clusters", &self.clusters)
             .field("visible_blocks", &self.visible_blocks)
+            .field("pairs", &self.pairs.len())
             .field("side", &self.side.len())
             .finish_non_exhaustive()
     }
@@ -239,6 +246,7 @@ impl FlatMap {
         let mut map = Self {
             pages: Vec::new(),
             clusters: 0,
+            pairs: Pairs::new(),
             side: Slab::new(),
             generation: 1,
             sweep_at: 0,
@@ -277,11 +285,17 @@ impl FlatMap {
         self.side.len()
     }
 
+    /// Clusters whose blocks come from two places.
+    pub fn pair_rows(&self) -> usize {
+        self.pairs.len()
+    }
+
     /// Bytes of memory, about.
     pub fn memory_bytes(&self) -> usize {
         let pages = self.pages.iter().filter(|page| page.is_some()).count();
         pages * PAGE_ENTRIES * size_of::<Packed64>()
             + self.pages.len() * size_of::<Option<Page>>()
+            + self.pairs.memory_bytes()
             + self.side.capacity() * size_of::<Side>()
     }
 
@@ -313,6 +327,13 @@ impl FlatMap {
                 let part = HeadPart { cluster: None, data: Mask::NONE, zero: raw.mask() };
                 Entry { head: open.then_some(part), older: SmallVec::new() }
             }
+            KIND_PAIR => {
+                let mut entry = self.pairs.get(raw.number()).entry(raw.mask());
+                if !open {
+                    entry.close_head();
+                }
+                entry
+            }
             _ => {
                 let Side { head, older } = self.side[raw.number() as usize].clone();
                 let mut entry = Entry { head, older };
@@ -332,6 +353,10 @@ impl FlatMap {
         }
         match raw.kind() {
             KIND_SINGLE if raw.mask().contains(blocks) => Some(PoolCluster(raw.number())),
+            KIND_PAIR => {
+                let top = self.pairs.get(raw.number()).top();
+                Some(top).filter(|_| raw.mask().contains(blocks))
+            }
             KIND_SIDE => {
                 let head = self.side[raw.number() as usize].head?;
                 head.cluster.filter(|_| head.data.contains(blocks))
@@ -390,44 +415,74 @@ impl FlatMap {
     /// When a page is in both.
     pub(crate) fn absorb(&mut self, mut part: Self) {
         self.side.reserve(part.side.len());
-        for (page, from) in self.pages.iter_mut().zip(part.pages) {
-            let Some(mut from) = from else { continue };
-            for raw in from.iter_mut().filter(|raw| raw.kind() == KIND_SIDE) {
-                let row = self.side.insert(part.side.remove(raw.number() as usize));
-                let row = u32::try_from(row).expect("no more rows than clusters");
-                *raw = Packed64::new(KIND_SIDE, raw.generation(), Mask::NONE, row);
+        for at in 0..part.pages.len().min(self.pages.len()) {
+            let Some(mut from) = part.pages[at].take() else { continue };
+            for raw in &mut from {
+                *raw = self.take_row(*raw, &mut part);
             }
-            assert!(page.replace(from).is_none(), "parts of a map have pages of their own");
+            assert!(self.pages[at].replace(from).is_none(), "parts of a map have pages of their own");
         }
         self.visible_blocks += part.visible_blocks;
         self.head_clusters += part.head_clusters;
     }
 
-    /// The eight bytes for an entry, in the place of `old` ones, whose row in the side table is used or freed.
+    /// An entry of another map, its row, if it has one, being a row of this one.
+    fn take_row(&mut self, raw: Packed64, part: &mut Self) -> Packed64 {
+        let row = match raw.kind() {
+            KIND_PAIR => self.pairs.insert(part.pairs.remove(raw.number())),
+            KIND_SIDE => self.insert_side(part.side.remove(raw.number() as usize)),
+            _ => return raw,
+        };
+        Packed64::new(raw.kind(), raw.generation(), raw.mask(), row)
+    }
+
+    /// The eight bytes for an entry, in the place of `old` ones, whose row is used or freed.
     fn encode(&mut self, old: Packed64, entry: Entry) -> Packed64 {
-        let row = (old.kind() == KIND_SIDE).then(|| old.number() as usize);
-        let small = encode_small(&entry, self.generation);
-        match (small, row) {
-            (Some(small), row) => {
-                if let Some(row) = row {
-                    self.side.remove(row);
-                }
-                small
+        if let Some(small) = encode_small(&entry, self.generation) {
+            self.free_row(old);
+            return small;
+        }
+        let generation = if entry.head.is_some() { self.generation } else { NO_GENERATION };
+        if let Some((mask, pair)) = Pair::of(&entry) {
+            let row = self.set_pair(old, pair);
+            return Packed64::new(KIND_PAIR, generation, mask, row);
+        }
+        let Entry { head, older } = entry;
+        let row = self.set_side(old, Side { head, older });
+        Packed64::new(KIND_SIDE, generation, Mask::NONE, row)
+    }
+
+    fn set_pair(&mut self, old: Packed64, pair: Pair) -> u32 {
+        if old.kind() == KIND_PAIR {
+            self.pairs.set(old.number(), pair);
+            return old.number();
+        }
+        self.free_row(old);
+        self.pairs.insert(pair)
+    }
+
+    fn set_side(&mut self, old: Packed64, side: Side) -> u32 {
+        if old.kind() == KIND_SIDE {
+            self.side[old.number() as usize] = side;
+            return old.number();
+        }
+        self.free_row(old);
+        self.insert_side(side)
+    }
+
+    fn insert_side(&mut self, side: Side) -> u32 {
+        u32::try_from(self.side.insert(side)).expect("no more rows than clusters")
+    }
+
+    fn free_row(&mut self, old: Packed64) {
+        match old.kind() {
+            KIND_PAIR => {
+                self.pairs.remove(old.number());
             }
-            (None, row) => {
-                let Entry { head, older } = entry;
-                let side = Side { head, older };
-                let generation = if head.is_some() { self.generation } else { NO_GENERATION };
-                let row = match row {
-                    Some(row) => {
-                        self.side[row] = side;
-                        row
-                    }
-                    None => self.side.insert(side),
-                };
-                let row = u32::try_from(row).expect("no more rows than clusters");
-                Packed64::new(KIND_SIDE, generation, Mask::NONE, row)
+            KIND_SIDE => {
+                self.side.remove(old.number() as usize);
             }
+            _ => {}
         }
     }
 

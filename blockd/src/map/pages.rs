@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::{
     Entry, FlatMap, HeadPart, KIND_HOLE, KIND_SIDE, KIND_SINGLE, KIND_ZEROED, NO_GENERATION, PAGE_ENTRIES,
-    Packed, Packed64, Side, Source, encode_small,
+    Packed, Packed64, Source, encode_small,
 };
 use crate::catalog::format::NO_CLUSTER;
 use crate::units::{CLUSTER_BLOCKS, ClusterIndex, Mask, PoolCluster};
@@ -119,10 +119,7 @@ impl FlatMap {
     fn read_row(&mut self, rows: &mut Rows<'_>) -> Result<Packed64, PageFault> {
         let entry = rows.next()?;
         self.count(&Entry::default(), &entry);
-        let generation = if entry.head.is_some() { self.generation } else { NO_GENERATION };
-        let row = self.side.insert(Side { head: entry.head, older: entry.older });
-        let row = u32::try_from(row).map_err(|_| BAD_ROW)?;
-        Ok(Packed64::new(KIND_SIDE, generation, Mask::NONE, row))
+        Ok(self.encode(Packed64::HOLE, entry))
     }
 
     /// The first cluster of which the two maps do not say the same; the end of the shorter one, if they differ in

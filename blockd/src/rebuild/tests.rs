@@ -119,6 +119,7 @@ fn assert_same(found: &FlatMap, expected: &FlatMap) {
     assert_eq!(found.visible_blocks(), expected.visible_blocks());
     assert_eq!(found.head_clusters(), expected.head_clusters());
     assert_eq!(found.side_rows(), expected.side_rows());
+    assert_eq!(found.pair_rows(), expected.pair_rows());
 }
 
 #[test]
