@@ -459,9 +459,10 @@ mod tests {
     fn targets_are_held_against_the_client_that_was_named_first() {
         let options = Options::try_parse_from(["compare", "--client", "ours,fio"]).unwrap();
         let by = |client, iops| Run { client, ..crate::results::tests::run(ServerId::Ours, "j", iops, None) };
-        let summaries = summarize(&[by(Client::Fio, 1.0), by(Client::Ours, 2.0)]);
-        let first = of_first(&Plan::bare(&options), &summaries);
-        assert_eq!(first.iter().map(|summary| summary.iops.median).collect::<Vec<f64>>(), [2.0]);
+        let runs = [by(Client::Fio, 1.0), by(Client::Ours, 2.0)];
+        let (runs, summaries) = of_first(&Plan::bare(&options), &runs, &summarize(&runs));
+        assert_eq!(summaries.iter().map(|summary| summary.iops.median).collect::<Vec<f64>>(), [2.0]);
+        assert_eq!(runs.iter().map(|run| run.measurement.iops).collect::<Vec<f64>>(), [2.0]);
     }
 
     #[test]

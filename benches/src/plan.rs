@@ -393,9 +393,9 @@ mod tests {
             let servers = vec![ServerId::NbdkitFile, ServerId::FioFile];
             Plan { servers, ..Plan::bare(&options) }.run_count()
         };
-        let (trims, mixed) = (1, 1);
+        let (trims, mixed, paced) = (1, 1, 1);
         assert_eq!(count("fio"), 2 * (2 * JOBS.len() - trims));
-        assert_eq!(count("ours"), 2 * (JOBS.len() - trims - mixed));
+        assert_eq!(count("ours"), 2 * (JOBS.len() - trims - mixed - paced));
         assert_eq!(count("ours,fio,ours"), count("fio") + count("ours"));
     }
 }

@@ -416,6 +416,7 @@ pub(crate) mod tests {
             Run { client: Client::Ours, ..run(ServerId::Ours, RANDREAD_QD64, 300_000.0, Some(2.0)) },
         ];
         let summaries = summarize(&runs);
+        let of_fio: Vec<Run> = runs.iter().filter(|run| run.client == Client::Fio).cloned().collect();
         Results {
             v: SCHEMA_VERSION,
             machine: Machine {
@@ -436,7 +437,7 @@ pub(crate) mod tests {
             },
             servers: vec![entry(ServerId::Ours, Some("nbd-server $IMG")), entry(ServerId::FioFile, None)],
             jobs: find(RANDREAD_QD64).into_iter().collect(),
-            targets: evaluate(&[ServerId::Ours], &runs, &summaries),
+            targets: evaluate(&[ServerId::Ours], &of_fio, &summarize(&of_fio)),
             summaries,
             runs,
             failures: vec![],

@@ -109,7 +109,7 @@ fn pictures_are_well_formed_and_everything_is_inside() {
 #[test]
 fn every_bar_is_there_and_as_high_as_its_value() {
     let results = everything();
-    let plot = bars(&results, Class::Cached, &GROUPS[0], &IOPS).unwrap();
+    let plot = bars(&results, (Class::Cached, Client::Fio), &GROUPS[0], &IOPS).unwrap();
     let servers = ServerId::value_variants().iter().filter(|server| server.class() == Class::Cached).count();
     let bars = rectangles(&plot.svg);
     assert_eq!(bars.len(), servers * GROUPS[0].jobs.len() + servers, "bars and the legend");
