@@ -264,10 +264,24 @@ mod tests {
     }
 
     #[test]
-    fn every_row_about_servers_has_a_target() {
-        let rows = Goal::ALL.iter().take_while(|goal| **goal != Goal::FirstWrites);
-        for goal in rows {
-            assert!(TARGETS.iter().any(|target| target.goal == *goal), "{}", goal.title());
+    fn every_row_about_servers_has_targets_in_its_jobs() {
+        let rows: [(Goal, &[&str]); 8] = [
+            (Goal::RandomReads, &[RANDREAD_QD64]),
+            (Goal::RandomWrites, &[RANDWRITE_QD64]),
+            (Goal::OneAtATime, &[RANDREAD_QD1, RANDWRITE_QD1]),
+            (Goal::Connections, &[RANDREAD_JOBS4, RANDWRITE_JOBS4]),
+            (Goal::OneDisk, &[RANDREAD_QD16, RANDWRITE_QD16]),
+            (Goal::Sequential, &[READ_256K, READ_1M, WRITE_256K, WRITE_1M]),
+            (Goal::Direct, &[RANDREAD_QD64, RANDWRITE_QD64]),
+            (Goal::Flush, &[FSYNC_1, FSYNC_32]),
+        ];
+        assert!(rows.iter().map(|(goal, _)| goal).eq(Goal::ALL.iter().take(rows.len())));
+        assert_eq!(Goal::ALL.get(rows.len()), Some(&Goal::FirstWrites), "the rest is the store's");
+        for (goal, wanted) in rows {
+            let mut jobs: Vec<&str> =
+                TARGETS.iter().filter(|target| target.goal == goal).map(|target| target.job).collect();
+            jobs.dedup();
+            assert_eq!(jobs, wanted, "{}", goal.title());
         }
     }
 }
