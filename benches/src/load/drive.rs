@@ -111,13 +111,15 @@ impl Drive {
 
     fn load_for(&mut self, time: Duration, interrupt: &Interrupt) -> Result<(), Trouble> {
         let end = Instant::now() + time;
-        loop {
+        // Once at least, however late we come to it: what was asked for is tried.
+        while !time.is_zero() {
             let now = Instant::now();
+            self.turn(now, end.saturating_duration_since(now), interrupt)?;
             if now >= end {
-                return Ok(());
+                break;
             }
-            self.turn(now, end - now, interrupt)?;
         }
+        Ok(())
     }
 
     /// Forgets what was done before.
