@@ -2,7 +2,7 @@
 //!
 //! Eight bytes per 64 KiB cluster, in pages that are allocated when they are first touched: 128 MiB per TiB
 //! mapped. A cluster whose blocks all come from one place fits its eight bytes; one whose blocks come from two has a row
-//! of sixteen bytes beside it ([`pairs`]), and the rest are in a side table. A read costs one lookup, whether there are
+//! of sixteen bytes beside it (`pairs`), and the rest are in a side table. A read costs one lookup, whether there are
 //! no snapshots or a thousand.
 //!
 //! ```text
