@@ -10,6 +10,7 @@ use crate::catalog::load::{LoadError, Loaded, survey};
 use crate::catalog::mark::{Mark, MarkError, Slot, Slots, check_identity};
 use crate::catalog::meta::MetaStore;
 use crate::catalog::rocks::{META_DIRECTORY, RocksMeta};
+use crate::intents::area::{self, AreaError};
 use crate::lock::LockError;
 
 mod checkpoint;
@@ -74,6 +75,8 @@ struct Found {
     /// The catalog has no errors and the mark is its own.
     sound: bool,
     leaked: maps::Leaked,
+    /// The intent log holds what the metadata lack: a commit now would bury it.
+    has_intents: bool,
 }
 
 fn check_mark(data: &Path, report: &mut FsckReport) -> Option<Slots> {
@@ -124,13 +127,33 @@ fn check_metadata(data: &Path, slots: Option<&Slots>, report: &mut FsckReport) -
         report.extend(problems.iter().map(report::load_problem));
         let sound = problems.is_empty();
         let leaked = check_records(data, &store, &loaded, report)?;
-        Ok(Found { loaded, mark, mark_is_damaged: damaged, sound, leaked })
+        let has_intents = check_intents(data, &loaded, report);
+        Ok(Found { loaded, mark, mark_is_damaged: damaged, sound, leaked, has_intents })
     });
     match checked {
         Ok(found) => Some(found),
         Err(error) => {
             report.add(report::load_problem(&error));
             None
+        }
+    }
+}
+
+/// Whether the intent log holds anything, or may.
+fn check_intents(data: &Path, loaded: &Loaded, report: &mut FsckReport) -> bool {
+    match area::recover(data, loaded) {
+        Ok(found) if found.frames == 0 => false,
+        Ok(found) => {
+            let what = format!("{} commits are in the intent log only, as a crash leaves them", found.frames);
+            let repair = "none needed: the next start takes them over".into();
+            report.add(Problem { severity: Severity::Note, what, repair, repairable: false });
+            true
+        }
+        // What is wrong with the file is told already.
+        Err(AreaError::Io(_)) => true,
+        Err(error @ AreaError::Log(_)) => {
+            report.add(report::beyond_repair(error.to_string()));
+            true
         }
     }
 }

@@ -447,6 +447,7 @@ struct OpenParts {
     meta: Arc<RocksMeta>,
     mark: crate::catalog::mark::Mark,
     recent: Option<RecentFiles>,
+    log_intents: bool,
     ballast: crate::catalog::ballast::Ballast,
     reserve_bytes: u64,
 }
@@ -464,6 +465,7 @@ impl OpenParts {
             files,
             readers,
             recent,
+            log_intents,
             reserve_bytes,
         } = store;
         let handles = readers.into_iter().zip(loaded.files.values());
@@ -472,7 +474,9 @@ impl OpenParts {
             PoolHandle { file: Arc::new(file), first, clusters }
         });
         let reader = ClosedReader::new(Arc::<RocksMeta>::clone(&meta), handles.collect());
-        (lock, reader, Self { loaded, in_use, maps, files, meta, mark, recent, ballast, reserve_bytes })
+        let parts =
+            Self { loaded, in_use, maps, files, meta, mark, recent, log_intents, ballast, reserve_bytes };
+        (lock, reader, parts)
     }
 }
 
@@ -484,7 +488,8 @@ fn reactor_spec(
     late: &Arc<OnceLock<Waker>>,
     pins_in_the_way: &Arc<AtomicBool>,
 ) -> io::Result<ReactorSpec> {
-    let OpenParts { loaded, in_use, maps, files, meta, mark, recent, ballast, reserve_bytes } = parts;
+    let OpenParts { loaded, in_use, maps, files, meta, mark, recent, log_intents, ballast, reserve_bytes } =
+        parts;
     let wake_late = Arc::clone(late);
     let wake = Arc::new(move || {
         // Nothing is submitted before the reactor has set it.
@@ -504,6 +509,9 @@ fn reactor_spec(
         store.adopt_maps(maps);
         if let Some(recent) = recent {
             store.keep_recent(Box::new(recent));
+        }
+        if log_intents {
+            store.log_intents();
         }
         exports.publish(&store);
         let keep_bytes = 2 * reserve_bytes;
@@ -582,7 +590,7 @@ fn refusal(data: &std::path::Path, error: &OpenError) -> Failure {
         OpenError::Foreign(..) => {
             (exit_code::REFUSED, format!("ls -la {shown}    (choose an empty directory)"))
         }
-        OpenError::Load(_) | OpenError::Pool(..) => {
+        OpenError::Load(_) | OpenError::Pool(..) | OpenError::Intents(..) => {
             (exit_code::VERIFICATION_FAILED, format!("blockd fsck {shown}"))
         }
         OpenError::Recent(place, _) => (

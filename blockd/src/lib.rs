@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod control;
 pub mod fsck;
 pub mod inspect;
+pub mod intents;
 pub mod lock;
 pub mod rebuild;
 pub mod recent;

@@ -9,7 +9,7 @@
 //!
 //! **Beginning.** Every opening makes a commit of its own, with what a killed daemon has left in the recent log. Its number
 //! is behind all that the log can be for: so no part of a log that was left earlier, and was not found now, can be taken
-//! for one that follows a later commit.
+//! for one that follows a later commit. What the intent log holds comes before it: it was durable.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -30,6 +30,7 @@ use crate::catalog::rocks::{META_DIRECTORY, RESERVE_BYTES, RocksMeta};
 use crate::checkpoint::file::{self as checkpoint, CheckpointError};
 use crate::checkpoint::{Checkpoint, SavedMap};
 use crate::config::{self, Cache, Config, Recent};
+use crate::intents::area::{self, AreaError};
 use crate::lock::{DataLock, LockError};
 use crate::rebuild;
 use crate::recent::{self, Origin, RecentFiles, Recovered};
@@ -59,6 +60,9 @@ pub enum OpenError {
     /// There is something in the directory, but no store.
     #[error("{0} is not empty and holds no store: it has {1:?}")]
     Foreign(PathBuf, String),
+    /// What was made durable beside the data cannot be read.
+    #[error("{0}: {1}")]
+    Intents(PathBuf, AreaError),
     /// What a killed daemon has left cannot be read.
     #[error("RECENT_DAMAGED: {0}: {1}")]
     Recent(PathBuf, String),
@@ -106,6 +110,8 @@ pub struct OpenStore {
     pub readers: Vec<File>,
     /// Where changes are kept until they are durable; `None`: nowhere.
     pub recent: Option<RecentFiles>,
+    /// Commits may be written to the intent log.
+    pub log_intents: bool,
     /// Free bytes of the file system that are kept for metadata.
     pub reserve_bytes: u64,
 }
@@ -132,6 +138,7 @@ pub fn open(config: &Config) -> Result<OpenStore, OpenError> {
     // Commits follow that it does not know.
     checkpoint::remove(data).map_err(failed(checkpoint::CHECKPOINT_FILE))?;
     let (recent, recovered) = begin(config, &mut opened, &files)?;
+    let log_intents = clear_intents(data, &opened.loaded);
     let Opened { meta, mark, loaded } = opened;
     let checkpoint = checkpoint.filter(|_| recovered == 0);
     let Checkpoint { in_use, maps } = checkpoint.map_or_else(|| read_records(&meta, &loaded), Ok)?;
@@ -143,11 +150,33 @@ pub fn open(config: &Config) -> Result<OpenStore, OpenError> {
     let readers = readers.collect::<io::Result<_>>().map_err(failed("pool"))?;
     let ballast = Ballast::hold(data, reserve_bytes);
     let meta = Arc::new(meta);
-    Ok(OpenStore { lock, loaded, in_use, maps, meta, mark, ballast, files, readers, recent, reserve_bytes })
+    Ok(OpenStore {
+        lock,
+        loaded,
+        in_use,
+        maps,
+        meta,
+        mark,
+        ballast,
+        files,
+        readers,
+        recent,
+        log_intents,
+        reserve_bytes,
+    })
 }
 
-/// Makes the first commit, with what a killed daemon has left, of which there are so many changes. All that was ever
-/// written to the pool is durable already.
+/// The commit that was begun took over what the log held. On a full disk there is no log: commits take longer.
+fn clear_intents(data: &Path, loaded: &Loaded) -> bool {
+    let cleared = area::clear(data, loaded);
+    if let Err(error) = &cleared {
+        tracing::warn!(%error, "no intent log: commits take longer");
+    }
+    cleared.is_ok()
+}
+
+/// Makes the first commit, with what the intent log holds and what a killed daemon has left, of which there are so many
+/// changes. All that was ever written to the pool is durable already.
 fn begin(
     config: &Config,
     opened: &mut Opened,
@@ -155,13 +184,22 @@ fn begin(
 ) -> Result<(Option<RecentFiles>, usize), OpenError> {
     let last = opened.loaded.commit;
     let mut recent = open_recent(config, opened.loaded.store.identity)?;
-    let Recovered { changes: mut batch, abandoned } = match &recent {
+    let Recovered { changes, abandoned } = match &recent {
         Some(log) => log.recover(last).map_err(|error| OpenError::Recent(log.place(), error.to_string()))?,
         None => Recovered::default(),
     };
     if abandoned {
         forget_cached(files).map_err(failed("page cache of the pool"))?;
     }
+    let intents = area::recover(&config.data, &opened.loaded)
+        .map_err(|error| OpenError::Intents(config.data.clone(), error))?;
+    if intents.frames > 0 || intents.unfinished {
+        let (frames, unfinished) = (intents.frames, intents.unfinished);
+        tracing::info!(frames, unfinished, "took over commits of the intent log");
+    }
+    // What was killed had told the recent log of everything: it comes last.
+    let mut batch = intents.changes;
+    batch.extend(changes);
     let recovered = batch.len();
     let first = last + recent::COMMITS_AHEAD;
     batch.push(Change::Commit(first));

@@ -19,7 +19,7 @@ use nbd_server::disk::{DiskOpKind, FileId, ZeroMode};
 use nbd_server::export::Reply;
 use nbd_server::reactor::buffer;
 
-use crate::killed::SimRecent;
+use crate::killed::{SimRecent, begin, read_intents};
 use crate::mirror::{Mirror, MirrorFile};
 
 /// Clusters of the pool's two files.
@@ -112,6 +112,7 @@ fn open(meta: &MemoryMeta) -> (Store, SimMetaPort, SimRecent) {
     let mut store = Store::new(loaded, pool, Box::new(port.clone()), 0);
     let recent = SimRecent::default();
     store.keep_recent(Box::new(recent.clone()));
+    store.log_intents();
     (store, port, recent)
 }
 
@@ -153,8 +154,11 @@ impl Host {
             self.disk.kill(!kept);
         }
         let meta = self.meta.power_cut(&mut self.rng);
-        if !power {
-            self.recent.replay(&meta);
+        let intents = read_intents(&self.disk, &meta);
+        if power {
+            begin(&meta, intents.changes);
+        } else {
+            self.recent.replay(&meta, intents.changes);
         }
         (self.store, self.meta, self.recent) = open(&meta);
         self.disk.heal();

@@ -1,4 +1,4 @@
-//! What a killed process leaves to the next one: the recent log, as it is in memory.
+//! What a crash leaves to the next process: the intent log on the disk, and the recent log, as it is in memory.
 
 use std::cell::RefCell;
 use std::io;
@@ -7,7 +7,11 @@ use std::rc::Rc;
 use blockd::catalog::format::Change;
 use blockd::catalog::memory::MemoryMeta;
 use blockd::catalog::meta::MetaStore;
+use blockd::intents::{Base, INTENTS_BYTES, INTENTS_OFFSET, Recovered};
 use blockd::store::RecentLog;
+use blockd::units::{BLOCK_BYTES, CLUSTER_BYTES, PoolCluster};
+use fixtures::sim::SimDisk;
+use nbd_server::disk::FileId;
 
 #[derive(Default)]
 struct Kept {
@@ -35,16 +39,37 @@ impl SimRecent {
         self.kept.borrow().abandoned
     }
 
-    /// Makes durable what was left, as a start does.
-    pub fn replay(&self, meta: &MemoryMeta) {
+    /// Makes durable what was left after the power has not gone, as a start does: first what the intent log holds.
+    pub fn replay(&self, meta: &MemoryMeta, intents: Vec<Change>) {
         let (last, kept) = (meta.commit(), self.kept.borrow());
         let left = kept.changes.iter().filter(|(commit, _)| *commit > last && !kept.abandoned);
-        let mut batch: Vec<Change> = left.map(|(_, change)| change.clone()).collect();
-        let first = last + blockd::recent::COMMITS_AHEAD;
-        batch.push(Change::Commit(first));
-        meta.write(&batch).expect("memory");
-        meta.set_mark(first);
+        begin(meta, intents.into_iter().chain(left.map(|(_, change)| change.clone())).collect());
     }
+}
+
+/// What the intent log of a disk holds, by the product's own reading.
+///
+/// # Panics
+/// When it is damaged: no crash does that.
+pub fn read_intents(disk: &SimDisk, meta: &MemoryMeta) -> Recovered {
+    let loaded = blockd::catalog::load::load(meta, meta.mark()).expect("a sound catalog");
+    let base = Base { identity: loaded.store.identity, commit: loaded.commit };
+    let area = disk.read_file(FileId(0), INTENTS_OFFSET..INTENTS_OFFSET + INTENTS_BYTES as u64);
+    let block = |cluster: PoolCluster, block: u32| {
+        let files = (0..).zip(loaded.files.values());
+        let (file, record) = files.take_while(|(_, record)| record.first <= cluster).last()?;
+        let start = u64::from(cluster.0 - record.first.0) * CLUSTER_BYTES + u64::from(block) * BLOCK_BYTES;
+        Some(disk.read_file(FileId(file), start..start + BLOCK_BYTES))
+    };
+    blockd::intents::recover(&area, base, block).expect("a sound intent log")
+}
+
+/// Makes the first commit of a start.
+pub fn begin(meta: &MemoryMeta, mut batch: Vec<Change>) {
+    let first = meta.commit() + blockd::recent::COMMITS_AHEAD;
+    batch.push(Change::Commit(first));
+    meta.write(&batch).expect("memory");
+    meta.set_mark(first);
 }
 
 impl RecentLog for SimRecent {

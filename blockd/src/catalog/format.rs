@@ -4,6 +4,7 @@
 
 use crate::units::{ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeId};
 
+pub mod content;
 mod decode;
 mod encode;
 pub mod keys;
@@ -23,11 +24,13 @@ pub const FORMAT_VERSION: u32 = 1;
 
 /// Newest version of metadata that this program knows. A store gets a version with the first record that came with it, so
 /// that a program that does not know such records refuses it.
-pub const METADATA_VERSION: u32 = MOVES_VERSION;
+pub const METADATA_VERSION: u32 = INTENTS_VERSION;
 /// Came with keys `14` and `15`.
 pub const LINKS_VERSION: u32 = 2;
 /// Came with key `16`.
 pub const MOVES_VERSION: u32 = 3;
+/// Came with the intent log: who does not know it would serve what was made durable before.
+pub const INTENTS_VERSION: u32 = 4;
 
 /// "No cluster" in a map record.
 pub const NO_CLUSTER: u32 = u32::MAX;

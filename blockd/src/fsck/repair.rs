@@ -41,6 +41,16 @@ pub(super) fn repair(data: &Path, found: &Found, report: &mut FsckReport) -> Res
     if found.leaked.is_empty() {
         return Ok(());
     }
+    if found.has_intents {
+        report.add(Problem {
+            severity: Severity::Note,
+            what: "no map records were deleted: that is a commit, and the intent log follows the last one"
+                .into(),
+            repair: "start the daemon and stop it, then repair".into(),
+            repairable: false,
+        });
+        return Ok(());
+    }
     let store = RocksMeta::open(&data.join(META_DIRECTORY), false)?;
     let mut writer = Writer { store, mark: Mark::open(data, identity)?, commit };
     for (layer, records) in &found.leaked {

@@ -1,5 +1,7 @@
 //! A store on disk, one thing wrong with it at a time.
 
+use std::os::unix::fs::FileExt;
+
 use super::*;
 use crate::catalog::format::{
     Change, FORMAT_VERSION, LayerRecord, MapRecord, PoolFileRecord, StoreRecord, VolumeRecord,
@@ -7,6 +9,7 @@ use crate::catalog::format::{
 use crate::catalog::load::PoolUse;
 use crate::catalog::mark::MARK_FILE;
 use crate::checkpoint::Saved;
+use crate::intents::{self, Base, Frame, INTENTS_OFFSET};
 use crate::map::FlatMap;
 use crate::store::superblock::Superblock;
 use crate::units::{ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeId};
@@ -220,6 +223,32 @@ fn map_records_of_missing_layers_are_deleted_when_asked() {
     assert!(repaired.is_clean(), "{repaired}");
     assert_eq!(repaired.counts.map_records, 2);
     assert_eq!((repaired.commit, repaired.mark), (Some(4), Some(4)));
+}
+
+/// Puts a frame into the intent log that gives up cluster 0 of the head.
+fn log_intent(data: &Path, commit: u64, number: u32) {
+    let frame = Frame { checked: Vec::new(), changes: vec![Change::Map(LayerId(2), ClusterIndex(0), None)] };
+    let mut bytes = Vec::new();
+    intents::push(&mut bytes, Base { identity: IDENTITY, commit }, number, &frame);
+    let pool = std::fs::File::options().write(true).open(data.join("pool-0")).unwrap();
+    pool.write_all_at(&bytes, INTENTS_OFFSET + u64::from(number) * bytes.len() as u64).unwrap();
+}
+
+#[test]
+fn commits_in_the_intent_log_are_a_note_and_no_repair_buries_them() {
+    let data = store(&[map(9, 0, 10)]);
+    log_intent(data.path(), 1, 0);
+    let report = fsck(data.path(), FsckOptions { repair: true }).unwrap().to_string();
+    assert!(report.contains("1 commits are in the intent log only"), "{report}");
+    assert!(report.contains("no map records were deleted"), "{report}");
+    assert_eq!(check(data.path()).commit, Some(1));
+}
+
+#[test]
+fn a_damaged_intent_log_is_an_error() {
+    let data = store(&[]);
+    log_intent(data.path(), 1, 1);
+    assert!(!assert_only(data.path(), "INTENTS_DAMAGED: ").repairable);
 }
 
 /// Its map records are all that is left of the layer: deleted, its data could not even be searched for.

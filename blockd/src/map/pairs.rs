@@ -9,8 +9,9 @@ use smallvec::smallvec;
 use super::{Entry, HeadPart, Packed, Source};
 use crate::units::{Mask, PoolCluster};
 
-/// Rows of a page: 128 KiB. Pages are never moved, so that growing costs no second copy of all rows.
-const PAGE_ROWS: usize = 8192;
+/// Rows of a page: 8 KiB, what a map with one row in it has to hold. Pages are never moved, so that growing costs no
+/// second copy of all rows.
+const PAGE_ROWS: usize = 512;
 /// Ends the list of free rows.
 const NO_ROW: u32 = u32::MAX;
 

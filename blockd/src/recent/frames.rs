@@ -1,8 +1,7 @@
 //! The bytes of a recent log, as docs/on-disk-format.md draws them. No I/O.
 
 use super::Origin;
-use crate::catalog::format::keys::KeyRange;
-use crate::catalog::format::{Change, RawSink};
+use crate::catalog::format::{Change, content};
 
 /// Bytes of the header.
 const HEADER_BYTES: usize = 48;
@@ -44,48 +43,11 @@ pub(super) fn crc_of(header: &[u8; HEADER_BYTES]) -> u32 {
     crc32c::crc32c(header)
 }
 
-/// Takes changes to keys as bytes.
-struct Content<'a>(&'a mut Vec<u8>);
-
-impl Content<'_> {
-    fn part(&mut self, bytes: &[u8]) {
-        let length = u32::try_from(bytes.len()).expect("a key or a record");
-        self.0.extend(length.to_be_bytes());
-        self.0.extend(bytes);
-    }
-}
-
-impl RawSink for Content<'_> {
-    fn put(&mut self, key: &[u8], value: &[u8]) {
-        self.0.push(op::PUT);
-        self.part(key);
-        self.part(value);
-    }
-
-    fn delete(&mut self, key: &[u8]) {
-        self.0.push(op::DELETE);
-        self.part(key);
-    }
-
-    fn delete_range(&mut self, range: KeyRange) {
-        self.0.push(op::DELETE_RANGE);
-        self.part(&range.start);
-        self.part(&range.end);
-    }
-}
-
-/// First bytes of a change.
-mod op {
-    pub(super) const PUT: u8 = 1;
-    pub(super) const DELETE: u8 = 2;
-    pub(super) const DELETE_RANGE: u8 = 3;
-}
-
 /// Adds a frame with the changes.
 pub(super) fn push(buffer: &mut Vec<u8>, header_crc: u32, changes: &[Change]) {
     let head = buffer.len();
     buffer.extend([0; FRAME_HEAD_BYTES]);
-    changes.iter().for_each(|change| change.encode(&mut Content(buffer)));
+    content::push(buffer, changes);
     let content = &buffer[head + FRAME_HEAD_BYTES..];
     let length = u32::try_from(content.len()).expect("a turn's changes");
     let crc = crc32c::crc32c_append(header_crc, content);
@@ -120,7 +82,7 @@ pub(super) fn read(bytes: &[u8], origin: Origin) -> Result<Option<Kept>, &'stati
     let crc = crc_of(head);
     let mut changes = Vec::new();
     while let Some((content, behind)) = frame(rest, crc) {
-        decode(content, &mut changes)?;
+        content::decode(content, &mut changes)?;
         rest = behind;
     }
     Ok(Some(Kept { commit: header.commit, changes, torn: !rest.is_empty() }))
@@ -132,30 +94,4 @@ fn frame(bytes: &[u8], header_crc: u32) -> Option<(&[u8], &[u8])> {
     let [a, b, c, d, crc @ ..] = *head;
     let (content, behind) = rest.split_at_checked(u32::from_be_bytes([a, b, c, d]) as usize)?;
     (crc32c::crc32c_append(header_crc, content) == u32::from_be_bytes(crc)).then_some((content, behind))
-}
-
-/// A checksum has passed: what does not decode was not written by us.
-fn decode(mut content: &[u8], changes: &mut Vec<Change>) -> Result<(), &'static str> {
-    const FOREIGN: &str = "it holds a change that is none";
-    while let Some((&op, rest)) = content.split_first() {
-        content = rest;
-        let first = part(&mut content).ok_or(FOREIGN)?;
-        let change = match op {
-            op::PUT => Change::put(first, part(&mut content).ok_or(FOREIGN)?),
-            op::DELETE => Change::delete(first),
-            op::DELETE_RANGE => {
-                Change::delete_range(&(first.to_vec()..part(&mut content).ok_or(FOREIGN)?.to_vec()))
-            }
-            _ => return Err(FOREIGN),
-        };
-        changes.push(change.map_err(|_| FOREIGN)?);
-    }
-    Ok(())
-}
-
-fn part<'a>(content: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let (length, rest) = content.split_first_chunk::<4>()?;
-    let (part, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
-    *content = rest;
-    Some(part)
 }

@@ -2,15 +2,16 @@
 //!
 //! ```text
 //!  Idle ──wanted──► Syncing(n files) ──all synced──► Batching ──durable──► Idle: replies
-//!                        │                │ nothing to record      │ failed
-//!                        │ a sync failed  └──────► Idle: replies   └──► nothing is committed any more
-//!                        └──► what is not in doubt is taken up again by the next commit; the rest gets EIO
+//!   │                 ▲  │                │ no batch               │ failed
+//!   └─► Logging ──────┘  │ a sync failed  └──────► Idle: replies   └──► nothing is committed any more
+//!       a frame          └──► what is not in doubt is taken up again by the next commit; the rest gets EIO
 //! ```
 //!
 //! One commit is under way; whoever asks meanwhile shares the next one. A commit takes the changed records *as
 //! they are when it begins*: writes that end while it syncs are not covered by that sync, so their records must not
 //! be in its batch. A write whose record did not change is covered by the sync alone; if there is nothing to record,
-//! there is no batch.
+//! there is no batch. If there are map records only, they are synced with the data, in a frame of the intent log
+//! ([`super::intents`]), and go into a later batch.
 //!
 //! **A failed sync is final** for every volume that had written since the last good one: Linux may have dropped
 //! their pages, and no later sync would tell. Nothing of theirs is committed any more, and FLUSH and FUA fail.
@@ -75,18 +76,34 @@ impl Bundle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Idle,
+    /// A frame is being written.
+    Logging,
     /// So many files are still being synced.
     Syncing(usize),
     Batching,
 }
 
+/// How the commit under way makes its records durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It has none: the sync is all.
+    Sync,
+    /// In a frame of the intent log.
+    Frame,
+    /// In a batch of the metadata store, with those of all frames before.
+    Batch,
+}
+
 /// See the module.
 pub(super) struct Commits {
     state: State,
+    kind: Kind,
     /// The number of the last durable batch.
     commit: u64,
     /// Somebody waits, or there is enough to commit.
     pub(super) wanted: bool,
+    /// The next commit goes to the metadata store, whatever a frame could do.
+    batch_wanted: bool,
     next: Vec<Waiter>,
     next_bundles: Vec<Bundle>,
     /// So many of them, from the first on, are in the recent log.
@@ -112,8 +129,10 @@ impl Commits {
     pub(super) fn new(commit: u64) -> Self {
         Self {
             state: State::Idle,
+            kind: Kind::Sync,
             commit,
             wanted: false,
+            batch_wanted: false,
             next: Vec::new(),
             next_bundles: Vec::new(),
             told: 0,
@@ -179,18 +198,25 @@ impl Commits {
         }
     }
 
-    /// Somebody waits for the next commit.
+    /// The next commit begins as soon as it can, and goes to the metadata store.
+    pub(super) fn want_batch(&mut self) {
+        (self.wanted, self.batch_wanted) = (true, true);
+    }
+
+    /// Somebody waits for the next commit. Background work goes on from what the metadata store holds.
     pub(super) fn add_waiter(&mut self, waiter: Waiter) {
+        self.batch_wanted |= !matches!(waiter, Waiter::Request { .. });
         self.next.push(waiter);
         self.wanted = true;
     }
 }
 
 impl Store {
-    /// Whether any record was changed that is not durable.
+    /// Whether any record was changed that the metadata store lacks.
     pub(super) fn has_uncommitted(&self) -> bool {
         let dirty = |disk: &super::Served| !disk.failed && !disk.dirty.is_empty();
-        !self.commits.next_bundles.is_empty() || self.served.iter().flatten().any(dirty)
+        let waiting = !self.commits.next_bundles.is_empty() || !self.intents.records.is_empty();
+        waiting || self.served.iter().flatten().any(dirty)
     }
 
     /// Whether anything was written that is not durable.
@@ -220,7 +246,7 @@ impl Store {
     /// Changes of the catalog that somebody waits for.
     pub(super) fn commit_bundle(&mut self, bundle: Bundle) {
         self.commits.add_bundle(bundle);
-        self.commits.wanted = true;
+        self.commits.want_batch();
     }
 
     /// Begins a commit, if one is wanted and none is under way.
@@ -232,18 +258,55 @@ impl Store {
             return;
         }
         self.append_recent();
+        let batch = self.needs_batch();
         let commits = &mut self.commits;
-        (commits.wanted, commits.told) = (false, 0);
+        (commits.wanted, commits.batch_wanted, commits.told) = (false, false, 0);
         // Empty here, and it keeps its memory: no allocation at steady state.
         std::mem::swap(&mut commits.covered, &mut commits.next);
         let bundles = std::mem::take(&mut commits.next_bundles);
         self.commits.covered_bundles = self.sound_bundles(bundles);
         self.take_records();
+        self.pool.begin_commit();
+        if !batch && self.commits.records.is_empty() && !self.intents.holds_writes() {
+            self.commits.kind = Kind::Sync;
+            return self.sync_files(io);
+        }
+        let records = std::mem::take(&mut self.commits.records);
+        let logged = !batch && self.log_records(&records, io);
+        self.commits.records = records;
+        if logged {
+            (self.commits.kind, self.commits.state) = (Kind::Frame, State::Logging);
+            return;
+        }
+        self.begin_batch();
+        self.sync_files(io);
+    }
+
+    /// What only the metadata store can take: changes of the catalog, and what background work waits for.
+    fn needs_batch(&self) -> bool {
+        let commits = &self.commits;
+        commits.batch_wanted || !commits.next_bundles.is_empty() || !self.intents.can_log()
+    }
+
+    fn begin_batch(&mut self) {
+        self.commits.kind = Kind::Batch;
+        self.intents.begin_commit();
         if self.has_batch() {
             self.recent.begin_commit();
         }
-        self.pool.begin_commit();
-        self.sync_files(io);
+    }
+
+    /// Nothing of the commit under way has happened: it begins anew, as a batch.
+    pub(super) fn put_off_commit(&mut self, io: &mut Io<'_>) {
+        self.commits.state = State::Idle;
+        self.pool.put_off_commit();
+        self.void_records();
+        self.void_bundles();
+        let commits = &mut self.commits;
+        commits.covered.append(&mut commits.next);
+        std::mem::swap(&mut commits.covered, &mut commits.next);
+        commits.want_batch();
+        self.start_commit(io);
     }
 
     fn take_records(&mut self) {
@@ -262,10 +325,11 @@ impl Store {
     /// Whether the commit that has begun has anything to record.
     fn has_batch(&self) -> bool {
         let bundles = &self.commits.covered_bundles;
-        !self.commits.records.is_empty() || bundles.iter().any(|bundle| !bundle.changes.is_empty())
+        let records = !self.commits.records.is_empty() || !self.intents.records.is_empty();
+        records || bundles.iter().any(|bundle| !bundle.changes.is_empty())
     }
 
-    fn sync_files(&mut self, io: &mut Io<'_>) {
+    pub(super) fn sync_files(&mut self, io: &mut Io<'_>) {
         let mut files = 0;
         for file in 0..self.commits.unsynced.len() {
             if self.commits.unsynced[file] {
@@ -279,7 +343,7 @@ impl Store {
         self.commits.sync_failed = false;
         self.commits.state = State::Syncing(files);
         if files == 0 {
-            self.write_batch(io);
+            self.files_synced(io);
         }
     }
 
@@ -304,12 +368,26 @@ impl Store {
             for disk in self.served.iter_mut().flatten() {
                 disk.syncing = false;
             }
-            self.write_batch(io);
+            self.files_synced(io);
+        }
+    }
+
+    fn files_synced(&mut self, io: &mut Io<'_>) {
+        match self.commits.kind {
+            Kind::Sync => self.commit_ended(io),
+            Kind::Frame => {
+                let records = std::mem::take(&mut self.commits.records);
+                self.intents.frame_durable(records);
+                self.commit_ended(io);
+            }
+            Kind::Batch => self.write_batch(io),
         }
     }
 
     fn write_batch(&mut self, io: &mut Io<'_>) {
-        let mut batch = std::mem::take(&mut self.commits.records);
+        // In the order in which they were made: the last record of a cluster counts.
+        let mut batch = self.intents.records.clone();
+        batch.append(&mut self.commits.records);
         for bundle in &mut self.commits.covered_bundles {
             batch.append(&mut bundle.changes);
         }
@@ -328,6 +406,7 @@ impl Store {
             Ok(()) => {
                 self.commits.commit += 1;
                 self.recent.commit_durable(self.commits.commit);
+                self.intents.batch_durable(self.commits.commit);
                 self.commits.durable_count += 1;
                 self.commit_ended(io);
             }
@@ -356,6 +435,7 @@ impl Store {
             }
         }
         self.commits.covered = covered;
+        self.release_held(io);
         self.continue_reclaim(io);
         self.continue_pack(io);
         self.feed_starved(io);
@@ -385,6 +465,7 @@ impl Store {
             }
         }
         self.commits.state = State::Idle;
+        self.intents.fail();
         // Some of the freed clusters belong to records that will never be committed now.
         self.pool.commit_failed();
         self.abandon_reclaim(io);
@@ -401,7 +482,7 @@ impl Store {
         self.abandon_pack();
         self.fail_waiting(io);
         self.load_wanted_maps();
-        self.commits.wanted = true;
+        self.commits.want_batch();
         self.start_commit(io);
     }
 
@@ -412,7 +493,10 @@ impl Store {
             let Change::Map(layer, cluster, _) = change else { unreachable!("records of maps") };
             let mut disks = self.served.iter_mut().flatten().filter(|disk| disk.is_volume());
             match disks.find(|disk| disk.top == layer) {
-                Some(disk) => disk.dirty.push(cluster),
+                Some(disk) => {
+                    disk.dirty.push(cluster);
+                    self.intents.moved();
+                }
                 // Closed since: nothing of it changes any more, but what was sealed later comes later.
                 None => closed.push(change),
             }
@@ -511,6 +595,7 @@ impl Store {
         self.abandon_reclaim(io);
         self.abandon_pack();
         self.load_wanted_maps();
+        self.release_held(io);
         self.feed_starved(io);
     }
 }

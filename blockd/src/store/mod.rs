@@ -15,6 +15,7 @@
 //! | `served` | one disk that clients see: its map, its waiting jobs, what of it is not committed yet |
 //! | `transfer` | reads, writes and zeroes; what is read from where, what is written in place |
 //! | `commit` | group commit: what is durable when |
+//! | `intents` | records that are made durable with their data, before the metadata store has them |
 //! | `commands` | volumes, snapshots and clones are made, changed and deleted |
 //! | `reclaim` | layers that nobody names any more are merged or dropped in the background |
 //! | `pack` | sparse records of closed layers are packed in the background |
@@ -34,6 +35,7 @@ mod commit;
 mod copy;
 mod doors;
 mod identity;
+mod intents;
 mod mirror;
 mod moves;
 mod pack;
@@ -67,6 +69,7 @@ use crate::units::{LayerId, VolumeId};
 use catalog::Catalog;
 use commit::Commits;
 use doors::Admitted;
+use intents::Intents;
 use pack::Pack;
 use pool::Pool;
 use recent::Recent;
@@ -110,6 +113,7 @@ pub struct Store {
     starved: VecDeque<usize>,
     extending: Option<pool::Extension>,
     commits: Commits,
+    intents: Intents,
     recent: Recent,
     reclaim: Reclaim,
     pack: Pack,
@@ -154,6 +158,7 @@ impl Store {
             starved: VecDeque::new(),
             extending: None,
             commits: Commits::new(commit),
+            intents: Intents::default(),
             recent: Recent::new(commit),
             reclaim: Reclaim::default(),
             pack: Pack::default(),
@@ -348,6 +353,7 @@ impl Store {
     pub fn disk_done(&mut self, done: DiskDone, io: &mut Io<'_>) {
         match done.op.tag {
             commit::TAG_SYNC => self.sync_done(&done, io),
+            intents::TAG_INTENT => self.intent_written(done, io),
             // Advice: what comes of it, a sync will say.
             replica::TAG_WRITE_SOON => self.writes_soon -= 1,
             transfer::TAG_EXTEND => self.extended(done.result, io),
@@ -374,7 +380,7 @@ impl Store {
         if now >= self.next_commit_at {
             self.next_commit_at = now.after(COMMIT_INTERVAL);
             if self.has_uncommitted() {
-                self.commits.wanted = true;
+                self.commits.want_batch();
             }
             // Room may have been made on the file system since.
             self.pool.full = false;
@@ -396,7 +402,9 @@ impl Store {
     pub fn begin_stop(&mut self, io: &mut Io<'_>) {
         self.stopping = true;
         self.end_all_mirrors(io);
-        self.commits.wanted |= self.has_uncommitted() || self.has_unsynced();
+        if self.has_uncommitted() || self.has_unsynced() {
+            self.commits.want_batch();
+        }
         self.pump(io);
     }
 

@@ -347,6 +347,11 @@ impl Pool {
         self.release();
     }
 
+    /// The commit that has begun does not come: what it would free is freed with the next.
+    pub fn put_off_commit(&mut self) {
+        self.freed.append(&mut self.freeing);
+    }
+
     /// The commit has failed: records that name its freed clusters, and those freed since, may be the ones that
     /// are found when the store is opened again. None of them is used before that.
     pub fn commit_failed(&mut self) {

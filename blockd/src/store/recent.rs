@@ -114,7 +114,8 @@ impl Store {
         let appended = log.append(self.recent.commit, changes);
         changes.clear();
         match appended {
-            Ok(bytes) => self.commits.wanted |= bytes >= COMMIT_BYTES,
+            Ok(bytes) if bytes >= COMMIT_BYTES => self.commits.want_batch(),
+            Ok(_) => {}
             Err(error) => self.recent.abandon(&format!("the recent log cannot be written: {error}")),
         }
     }

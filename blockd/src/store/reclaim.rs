@@ -618,6 +618,7 @@ impl Store {
         } else {
             // Its record is taken when the commit begins: it may have changed again by then.
             self.disk_mut(export).dirty.push(cluster);
+            self.intents.moved();
             self.recent.touch(export);
             volume = self.catalog.is_head(child);
         }

@@ -105,6 +105,10 @@ pub(super) struct Target {
     grows: bool,
     /// Blocks that the map is to learn of.
     learned: Mask,
+    /// Blocks that are written.
+    blocks: Mask,
+    /// Those of them that the intent log watches.
+    watched: Mask,
 }
 
 /// A place that is still to be found: cluster 0 is a superblock.

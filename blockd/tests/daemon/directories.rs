@@ -42,7 +42,7 @@ fn a_later_format_is_refused() {
     meta.write(&[Change::Store(later), Change::Commit(loaded.commit + 1)]).unwrap();
     drop(meta);
     let (code, log) = place.refused();
-    assert!(code == 8 && log.contains("FORMAT_NEWER: metadata of version 4, this program knows 3"), "{log}");
+    assert!(code == 8 && log.contains("FORMAT_NEWER: metadata of version 5, this program knows 4"), "{log}");
 }
 
 #[test]

@@ -54,13 +54,19 @@ fn nothing_is_called_durable_any_more(injection: &str) {
     client.write(0, &[1; 8192]).unwrap();
     client.flush().unwrap();
     place.ok("snapshot create web@a");
-    client.write(0, &[2; 4096]).unwrap();
-    client.flush().unwrap();
+    for at in [0, 32 << 10] {
+        client.write(at, &[2; 4096]).unwrap();
+        client.flush().unwrap();
+    }
 
     let saboteur = Saboteur::attach(&daemon, injection);
     client.write(64 << 10, &[3; 4096]).unwrap();
+    // A FLUSH alone would have its records in the intent log only.
+    place.not_ok("volume create third --size 1M", 1);
     assert!(matches!(client.flush(), Err(ClientError::Failed(errno::EIO))), "{injection}");
     saboteur.detach();
+    // The last frame of the intent log is not known to be durable, and will not be: nothing is written over it.
+    assert_eq!(client.call_write(0, 32 << 10, &[4; 4096]).unwrap(), Err(errno::EIO), "{injection}");
     // The system calls work again; what they say proves nothing any more.
     for at in [0, 128 << 10] {
         client.write(at, &[4; 4096]).unwrap();
@@ -93,6 +99,7 @@ fn nothing_is_called_durable_any_more(injection: &str) {
         found[0]
     );
     assert!([0, 3].contains(&client.read(64 << 10, 4096).unwrap()[0]));
+    assert_eq!(client.read(32 << 10, 4096).unwrap(), [2; 4096]);
     assert_eq!(place.client("web@a").read(0, 8192).unwrap(), [1; 8192]);
     client.write(0, &[7; 4096]).unwrap();
     client.flush().unwrap();

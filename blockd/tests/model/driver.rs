@@ -109,15 +109,17 @@ struct Case {
     kept: bool,
     /// Faults are drawn in this case.
     with_faults: bool,
+    /// All requests are for the same few blocks, and many are FLUSHes.
+    hot: bool,
     /// Tell what happens.
     trace: bool,
 }
 
-pub(crate) fn run_case(seed: u64) {
-    println!("{:?}", run_case_counting(seed, true));
+pub(crate) fn run_case(seed: u64, hot: bool) {
+    println!("{:?}", run_case_counting(seed, hot, true));
 }
 
-pub(crate) fn run_case_counting(seed: u64, trace: bool) -> Seen {
+pub(crate) fn run_case_counting(seed: u64, hot: bool, trace: bool) -> Seen {
     let mut world = World::new(seed);
     let with_faults = world.rng.bool();
     let steps = world.rng.usize(50..400);
@@ -140,12 +142,17 @@ pub(crate) fn run_case_counting(seed: u64, trace: bool) -> Seen {
         fate: Rng::with_seed(!seed),
         kept: false,
         with_faults,
+        hot,
         trace,
     };
     case.create();
     case.settle();
     for _ in 0..steps {
-        case.step();
+        if hot {
+            case.hot_step();
+        } else {
+            case.step();
+        }
         case.collect();
     }
     case.finish();

@@ -23,14 +23,29 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn the_store_keeps_its_promises() {
+    let (seen, cases) = run_cases(false);
+    if cases >= 500 {
+        seen.assert_everything_happened();
+    }
+}
+
+/// What a commit has under way is changed again, in all ways there are.
+#[test]
+fn a_few_blocks_written_and_flushed_again_and_again_keep_them() {
+    run_cases(true);
+}
+
+/// What was seen, in how many cases.
+fn run_cases(hot: bool) -> (driver::Seen, u64) {
     if let Some(seed) = number("MODEL_SEED") {
-        return driver::run_case(seed);
+        driver::run_case(seed, hot);
+        return (driver::Seen::default(), 1);
     }
     let first = number("MODEL_FIRST").unwrap_or(1);
     let cases = number("MODEL_CASES").unwrap_or(CASES);
     let mut seen = driver::Seen::default();
     for seed in first..first + cases {
-        let outcome = std::panic::catch_unwind(|| driver::run_case_counting(seed, false));
+        let outcome = std::panic::catch_unwind(|| driver::run_case_counting(seed, hot, false));
         match outcome {
             Ok(counts) => seen.add(&counts),
             Err(cause) => {
@@ -40,7 +55,5 @@ fn the_store_keeps_its_promises() {
         }
     }
     println!("{cases} cases from seed {first}: {seen:?}");
-    if cases >= 500 {
-        seen.assert_everything_happened();
-    }
+    (seen, cases)
 }

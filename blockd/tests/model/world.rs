@@ -7,6 +7,7 @@ use blockd::catalog::memory::{MemoryMeta, RawRecord, SimMetaPort, collect};
 use blockd::catalog::meta::MetaStore;
 use blockd::checkpoint::{Checkpoint, SavedMap, Unusable};
 use blockd::control::{Answer, Control, ControlError};
+use blockd::intents::Recovered;
 use blockd::rebuild;
 use blockd::store::pool::{Pool, PoolFile};
 use blockd::store::{Store, Subject, Token};
@@ -18,7 +19,7 @@ use nbd_server::disk::{ExportIndex, FileId};
 use nbd_server::export::{Command, Io, Reply, Request, RequestId};
 use nbd_server::reactor::buffer;
 
-use sim_hosts::killed::SimRecent;
+use sim_hosts::killed::{SimRecent, begin, read_intents};
 
 /// Clusters of the pool's two files.
 pub(crate) const FILES: [u32; 2] = [40, 24];
@@ -38,6 +39,13 @@ pub(crate) struct World {
     checkpoints: Vec<Vec<u8>>,
     pub(crate) checkpoints_used: u64,
     pub(crate) checkpoints_refused: u64,
+    /// Frames of the intent log that a start has taken over.
+    pub(crate) frames_found: u64,
+    /// Starts that have found the last one's data not all there.
+    pub(crate) frames_unfinished: u64,
+    /// Frames that were made durable, and writes that waited for one.
+    pub(crate) frames: u64,
+    pub(crate) held: u64,
 }
 
 /// Runs a call on the store that takes an `Io`; afterwards holds what holds between any two events.
@@ -149,6 +157,7 @@ fn open(meta: &MemoryMeta, files: [u32; 2]) -> (Store, SimMetaPort, SimRecent) {
     let mut store = Store::new(loaded, pool, Box::new(port.clone()), 1_000);
     let recent = SimRecent::default();
     store.keep_recent(Box::new(recent.clone()));
+    store.log_intents();
     (store, port, recent)
 }
 
@@ -175,6 +184,10 @@ impl World {
             checkpoints: Vec::new(),
             checkpoints_used: 0,
             checkpoints_refused: 0,
+            frames_found: 0,
+            frames_unfinished: 0,
+            frames: 0,
+            held: 0,
         }
     }
 
@@ -183,7 +196,19 @@ impl World {
         self.keep_checkpoint();
         self.disk.power_cut();
         let meta = self.meta.power_cut(&mut self.rng);
+        let Recovered { changes, frames, unfinished } = self.read_intents(&meta);
+        // A stop leaves no frames, and a checkpoint that is to be found of use.
+        if frames > 0 || unfinished {
+            begin(&meta, changes);
+        }
         self.open(&meta);
+    }
+
+    fn read_intents(&mut self, meta: &MemoryMeta) -> Recovered {
+        let found = read_intents(&self.disk, meta);
+        self.frames_found += u64::from(found.frames);
+        self.frames_unfinished += u64::from(found.unfinished);
+        found
     }
 
     /// The process is killed, and another is started. Whether it must know of everything that was answered.
@@ -192,12 +217,21 @@ impl World {
         let kept = !self.recent.is_abandoned();
         self.disk.kill(!kept);
         let meta = self.meta.power_cut(&mut self.rng);
-        self.recent.replay(&meta);
+        let intents = self.read_intents(&meta);
+        self.recent.replay(&meta, intents.changes);
         self.open(&meta);
         kept
     }
 
+    /// Adds what the store has counted since it was opened.
+    pub(crate) fn count_intents(&mut self) {
+        let (frames, held) = self.store.intent_counts();
+        self.frames += frames;
+        self.held += held;
+    }
+
     fn open(&mut self, meta: &MemoryMeta) {
+        self.count_intents();
         (self.store, self.meta, self.recent) = open(meta, self.files);
         self.replies.clear();
         self.read_records(meta);

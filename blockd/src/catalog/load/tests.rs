@@ -200,7 +200,7 @@ fn the_mark_decides_whether_commits_are_missing() {
 fn a_later_format_is_named_before_anything_is_decoded() {
     let newer = StoreRecord { version: METADATA_VERSION + 1, ..store_record() };
     let refused = refusal(&[Change::Store(newer), Change::Layer(LayerId(1), None)]);
-    assert!(refused.starts_with("FORMAT_NEWER: metadata of version 4"), "{refused}");
+    assert!(refused.starts_with("FORMAT_NEWER: metadata of version 5"), "{refused}");
 }
 
 #[test]

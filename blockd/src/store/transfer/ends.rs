@@ -105,7 +105,9 @@ impl Store {
     /// A change is on the medium, and in the map: have it mirrored, if that is wanted, before it is answered.
     pub(super) fn end_change(&mut self, key: usize, fua: bool, io: &mut Io<'_>) {
         let export = self.jobs[key].export;
-        self.commits.wanted |= self.disk(export).dirty.len() >= DIRTY_RECORDS_MAX;
+        if self.disk(export).dirty.len() >= DIRTY_RECORDS_MAX {
+            self.commits.want_batch();
+        }
         if !self.park(key, fua, io) {
             self.end_mirrored_change(key, fua, io);
         }

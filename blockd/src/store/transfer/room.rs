@@ -49,7 +49,7 @@ impl Store {
         self.extend_pool(io);
         let dirty = self.served.iter().flatten().any(|disk| disk.dirty.len() >= DIRTY_RECORDS_LIMIT);
         if self.pool.has_freed() || dirty {
-            self.commits.wanted = true;
+            self.commits.want_batch();
         }
         // What packing has taken it gives back, or frees more for it.
         let waiting = self.pool.pending_free() > 0 || dirty || self.pack.has_taken();

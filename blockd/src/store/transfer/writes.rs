@@ -23,12 +23,27 @@ impl Store {
         let mut missing = 0;
         for (cluster, blocks) in clusters(range) {
             if let Some(place) = disk.map().owned(cluster, blocks) {
-                targets.push(Target { cluster, place, grows: false, learned: Mask::NONE });
+                targets.push(Target {
+                    cluster,
+                    place,
+                    grows: false,
+                    learned: Mask::NONE,
+                    blocks,
+                    watched: Mask::NONE,
+                });
                 continue;
             }
             let place = disk.own_place(cluster);
             missing += u64::from(place.is_none());
-            targets.push(Target { cluster, place: place.unwrap_or(NOWHERE), grows: true, learned: blocks });
+            let place = place.unwrap_or(NOWHERE);
+            targets.push(Target {
+                cluster,
+                place,
+                grows: true,
+                learned: blocks,
+                blocks,
+                watched: Mask::NONE,
+            });
         }
         let room = disk.dirty.len() < DIRTY_RECORDS_LIMIT;
         if missing > 0 && (missing > self.pool.free_now() || !room) {
@@ -38,19 +53,24 @@ impl Store {
             let taken = target.place == NOWHERE;
             if taken {
                 target.place = self.pool.take().expect("counted before");
+                self.intents.taken(target.place);
             }
             disk.begin_growing(target.cluster, target.place, taken);
         }
         Ok(targets)
     }
 
-    pub(super) fn begin_write(&mut self, key: usize, io: &mut Io<'_>) {
+    pub(in super::super) fn begin_write(&mut self, key: usize, io: &mut Io<'_>) {
         let job = &self.jobs[key];
         let Task::Write { at, buf: Some(buf), .. } = &job.task else { unreachable!("a write with its data") };
         let (export, range) = (job.export, *at..*at + buf.len() as u64);
+        if self.must_hold(export, &range) {
+            return self.hold_write(key, io);
+        }
         let found = self.find_targets(export, &range);
         self.extend_pool(io);
-        let Ok(found) = found else { return self.starve(key) };
+        let Ok(mut found) = found else { return self.starve(key) };
+        self.watch_targets(key, &mut found);
         let mut runs = SmallVec::<[Run; 4]>::new();
         for (target, (_, blocks)) in found.iter().zip(clusters(&range)) {
             let (end, first) = (16 - blocks.0.leading_zeros(), blocks.0.trailing_zeros());
@@ -62,6 +82,32 @@ impl Store {
         let buf = buf.take().expect("looked at above");
         self.disk_mut(export).unsynced = true;
         self.write_runs(key, &runs, buf, io);
+    }
+
+    /// Has the intent log know what is written to blocks that no durable record names.
+    fn watch_targets(&mut self, key: usize, targets: &mut [Target]) {
+        let mut from = 0;
+        for target in targets {
+            let shared = target.grows && self.is_written_to(key, target);
+            let Task::Write { buf: Some(buf), .. } = &self.jobs[key].task else {
+                unreachable!("a write with its data")
+            };
+            let data = &buf[from..from + bytes(target.blocks.count())];
+            target.watched =
+                self.intents.write_begins(target.place, target.blocks, data, (target.grows, shared));
+            from += data.len();
+        }
+    }
+
+    /// Whether another write to some of the blocks is under way.
+    fn is_written_to(&self, key: usize, target: &Target) -> bool {
+        let mut others = self.jobs.iter().filter(|(other, _)| *other != key);
+        others.any(|(_, job)| {
+            let Task::Write { targets, .. } = &job.task else { return false };
+            targets
+                .iter()
+                .any(|other| other.place == target.place && !other.blocks.and(target.blocks).is_empty())
+        })
     }
 
     fn write_runs(&mut self, key: usize, runs: &[Run], mut buf: Buf, io: &mut Io<'_>) {
@@ -86,6 +132,9 @@ impl Store {
         let (export, error) = (job.export, job.error);
         let Task::Write { targets, fua, .. } = &mut job.task else { unreachable!("a write") };
         let (targets, fua) = (std::mem::take(targets), *fua);
+        for target in targets.iter().filter(|target| !target.watched.is_empty()) {
+            self.intents.write_ended(target.place, target.watched, error.is_none());
+        }
         for target in targets.iter().filter(|target| target.grows) {
             if error.is_none() && !target.learned.is_empty() {
                 self.learn(export, target);
@@ -101,6 +150,7 @@ impl Store {
 
     fn learn(&mut self, export: ExportIndex, target: &Target) {
         self.recent.touch(export);
+        self.intents.learned(target.place, target.learned);
         let disk = self.disk_mut(export);
         disk.install(target.cluster, target.place, target.learned);
         disk.end_growing(target.cluster, true);

@@ -34,6 +34,26 @@ impl Case {
         }
     }
 
+    /// Little else than requests, and what becomes of them.
+    pub(super) fn hot_step(&mut self) {
+        match self.world.rng.u32(..100) {
+            0..45 => self.request(),
+            45..75 => {
+                self.world.disk_step();
+            }
+            75..88 => {
+                self.world.meta_step();
+            }
+            88..90 => self.ask(),
+            90 => self.world.tick(6000),
+            91..94 => self.crash(),
+            94..97 if self.with_faults => self.fault(),
+            _ => {
+                self.world.disk_step();
+            }
+        }
+    }
+
     /// A client comes, whose map stays in memory, or one goes.
     fn connection(&mut self) {
         if self.world.rng.u8(..5) < 2 && !self.connected.is_empty() {

@@ -14,6 +14,11 @@ impl Case {
         self.delete_volumes();
         self.check_nothing_left();
         self.seen.count("all space back");
+        self.world.count_intents();
+        self.seen.count_many("frame", self.world.frames);
+        self.seen.count_many("frame found", self.world.frames_found);
+        self.seen.count_many("frame unfinished", self.world.frames_unfinished);
+        self.seen.count_many("write held", self.world.held);
         self.seen.count_many("checkpoint used", self.world.checkpoints_used);
         self.seen.count_many("checkpoint out of date", self.world.checkpoints_refused);
     }

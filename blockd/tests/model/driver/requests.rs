@@ -10,8 +10,38 @@ use super::{Asked, Case, KIB, Kind, Pending};
 use crate::reference::{CELL_BYTES, NEVER, cells};
 
 impl Case {
+    /// One of a few blocks, again and again: written at once, made zero, flushed.
+    fn hot_request(&mut self, volume: String) {
+        const BLOCKS: u64 = 6;
+        let first = self.world.rng.u64(..BLOCKS);
+        let length = self.world.rng.u64(1..=(BLOCKS - first).min(3)) * 4096;
+        let (offset, size) = (first * 4096, self.reference.volumes[&volume].cells.len() as u64 * CELL_BYTES);
+        if offset + length > size {
+            return;
+        }
+        let (range, bytes) = (cells(offset)..cells(offset + length), length as u32);
+        let fua = self.world.rng.u8(..8) == 0;
+        match self.world.rng.u32(..20) {
+            0..11 => {
+                let stamp = self.time + 1;
+                let mut buf = self.world.buffers.take(length as usize);
+                fill(&mut buf, stamp);
+                let command = Command::Write { buf, fua };
+                self.issue(volume, Kind::Write { stamp, fua }, range, offset, bytes, command);
+            }
+            11..14 => {
+                let kind = Kind::Write { stamp: 0, fua };
+                self.issue(volume, kind, range, offset, bytes, Command::Trim { fua });
+            }
+            _ => self.issue(volume, Kind::Flush, 0..0, 0, 0, Command::Flush),
+        }
+    }
+
     pub(super) fn request(&mut self) {
         let Some(volume) = self.some_volume() else { return };
+        if self.hot {
+            return self.hot_request(volume);
+        }
         let size = self.reference.volumes[&volume].cells.len() as u64 * CELL_BYTES;
         let aligned = self.world.rng.u8(..4) != 0;
         let unit = if aligned { 4096 } else { CELL_BYTES };
