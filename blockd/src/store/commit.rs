@@ -203,6 +203,12 @@ impl Commits {
         (self.wanted, self.batch_wanted) = (true, true);
     }
 
+    /// Clients' requests that wait for a commit.
+    pub(super) fn requests(&self) -> u64 {
+        let waiters = self.next.iter().chain(&self.covered);
+        waiters.filter(|waiter| matches!(waiter, Waiter::Request { .. })).count() as u64
+    }
+
     /// Somebody waits for the next commit. Background work goes on from what the metadata store holds.
     pub(super) fn add_waiter(&mut self, waiter: Waiter) {
         self.batch_wanted |= !matches!(waiter, Waiter::Request { .. });
@@ -234,10 +240,11 @@ impl Store {
 
     /// Whoever waits is told when everything that has ended so far is durable.
     pub(super) fn make_durable(&mut self, waiter: Waiter, io: &mut Io<'_>) {
-        if let Waiter::Request { id, export } = waiter
-            && (self.commits.meta_failed || self.disk(export).failed)
-        {
-            return io.reply(id, Err(Errno::Io));
+        if let Waiter::Request { id, export } = waiter {
+            self.throttle.request_left();
+            if self.commits.meta_failed || self.disk(export).failed {
+                return io.reply(id, Err(Errno::Io));
+            }
         }
         self.commits.add_waiter(waiter);
         self.start_commit(io);

@@ -20,6 +20,7 @@
 //! | `reclaim` | layers that nobody names any more are merged or dropped in the background |
 //! | `pack` | sparse records of closed layers are packed in the background |
 //! | `copy` | blocks are copied for the two |
+//! | `throttle` | the two leave clients their speed |
 //! | `replica` | volumes that follow another host's |
 //! | `mirror` | what clients change of a volume is at another host before they are answered |
 //! | `moves` | volumes go from one host to another: who may write |
@@ -46,6 +47,7 @@ mod replica;
 mod served;
 mod status;
 pub mod superblock;
+mod throttle;
 mod transfer;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -75,6 +77,7 @@ use pool::Pool;
 use recent::Recent;
 use reclaim::Reclaim;
 use served::{MapState, Served};
+use throttle::Throttle;
 use transfer::Job;
 
 pub use mirror::{MIRROR_BACKLOG_MAX, MIRROR_BATCH_CLUSTERS, MIRROR_BATCHES_MAX, MIRROR_STALL_MAX};
@@ -117,6 +120,7 @@ pub struct Store {
     recent: Recent,
     reclaim: Reclaim,
     pack: Pack,
+    throttle: Throttle,
     pins: Slab<Vec<LayerId>>,
     applying: Slab<replica::Applying>,
     asked: status::Asked,
@@ -162,6 +166,7 @@ impl Store {
             recent: Recent::new(commit),
             reclaim: Reclaim::default(),
             pack: Pack::default(),
+            throttle: Throttle::default(),
             pins: Slab::new(),
             applying: Slab::new(),
             asked: status::Asked::default(),
@@ -377,6 +382,7 @@ impl Store {
     /// Time passes. Returns when to be called again at the latest.
     pub fn tick(&mut self, now: Nanos, io: &mut Io<'_>) -> Option<Nanos> {
         self.now = now;
+        self.look_at_load();
         if now >= self.next_commit_at {
             self.next_commit_at = now.after(COMMIT_INTERVAL);
             if self.has_uncommitted() {
@@ -391,11 +397,7 @@ impl Store {
         self.continue_reclaim(io);
         self.continue_pack(io);
         self.pump(io);
-        [self.pack.next_at(), self.reclaim.next_at(now), refuse_at, break_at]
-            .into_iter()
-            .flatten()
-            .chain([self.next_commit_at])
-            .min()
+        [self.background_at(), refuse_at, break_at].into_iter().flatten().chain([self.next_commit_at]).min()
     }
 
     /// No new background work; what is not committed is.

@@ -43,7 +43,8 @@ const STEP_RECORDS: usize = 256;
 const SCAN_RECORDS: usize = 256;
 /// Packing must leave one cluster in so many, or it is not worth the copying.
 const WORTH_PARTS: usize = 2;
-/// Between two steps: clients come first.
+/// Between two steps, whether clients are there or not ([`super::throttle`]): what nobody waits for need not keep disk and
+/// processor busy.
 const STEP_PAUSE: Duration = Duration::from_millis(100);
 /// Between two looks for a layer to pack, when there was none.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -162,7 +163,7 @@ impl Store {
                 Some(Stage::Scanning(_) | Stage::Copying(_)) | None => {}
             }
         }
-        if self.pack.active.is_none() && self.now >= self.pack.next_at {
+        if self.pack.active.is_none() && self.now >= self.pack.next_at && !self.must_rest() {
             self.begin_pack();
         }
     }
@@ -393,6 +394,7 @@ impl Store {
     fn end_step(&mut self, pause: Duration, io: &mut Io<'_>) {
         self.give_back_taken();
         self.pack.next_at = self.now.after(pause);
+        self.throttle.step_ended();
         self.continue_reclaim(io);
     }
 }

@@ -1,8 +1,11 @@
 //! Layers that nobody names any more are merged into their only child, or dropped, in the background.
 //!
 //! ```text
-//!  idle ─► scan 256 records ─► move each ─► commit ─► scan … ─► none left: the layer's own record ─► commit ─► idle
+//!  idle ─► scan 256 records ─► move each ─► commit ─► rest ─► scan … ─► none left: the layer's own record ─► commit ─► idle
 //! ```
+//!
+//! **A rest** leaves clients their speed (`throttle`). All that was moved is durable then: the layer may be read and pinned,
+//! and is left for that.
 //!
 //! **Moving a record** of layer *k* into its child *c*, at one cluster:
 //!
@@ -74,6 +77,8 @@ enum Stage {
     Syncing,
     /// A commit makes the moves durable.
     Committing,
+    /// They are: the next step is to begin, when clients have had their time.
+    Resting,
     /// A commit forgets the layer.
     Ending,
 }
@@ -88,6 +93,12 @@ struct Active {
     left_behind: bool,
     /// Moves whose blocks were copied into a closed layer, and whose records wait for them to be durable.
     copied: Vec<usize>,
+}
+
+impl Active {
+    fn rests(&self) -> bool {
+        matches!(self.stage, Stage::Resting)
+    }
 }
 
 /// See the module.
@@ -114,12 +125,18 @@ pub(super) struct Reclaim {
 impl Reclaim {
     /// Whether a layer of the chain is being moved.
     pub(super) fn touches(&self, chain: &[LayerId]) -> bool {
-        self.active.as_ref().is_some_and(|active| chain.contains(&active.layer))
+        let moved = |active: &Active| !active.rests() && chain.contains(&active.layer);
+        self.active.as_ref().is_some_and(moved)
     }
 
     /// Whether something is under way, of a layer that was given up even.
     pub(super) fn is_busy(&self) -> bool {
         self.active.is_some() || self.moves > 0 || self.scanning
+    }
+
+    /// Whether a step is under way.
+    pub(super) fn is_working(&self) -> bool {
+        self.is_busy() && !self.active.as_ref().is_some_and(Active::rests)
     }
 
     /// Somebody wants a layer that is being moved: it is left at the end of the step, for a while.
@@ -299,6 +316,7 @@ impl Store {
         if self.reclaim.active.is_none() {
             self.begin_reclaim();
         }
+        self.end_rest();
         if std::mem::take(&mut self.reclaim.commit_ended) {
             self.step_committed(io);
         }
@@ -308,6 +326,7 @@ impl Store {
         if !self.reclaim.wanted
             || self.reclaim.is_busy()
             || self.pack.is_busy()
+            || self.must_rest()
             || self.reclaim.yields(self.now)
         {
             return;
@@ -334,13 +353,10 @@ impl Store {
         let Some(active) = &mut self.reclaim.active else { return };
         match active.stage {
             Stage::Committing => {
-                active.stage = Stage::Scanning;
-                let (layer, from) = (active.layer, active.from);
-                if !self.stopping && self.may_go_on() {
-                    self.scan(layer, from, STEP_RECORDS);
-                } else {
-                    self.pause_reclaim();
-                }
+                active.stage = Stage::Resting;
+                self.throttle.step_ended();
+                self.load_wanted_maps();
+                self.end_rest();
             }
             Stage::Syncing => {
                 for key in std::mem::take(&mut active.copied) {
@@ -349,13 +365,26 @@ impl Store {
                 self.commit_step(Stage::Committing);
             }
             Stage::Ending => {
-                self.reclaim.active = None;
-                self.reclaim_later();
-                self.load_wanted_maps();
+                self.throttle.step_ended();
+                self.pause_reclaim();
                 self.continue_reclaim(io);
             }
-            Stage::Scanning | Stage::ScanningChild(_) | Stage::Moving(_) => {}
+            Stage::Scanning | Stage::ScanningChild(_) | Stage::Moving(_) | Stage::Resting => {}
         }
+    }
+
+    /// Begins the next step of a layer, unless it still rests.
+    fn end_rest(&mut self) {
+        if self.must_rest() || !self.reclaim.active.as_ref().is_some_and(Active::rests) {
+            return;
+        }
+        if self.stopping || !self.may_go_on() {
+            return self.pause_reclaim();
+        }
+        let Some(active) = &mut self.reclaim.active else { return };
+        active.stage = Stage::Scanning;
+        let (layer, from) = (active.layer, active.from);
+        self.scan(layer, from, STEP_RECORDS);
     }
 
     /// A cut may have closed the child since: its records are not complete in the metadata store then.
@@ -427,7 +456,7 @@ impl Store {
                 }
                 self.move_records(moving, &records, io);
             }
-            Stage::Moving(_) | Stage::Syncing | Stage::Committing | Stage::Ending => {
+            Stage::Moving(_) | Stage::Syncing | Stage::Committing | Stage::Resting | Stage::Ending => {
                 unreachable!("no scan is under way")
             }
         }

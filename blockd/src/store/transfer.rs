@@ -247,6 +247,7 @@ impl Store {
         let Request { id, offset, length, command } = request;
         let range = offset..offset + u64::from(length);
         self.count_request(&command, length);
+        self.throttle.request_came();
         let aligned = is_aligned(offset, length);
         let new = |task| Job::new(export, Some(id), range.clone(), task);
         let job = match command {

@@ -11,6 +11,7 @@ mod packing;
 mod reference;
 mod regressions;
 mod replicas;
+mod throttling;
 mod world;
 
 const CASES: u64 = 2000;

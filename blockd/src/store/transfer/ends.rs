@@ -137,6 +137,7 @@ impl Store {
         let error = outcome.as_ref().err().copied();
         let read = match job.client {
             Some(id) => {
+                self.throttle.request_left();
                 io.reply(id, outcome);
                 None
             }
