@@ -123,10 +123,11 @@ fn parse(text: &str) -> Result<Measurement, String> {
     Ok(report.measurement)
 }
 
-/// `nbd-load` beside this program: they are built together.
+/// `nbd-load` beside this program: they are built together. Where the system does not tell where that is, the one in the
+/// search path, whose absence is told when it is started.
 pub fn beside_us() -> PathBuf {
-    let own = std::env::current_exe().unwrap_or_default();
-    own.with_file_name("nbd-load")
+    let name = "nbd-load";
+    std::env::current_exe().map_or_else(|_| PathBuf::from(name), |own| own.with_file_name(name))
 }
 
 #[cfg(test)]

@@ -70,7 +70,8 @@ impl Stored {
             allocated: POOL_CLUSTERS,
         };
         let port = SimMetaPort::new(meta);
-        let store = Store::new(loaded, Pool::new(vec![file], in_use), Box::new(port.clone()), 1);
+        let mut store = Store::new(loaded, Pool::new(vec![file], in_use), Box::new(port.clone()), 1);
+        store.log_intents();
         let export = store.exports().find(|(_, served)| served.info().name == "part").expect("the volume").0;
         let mut stored = Self {
             kind,

@@ -217,7 +217,8 @@ mod tests {
         }
         assert_eq!(pairs.len(), held.len());
         assert!(held.iter().all(|&(row, number)| pairs.get(row) == pair(number)));
-        let most = held.len() * 2 * size_of::<Pair>() + PAGE_ROWS * size_of::<Pair>();
+        // It only grew; without the rows that were given back it would be twice as much.
+        let most = (held.len() * 5 / 4 + PAGE_ROWS) * size_of::<Pair>();
         assert!(pairs.memory_bytes() <= most, "{} bytes for {} rows", pairs.memory_bytes(), held.len());
         held.drain(..).for_each(|(row, number)| assert_eq!(pairs.remove(row), pair(number)));
         assert_eq!((pairs.len(), pairs.memory_bytes()), (0, 0));
