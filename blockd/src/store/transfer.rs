@@ -105,10 +105,26 @@ pub(super) struct Target {
     grows: bool,
     /// Blocks that the map is to learn of.
     learned: Mask,
+    /// The cluster was taken for this write: no other can be under way to it.
+    taken: bool,
     /// Blocks that are written.
     blocks: Mask,
     /// Those of them that the intent log watches.
     watched: Mask,
+}
+
+impl Target {
+    /// The map knows all the blocks there.
+    fn in_place(cluster: ClusterIndex, place: PoolCluster, blocks: Mask) -> Self {
+        let (grows, taken, learned, watched) = (false, false, Mask::NONE, Mask::NONE);
+        Self { cluster, place, grows, taken, learned, blocks, watched }
+    }
+
+    /// It does not; without a place a cluster is to be taken.
+    fn growing(cluster: ClusterIndex, place: Option<PoolCluster>, blocks: Mask) -> Self {
+        let (taken, place) = (place.is_none(), place.unwrap_or(NOWHERE));
+        Self { cluster, place, grows: true, taken, learned: blocks, blocks, watched: Mask::NONE }
+    }
 }
 
 /// A place that is still to be found: cluster 0 is a superblock.

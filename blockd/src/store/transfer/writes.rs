@@ -8,8 +8,7 @@ use nbd_server::reactor::buffer::Buf;
 use smallvec::SmallVec;
 
 use super::super::{DIRTY_RECORDS_LIMIT, Store};
-use super::{NOWHERE, Run, Target, Task, bytes, clusters, push_run};
-use crate::units::Mask;
+use super::{Run, Target, Task, bytes, clusters, push_run};
 
 impl Store {
     /// Where each cluster's worth of a write goes, or how many clusters are missing.
@@ -23,39 +22,23 @@ impl Store {
         let mut missing = 0;
         for (cluster, blocks) in clusters(range) {
             if let Some(place) = disk.map().owned(cluster, blocks) {
-                targets.push(Target {
-                    cluster,
-                    place,
-                    grows: false,
-                    learned: Mask::NONE,
-                    blocks,
-                    watched: Mask::NONE,
-                });
+                targets.push(Target::in_place(cluster, place, blocks));
                 continue;
             }
             let place = disk.own_place(cluster);
             missing += u64::from(place.is_none());
-            let place = place.unwrap_or(NOWHERE);
-            targets.push(Target {
-                cluster,
-                place,
-                grows: true,
-                learned: blocks,
-                blocks,
-                watched: Mask::NONE,
-            });
+            targets.push(Target::growing(cluster, place, blocks));
         }
         let room = disk.dirty.len() < DIRTY_RECORDS_LIMIT;
         if missing > 0 && (missing > self.pool.free_now() || !room) {
             return Err(missing);
         }
         for target in targets.iter_mut().filter(|target| target.grows) {
-            let taken = target.place == NOWHERE;
-            if taken {
+            if target.taken {
                 target.place = self.pool.take().expect("counted before");
                 self.intents.taken(target.place);
             }
-            disk.begin_growing(target.cluster, target.place, taken);
+            disk.begin_growing(target.cluster, target.place, target.taken);
         }
         Ok(targets)
     }
@@ -88,7 +71,7 @@ impl Store {
     fn watch_targets(&mut self, key: usize, targets: &mut [Target]) {
         let mut from = 0;
         for target in targets {
-            let shared = target.grows && self.is_written_to(key, target);
+            let shared = target.grows && !target.taken && self.is_written_to(key, target);
             let Task::Write { buf: Some(buf), .. } = &self.jobs[key].task else {
                 unreachable!("a write with its data")
             };
