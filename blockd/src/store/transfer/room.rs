@@ -51,8 +51,11 @@ impl Store {
         if self.pool.has_freed() || dirty {
             self.commits.want_batch();
         }
+        // It rests no longer now that somebody waits, and may be about to free what was deleted long ago.
+        self.continue_reclaim(io);
         // What packing has taken it gives back, or frees more for it.
-        let waiting = self.pool.pending_free() > 0 || dirty || self.pack.has_taken();
+        let working = self.pack.has_taken() || self.reclaim.is_busy();
+        let waiting = self.pool.pending_free() > 0 || dirty || working;
         self.extending.is_some() || (waiting && !self.commits.meta_failed)
     }
 
