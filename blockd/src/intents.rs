@@ -92,16 +92,16 @@ pub struct Recovered {
 ///
 /// # Panics
 /// When a frame has 2^32 bytes.
-pub fn push(bytes: &mut Vec<u8>, base: Base, number: u32, frame: &Frame) {
+pub fn push(bytes: &mut Vec<u8>, base: Base, number: u32, checked: &[Checked], changes: &[Change]) {
     debug_assert!(bytes.len().is_multiple_of(ALIGN), "frames are aligned");
     let head = bytes.len();
     bytes.extend([0; HEAD_BYTES]);
-    for Checked { cluster, block, crc } in &frame.checked {
+    for Checked { cluster, block, crc } in checked {
         [cluster.0, *block, *crc].into_iter().for_each(|field| bytes.extend(field.to_be_bytes()));
     }
-    content::push(bytes, &frame.changes);
+    content::push(bytes, changes);
     let length = |bytes: usize| u32::try_from(bytes).expect("a frame fits the log").to_be_bytes();
-    let (content, checked) = (length(bytes.len() - head - HEAD_BYTES), length(frame.checked.len()));
+    let (content, checked) = (length(bytes.len() - head - HEAD_BYTES), length(checked.len()));
     let fields = &mut bytes[head..head + CRC_OFFSET];
     fields[..8].copy_from_slice(&MAGIC);
     fields[8..16].copy_from_slice(&base.commit.to_be_bytes());

@@ -63,7 +63,7 @@ fn log(data: &Path, base: Base, frames: &[Frame]) -> Vec<usize> {
     let (mut bytes, mut starts) = (Vec::new(), Vec::new());
     for (number, frame) in (0..).zip(frames) {
         starts.push(bytes.len());
-        intents::push(&mut bytes, base, number, frame);
+        intents::push(&mut bytes, base, number, &frame.checked, &frame.changes);
     }
     pool(data).write_all_at(&bytes, INTENTS_OFFSET).unwrap();
     starts

@@ -9,7 +9,7 @@ use crate::catalog::format::{
 use crate::catalog::load::PoolUse;
 use crate::catalog::mark::MARK_FILE;
 use crate::checkpoint::Saved;
-use crate::intents::{self, Base, Frame, INTENTS_OFFSET};
+use crate::intents::{self, Base, INTENTS_OFFSET};
 use crate::map::FlatMap;
 use crate::store::superblock::Superblock;
 use crate::units::{ClusterIndex, LayerId, Mask, PoolCluster, SnapshotId, VolumeId};
@@ -227,9 +227,9 @@ fn map_records_of_missing_layers_are_deleted_when_asked() {
 
 /// Puts a frame into the intent log that gives up cluster 0 of the head.
 fn log_intent(data: &Path, commit: u64, number: u32) {
-    let frame = Frame { checked: Vec::new(), changes: vec![Change::Map(LayerId(2), ClusterIndex(0), None)] };
+    let changes = [Change::Map(LayerId(2), ClusterIndex(0), None)];
     let mut bytes = Vec::new();
-    intents::push(&mut bytes, Base { identity: IDENTITY, commit }, number, &frame);
+    intents::push(&mut bytes, Base { identity: IDENTITY, commit }, number, &[], &changes);
     let pool = std::fs::File::options().write(true).open(data.join("pool-0")).unwrap();
     pool.write_all_at(&bytes, INTENTS_OFFSET + u64::from(number) * bytes.len() as u64).unwrap();
 }

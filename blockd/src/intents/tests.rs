@@ -27,7 +27,7 @@ fn frame(clusters: &[u32]) -> Frame {
 fn log(frames: &[Frame]) -> (Vec<u8>, Vec<usize>) {
     let (mut bytes, mut ends) = (Vec::new(), Vec::new());
     for (number, frame) in frames.iter().enumerate() {
-        push(&mut bytes, BASE, number as u32, frame);
+        push(&mut bytes, BASE, number as u32, &frame.checked, &frame.changes);
         ends.push(bytes.len());
     }
     bytes.resize(INTENTS_BYTES, 0);

@@ -393,7 +393,7 @@ impl Store {
 
     fn write_batch(&mut self, io: &mut Io<'_>) {
         // In the order in which they were made: the last record of a cluster counts.
-        let mut batch = self.intents.records.clone();
+        let mut batch = std::mem::take(&mut self.intents.records);
         batch.append(&mut self.commits.records);
         for bundle in &mut self.commits.covered_bundles {
             batch.append(&mut bundle.changes);

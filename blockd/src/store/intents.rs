@@ -29,7 +29,7 @@ use nbd_server::wire::Errno;
 use super::Store;
 use super::transfer::clusters;
 use crate::catalog::format::{Change, INTENTS_VERSION};
-use crate::intents::{self, Base, Checked, Frame, INTENTS_BYTES, INTENTS_OFFSET};
+use crate::intents::{self, Base, Checked, INTENTS_BYTES, INTENTS_OFFSET};
 use crate::units::{BLOCK_BYTES, CLUSTER_BLOCKS, Mask, PoolCluster};
 
 /// Tag of writes to the log.
@@ -203,10 +203,10 @@ impl Intents {
     /// The next frame: where in the log to write, and what. `None`: there is no room for it, or no frame can vouch
     /// for the records.
     fn frame(&mut self, records: &[Change]) -> Option<Range<usize>> {
-        let frame = Frame { checked: self.vouch(records)?, changes: records.to_vec() };
+        let checked = self.vouch(records)?;
         let log = self.log.as_mut()?;
         let before = log.bytes.len();
-        intents::push(&mut log.bytes, log.base, log.number, &frame);
+        intents::push(&mut log.bytes, log.base, log.number, &checked, records);
         if log.bytes.len() > INTENTS_BYTES {
             log.bytes.truncate(before);
             return None;
@@ -214,7 +214,7 @@ impl Intents {
         log.number += 1;
         // A block is written whole: what lies in it already is written as it was.
         let range = before / BLOCK_BYTES as usize * BLOCK_BYTES as usize..log.bytes.len();
-        for Checked { cluster, block, .. } in frame.checked {
+        for Checked { cluster, block, .. } in checked {
             let blocks = self.under_way.entry(cluster).or_default();
             *blocks = blocks.with(Mask(1 << block));
         }
