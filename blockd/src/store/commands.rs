@@ -388,6 +388,7 @@ impl Store {
         let mut bundle = Bundle { token: Some(cut.token), ..Bundle::new(Vec::new(), volumes) };
         for (volume, name) in &cut.volumes {
             self.close_layer(*volume, name, &mut bundle);
+            self.foresight.cut(*volume, self.now);
         }
         bundle.changes.push(self.store_change());
         self.commit_bundle(bundle);

@@ -128,6 +128,7 @@ impl Store {
         for (part, (block, buf)) in pieces.into_iter().enumerate() {
             let place = self.pool.place(to, block);
             self.commits.wrote(place.file);
+            self.foresight.wrote(place.file, &(place.offset..place.offset + buf.len() as u64));
             let kind = DiskOpKind::Write { offset: place.offset, done: 0, buf };
             self.submit_part(key, part, place.file, kind, io);
         }

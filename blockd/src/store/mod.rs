@@ -21,6 +21,7 @@
 //! | `pack` | sparse records of closed layers are packed in the background |
 //! | `copy` | blocks are copied for the two |
 //! | `throttle` | the two leave clients their speed |
+//! | `foresight` | what an expected cut will have to sync is written before |
 //! | `replica` | volumes that follow another host's |
 //! | `mirror` | what clients change of a volume is at another host before they are answered |
 //! | `moves` | volumes go from one host to another: who may write |
@@ -35,6 +36,7 @@ mod commands;
 mod commit;
 mod copy;
 mod doors;
+mod foresight;
 mod identity;
 mod intents;
 mod mirror;
@@ -71,6 +73,7 @@ use crate::units::{LayerId, VolumeId};
 use catalog::Catalog;
 use commit::Commits;
 use doors::Admitted;
+use foresight::Foresight;
 use intents::Intents;
 use pack::Pack;
 use pool::Pool;
@@ -121,6 +124,7 @@ pub struct Store {
     reclaim: Reclaim,
     pack: Pack,
     throttle: Throttle,
+    foresight: Foresight,
     pins: Slab<Vec<LayerId>>,
     applying: Slab<replica::Applying>,
     asked: status::Asked,
@@ -167,6 +171,7 @@ impl Store {
             reclaim: Reclaim::default(),
             pack: Pack::default(),
             throttle: Throttle::default(),
+            foresight: Foresight::default(),
             pins: Slab::new(),
             applying: Slab::new(),
             asked: status::Asked::default(),
@@ -360,7 +365,7 @@ impl Store {
             commit::TAG_SYNC => self.sync_done(&done, io),
             intents::TAG_INTENT => self.intent_written(done, io),
             // Advice: what comes of it, a sync will say.
-            replica::TAG_WRITE_SOON => self.writes_soon -= 1,
+            replica::TAG_WRITE_SOON | foresight::TAG_PASS => self.writes_soon -= 1,
             transfer::TAG_EXTEND => self.extended(done.result, io),
             _ => self.transfer_done(done, io),
         }
@@ -394,10 +399,12 @@ impl Store {
         }
         let refuse_at = self.refuse_held_too_long(now, io);
         let break_at = self.break_stalled_mirrors(now, io);
+        let pass_at = self.foresee_cuts(io);
         self.continue_reclaim(io);
         self.continue_pack(io);
         self.pump(io);
-        [self.background_at(), refuse_at, break_at].into_iter().flatten().chain([self.next_commit_at]).min()
+        let times = [self.background_at(), refuse_at, break_at, pass_at];
+        times.into_iter().flatten().chain([self.next_commit_at]).min()
     }
 
     /// No new background work; what is not committed is.

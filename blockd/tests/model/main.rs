@@ -4,6 +4,7 @@
 
 mod directed;
 mod driver;
+mod foresight;
 mod merging;
 mod mirror;
 mod moves;

@@ -101,9 +101,11 @@ impl Store {
             } else {
                 buf.split_to(run.bytes)
             };
+            let range = offset..offset + piece.len() as u64;
             self.commits.wrote(file);
+            self.foresight.wrote(file, &range);
             if let Some(applying) = self.jobs[key].applying {
-                self.applying[applying].wrote(file, offset..offset + piece.len() as u64);
+                self.applying[applying].wrote(file, range);
             }
             self.submit_part(key, part, file, DiskOpKind::Write { offset, done: 0, buf: piece }, io);
         }
