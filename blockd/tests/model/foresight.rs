@@ -1,6 +1,9 @@
 //! What an expected cut will have to sync is written before it comes.
 
-use crate::directed::{create, snapshot, some_steps, write_block};
+use nbd_server::disk::ExportIndex;
+use nbd_server::export::Command;
+
+use crate::directed::{BLOCK, create, snapshot, some_steps, write_block};
 use crate::world::World;
 
 /// From one snapshot to the next, milliseconds.
@@ -9,7 +12,7 @@ const INTERVAL: u64 = 1000;
 /// A volume whose client writes a block every millisecond and never flushes.
 struct Writer {
     world: World,
-    volume: nbd_server::disk::ExportIndex,
+    volume: ExportIndex,
 }
 
 impl Writer {
@@ -47,6 +50,26 @@ fn what_an_expected_snapshot_will_sync_is_written_before_it_comes() {
     assert_eq!(writer.write_for(INTERVAL / 2), 0, "it has come");
     assert!(writer.write_for(INTERVAL) > 0, "the next one is late");
     assert_eq!(writer.write_for(10 * INTERVAL), 0, "it does not come");
+}
+
+#[test]
+fn a_disk_that_does_not_keep_up_is_not_asked_for_more() {
+    let mut writer = Writer::new();
+    writer.snapshot("first");
+    writer.write_for(INTERVAL);
+    writer.snapshot("second");
+    writer.write_for(INTERVAL - 260);
+    let Writer { world, volume } = &mut writer;
+    for block in 0..200 {
+        let buf = world.buffers.take(BLOCK as usize);
+        let write = Command::Write { buf, fua: false };
+        world.start(*volume, block, u64::from(block) * BLOCK, BLOCK as u32, write);
+        world.tick(1);
+    }
+    assert!(world.disk.pending() > 200, "a pass is under way");
+    assert!(world.disk.pending() <= 202, "one alone");
+    world.settle();
+    assert_eq!(world.take_replies().len(), 200);
 }
 
 #[test]

@@ -149,6 +149,7 @@ fn a_cut_forgets_what_was_written_before_it() {
     let mut foresight = after_cuts(A, &[1000, 6000]);
     write(&mut foresight, 25);
     assert!(!foresight.pass().is_empty());
+    write(&mut foresight, 25);
     foresight.cut(A, at(11_000));
     assert!(foresight.pass().is_empty());
     write(&mut foresight, 25);
