@@ -136,16 +136,17 @@ pub(crate) fn story_of(rig: &Rig) -> Story {
     story
 }
 
-/// Nothing that the guest was answered is lost, wherever it was when it wrote it. It is ended for that.
-pub(crate) fn judge(rig: &Rig, runs_at: &Host, moves: usize) {
-    judge_from(rig, runs_at, moves, 0);
+/// Nothing that the guest was answered is lost, wherever it was when it wrote it. It is ended for that. `cuts`: moves, and
+/// ends by force before another start.
+pub(crate) fn judge(rig: &Rig, runs_at: &Host, cuts: usize) {
+    judge_from(rig, runs_at, cuts, 0);
 }
 
 /// The same; `first`: where on the disk its blocks begin.
-pub(crate) fn judge_from(rig: &Rig, runs_at: &Host, moves: usize, first: usize) {
+pub(crate) fn judge_from(rig: &Rig, runs_at: &Host, cuts: usize, first: usize) {
     runs_at.vmctl(&["vm", "stop", "web1", "--force", "--timeout", "0"]).unwrap();
     let story = story_of(rig);
-    story.check(moves).unwrap();
+    story.check(cuts).unwrap();
     assert!(story.memory_good > 0);
     story.check_disk(&runs_at.disk(VOLUME_BYTES).unwrap()[first..], story.last()).unwrap();
 }
