@@ -50,8 +50,9 @@ const WINDOW: Duration = Duration::from_secs(6);
 const SHORTEST: Duration = Duration::from_secs(1);
 /// A merge that takes longer has failed.
 const MERGE_WITHIN: Duration = Duration::from_secs(120);
-/// The daemon has no event for the end of a merge: it is asked.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// The daemon has no event for the end of a merge: it is asked. Not often, for answering takes from what is measured, and only
+/// while it is deleted.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What is wanted.
 pub(crate) fn targets() -> Vec<Target> {
