@@ -1,7 +1,7 @@
 //! The flat map of a volume: where each of its blocks is read from, however many layers it has.
 //!
-//! Eight bytes per 64 KiB cluster, in pages that are allocated when they are first touched: 128 MiB per TiB
-//! mapped. A cluster whose blocks all come from one place fits its eight bytes; one whose blocks come from two has a row
+//! Seven bytes per 64 KiB cluster (`packed`), in pages that are allocated when they are first touched: 112 MiB per TiB
+//! mapped. A cluster whose blocks all come from one place fits its seven bytes; one whose blocks come from two has a row
 //! of sixteen bytes beside it (`pairs`), and the rest are in a side table. A read costs one lookup, whether there are
 //! no snapshots or a thousand.
 //!
@@ -11,10 +11,10 @@
 //!  older   = what shows through of closed layers. Never written.
 //! ```
 //!
-//! **A cut costs nothing here.** Whether a part belongs to the open layer is told by an 8-bit *generation* in the
-//! entry: a cut goes on to the next one, and every head part has become an older part by that. So that a
-//! generation's number can be used again, each cut also sweeps a hundredth of the map, and turns what it finds of
-//! past generations into plain older parts: after a hundred cuts all of it.
+//! **A cut costs nothing here.** Whether a part belongs to the open layer is told by a *generation* of six bits in
+//! the entry: a cut goes on to the next one, and every head part has become an older part by that. So that a
+//! generation's number can be used again, each cut also sweeps a fiftieth of the map, and turns what it finds of
+//! past generations into plain older parts: after fifty cuts all of it.
 //!
 //! A map of a snapshot is the same with its newest layer as the head that nobody writes to.
 
@@ -28,19 +28,20 @@ use crate::catalog::format::{MapRecord, decode_map};
 use crate::catalog::meta::{MetaError, MetaStore};
 use crate::units::{ClusterIndex, LayerId, Mask, PoolCluster};
 
+mod packed;
 mod pages;
 mod pairs;
+#[cfg(test)]
+mod tests;
 
+use packed::{GENERATIONS, Kind, NO_GENERATION, PAGE_ENTRIES, Packed56, Page};
 use pairs::{Pair, Pairs};
 
 pub(crate) use pages::PageFault;
 
-/// Entries of a page: half a gibibyte of the volume in 64 KiB of memory.
-const PAGE_ENTRIES: usize = 8192;
-/// A cut sweeps one in so many entries; must be well below the number of generations.
-const SWEEP_PARTS: usize = 100;
-/// Generation of parts that no open layer owns.
-const NO_GENERATION: u8 = 0;
+/// After so many cuts all entries have been swept; a generation's number comes again later than that.
+const SWEEP_CUTS: usize = 50;
+const _: () = assert!(SWEEP_CUTS + 1 < GENERATIONS as usize);
 
 /// What the open layer has of a cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -170,50 +171,12 @@ impl Entry {
     }
 }
 
-/// Side table row: an entry that fits neither eight bytes nor a pair's row.
+/// Side table row: an entry that fits neither seven bytes nor a pair's row.
 #[derive(Clone, Debug)]
 struct Side {
     head: Option<HeadPart>,
     older: SmallVec<[Source; 2]>,
 }
-
-/// An entry's eight bytes: kind 3 bits, 5 unused, generation 8, mask 16, number 32.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Packed64(u64);
-
-const KIND_HOLE: u8 = 0;
-const KIND_SINGLE: u8 = 1;
-const KIND_ZEROED: u8 = 2;
-const KIND_SIDE: u8 = 3;
-const KIND_PAIR: u8 = 4;
-
-impl Packed64 {
-    const HOLE: Self = Self(0);
-
-    fn new(kind: u8, generation: u8, mask: Mask, number: u32) -> Self {
-        Self(
-            u64::from(kind) << 61 | u64::from(generation) << 48 | u64::from(mask.0) << 32 | u64::from(number),
-        )
-    }
-
-    fn kind(self) -> u8 {
-        (self.0 >> 61) as u8
-    }
-
-    fn generation(self) -> u8 {
-        (self.0 >> 48) as u8
-    }
-
-    fn mask(self) -> Mask {
-        Mask((self.0 >> 32) as u16)
-    }
-
-    fn number(self) -> u32 {
-        self.0 as u32
-    }
-}
-
-type Page = Box<[Packed64]>;
 
 /// See the module.
 pub struct FlatMap {
@@ -221,10 +184,11 @@ pub struct FlatMap {
     clusters: u64,
     pairs: Pairs,
     side: Slab<Side>,
-    /// The open layer's; 1 to 255.
+    /// The open layer's; 1 to [`GENERATIONS`].
     generation: u8,
-    /// The entry at which the next sweep goes on.
-    sweep_at: u64,
+    /// The entry at which the next sweep goes on, and the cuts in which it must come to the end.
+    sweep_at: usize,
+    sweep_cuts: usize,
     visible_blocks: u64,
     head_clusters: u64,
 }
@@ -250,6 +214,7 @@ impl FlatMap {
             side: Slab::new(),
             generation: 1,
             sweep_at: 0,
+            sweep_cuts: SWEEP_CUTS,
             visible_blocks: 0,
             head_clusters: 0,
         };
@@ -293,16 +258,16 @@ impl FlatMap {
     /// Bytes of memory, about.
     pub fn memory_bytes(&self) -> usize {
         let pages = self.pages.iter().filter(|page| page.is_some()).count();
-        pages * PAGE_ENTRIES * size_of::<Packed64>()
+        pages * Page::BYTES
             + self.pages.len() * size_of::<Option<Page>>()
             + self.pairs.memory_bytes()
             + self.side.capacity() * size_of::<Side>()
     }
 
-    fn raw(&self, cluster: ClusterIndex) -> Packed64 {
+    fn raw(&self, cluster: ClusterIndex) -> Packed56 {
         debug_assert!(u64::from(cluster.0) < self.clusters, "cluster {cluster} of {}", self.clusters);
         let (page, at) = (cluster.0 as usize / PAGE_ENTRIES, cluster.0 as usize % PAGE_ENTRIES);
-        self.pages[page].as_ref().map_or(Packed64::HOLE, |page| page[at])
+        self.pages[page].as_ref().map_or(Packed56::HOLE, |page| page.get(at))
     }
 
     /// What there is of a cluster.
@@ -310,12 +275,11 @@ impl FlatMap {
         self.entry(self.raw(cluster))
     }
 
-    fn entry(&self, raw: Packed64) -> Entry {
+    fn entry(&self, raw: Packed56) -> Entry {
         let open = raw.generation() == self.generation;
         let single = Some(PoolCluster(raw.number()));
         match raw.kind() {
-            KIND_HOLE => Entry::default(),
-            KIND_SINGLE => {
+            Kind::Single => {
                 let head = HeadPart { cluster: single, data: raw.mask(), zero: Mask::NONE };
                 let mut entry = Entry { head: Some(head), older: SmallVec::new() };
                 if !open {
@@ -323,18 +287,18 @@ impl FlatMap {
                 }
                 entry
             }
-            KIND_ZEROED => {
+            Kind::Zeroed => {
                 let part = HeadPart { cluster: None, data: Mask::NONE, zero: raw.mask() };
                 Entry { head: open.then_some(part), older: SmallVec::new() }
             }
-            KIND_PAIR => {
+            Kind::Pair => {
                 let mut entry = self.pairs.get(raw.number()).entry(raw.mask());
                 if !open {
                     entry.close_head();
                 }
                 entry
             }
-            _ => {
+            Kind::Side => {
                 let Side { head, older } = self.side[raw.number() as usize].clone();
                 let mut entry = Entry { head, older };
                 if !open {
@@ -352,12 +316,12 @@ impl FlatMap {
             return None;
         }
         match raw.kind() {
-            KIND_SINGLE if raw.mask().contains(blocks) => Some(PoolCluster(raw.number())),
-            KIND_PAIR => {
+            Kind::Single if raw.mask().contains(blocks) => Some(PoolCluster(raw.number())),
+            Kind::Pair => {
                 let top = self.pairs.get(raw.number()).top();
                 Some(top).filter(|_| raw.mask().contains(blocks))
             }
-            KIND_SIDE => {
+            Kind::Side => {
                 let head = self.side[raw.number() as usize].head?;
                 head.cluster.filter(|_| head.data.contains(blocks))
             }
@@ -387,12 +351,12 @@ impl FlatMap {
         if u64::from(cluster.0) >= self.clusters {
             return false;
         }
-        // Most clusters have one record, and fit eight bytes.
+        // Most clusters have one record, and fit seven bytes.
         if let Some(pool) = record.plain()
-            && self.raw(cluster) == Packed64::HOLE
+            && self.raw(cluster) == Packed56::HOLE
         {
             let generation = if open { self.generation } else { NO_GENERATION };
-            self.put_raw(cluster, Packed64::new(KIND_SINGLE, generation, record.data, pool.0));
+            self.put_raw(cluster, Packed56::new(Kind::Single, generation, record.data, pool.0));
             self.visible_blocks += u64::from(record.data.count());
             self.head_clusters += u64::from(open);
             return true;
@@ -417,8 +381,11 @@ impl FlatMap {
         self.side.reserve(part.side.len());
         for at in 0..part.pages.len().min(self.pages.len()) {
             let Some(mut from) = part.pages[at].take() else { continue };
-            for raw in &mut from {
-                *raw = self.take_row(*raw, &mut part);
+            for entry in 0..PAGE_ENTRIES {
+                let raw = from.get(entry);
+                if matches!(raw.kind(), Kind::Pair | Kind::Side) {
+                    from.set(entry, self.take_row(raw, &mut part));
+                }
             }
             assert!(self.pages[at].replace(from).is_none(), "parts of a map have pages of their own");
         }
@@ -427,17 +394,17 @@ impl FlatMap {
     }
 
     /// An entry of another map, its row, if it has one, being a row of this one.
-    fn take_row(&mut self, raw: Packed64, part: &mut Self) -> Packed64 {
+    fn take_row(&mut self, raw: Packed56, part: &mut Self) -> Packed56 {
         let row = match raw.kind() {
-            KIND_PAIR => self.pairs.insert(part.pairs.remove(raw.number())),
-            KIND_SIDE => self.insert_side(part.side.remove(raw.number() as usize)),
-            _ => return raw,
+            Kind::Pair => self.pairs.insert(part.pairs.remove(raw.number())),
+            Kind::Side => self.insert_side(part.side.remove(raw.number() as usize)),
+            Kind::Zeroed | Kind::Single => return raw,
         };
-        Packed64::new(raw.kind(), raw.generation(), raw.mask(), row)
+        Packed56::new(raw.kind(), raw.generation(), raw.mask(), row)
     }
 
-    /// The eight bytes for an entry, in the place of `old` ones, whose row is used or freed.
-    fn encode(&mut self, old: Packed64, entry: Entry) -> Packed64 {
+    /// The seven bytes for an entry, in the place of `old` ones, whose row is used or freed.
+    fn encode(&mut self, old: Packed56, entry: Entry) -> Packed56 {
         if let Some(small) = encode_small(&entry, self.generation) {
             self.free_row(old);
             return small;
@@ -445,15 +412,15 @@ impl FlatMap {
         let generation = if entry.head.is_some() { self.generation } else { NO_GENERATION };
         if let Some((mask, pair)) = Pair::of(&entry) {
             let row = self.set_pair(old, pair);
-            return Packed64::new(KIND_PAIR, generation, mask, row);
+            return Packed56::new(Kind::Pair, generation, mask, row);
         }
         let Entry { head, older } = entry;
         let row = self.set_side(old, Side { head, older });
-        Packed64::new(KIND_SIDE, generation, Mask::NONE, row)
+        Packed56::new(Kind::Side, generation, Mask::NONE, row)
     }
 
-    fn set_pair(&mut self, old: Packed64, pair: Pair) -> u32 {
-        if old.kind() == KIND_PAIR {
+    fn set_pair(&mut self, old: Packed56, pair: Pair) -> u32 {
+        if old.kind() == Kind::Pair {
             self.pairs.set(old.number(), pair);
             return old.number();
         }
@@ -461,8 +428,8 @@ impl FlatMap {
         self.pairs.insert(pair)
     }
 
-    fn set_side(&mut self, old: Packed64, side: Side) -> u32 {
-        if old.kind() == KIND_SIDE {
+    fn set_side(&mut self, old: Packed56, side: Side) -> u32 {
+        if old.kind() == Kind::Side {
             self.side[old.number() as usize] = side;
             return old.number();
         }
@@ -474,62 +441,66 @@ impl FlatMap {
         u32::try_from(self.side.insert(side)).expect("no more rows than clusters")
     }
 
-    fn free_row(&mut self, old: Packed64) {
+    fn free_row(&mut self, old: Packed56) {
         match old.kind() {
-            KIND_PAIR => {
+            Kind::Pair => {
                 self.pairs.remove(old.number());
             }
-            KIND_SIDE => {
+            Kind::Side => {
                 self.side.remove(old.number() as usize);
             }
             _ => {}
         }
     }
 
-    fn put_raw(&mut self, cluster: ClusterIndex, raw: Packed64) {
+    fn put_raw(&mut self, cluster: ClusterIndex, raw: Packed56) {
         let (page, at) = (cluster.0 as usize / PAGE_ENTRIES, cluster.0 as usize % PAGE_ENTRIES);
         let page = &mut self.pages[page];
-        if page.is_none() && raw == Packed64::HOLE {
+        if page.is_none() && raw == Packed56::HOLE {
             return;
         }
-        page.get_or_insert_with(|| vec![Packed64::HOLE; PAGE_ENTRIES].into_boxed_slice())[at] = raw;
+        page.get_or_insert_with(Page::new).set(at, raw);
     }
 
     /// The open layer is closed and another one opened: every head part is an older part from now on.
     pub fn cut(&mut self) {
-        self.generation = if self.generation == u8::MAX { 1 } else { self.generation + 1 };
+        self.generation = if self.generation == GENERATIONS { 1 } else { self.generation + 1 };
         self.head_clusters = 0;
         self.sweep();
     }
 
-    /// Turns stale head parts of the next part of the map into older parts.
+    /// Turns stale head parts of the next part of the map into older parts. How large a part is depends on what is left to
+    /// do, not on the map: one that has grown meanwhile must not put the end off.
     fn sweep(&mut self) {
         let total = self.pages.len() * PAGE_ENTRIES;
-        let mut left = total.div_ceil(SWEEP_PARTS);
-        while left > 0 && total > 0 {
-            let at = self.sweep_at as usize % total;
-            let page_end = (at / PAGE_ENTRIES + 1) * PAGE_ENTRIES;
-            let end = page_end.min(at + left);
-            if self.pages[at / PAGE_ENTRIES].is_some() {
-                for index in at..end {
-                    self.forget_generation(ClusterIndex(u32::try_from(index).expect("a cluster's number")));
-                }
-            }
-            left -= end - at;
-            self.sweep_at = end as u64;
+        let end = self.sweep_at + (total - self.sweep_at).div_ceil(self.sweep_cuts);
+        let mut at = self.sweep_at;
+        while at < end {
+            let page_end = end.min((at / PAGE_ENTRIES + 1) * PAGE_ENTRIES);
+            self.sweep_entries(at..page_end);
+            at = page_end;
+        }
+        (self.sweep_at, self.sweep_cuts) = (end, self.sweep_cuts - 1);
+        if self.sweep_cuts == 0 {
+            (self.sweep_at, self.sweep_cuts) = (0, SWEEP_CUTS);
         }
     }
 
+    /// The same with entries of one page.
+    fn sweep_entries(&mut self, entries: Range<usize>) {
+        for index in entries {
+            let Some(page) = &self.pages[index / PAGE_ENTRIES] else { return };
+            if page.is_stale(index % PAGE_ENTRIES, self.generation) {
+                self.forget_generation(ClusterIndex(u32::try_from(index).expect("a cluster's number")));
+            }
+        }
+    }
+
+    /// The head part of a past generation becomes an older part.
     fn forget_generation(&mut self, cluster: ClusterIndex) {
-        if u64::from(cluster.0) >= self.clusters {
-            return;
-        }
-        let raw = self.raw(cluster);
-        if raw.generation() != NO_GENERATION && raw.generation() != self.generation {
-            let entry = self.get(cluster);
-            let raw = self.encode(raw, entry);
-            self.put_raw(cluster, raw);
-        }
+        let entry = self.get(cluster);
+        let raw = self.encode(self.raw(cluster), entry);
+        self.put_raw(cluster, raw);
     }
 
     /// Clusters of which there is anything, in order, from `from` on.
@@ -548,7 +519,7 @@ impl FlatMap {
                     continue;
                 };
                 at += 1;
-                if page[inside] != Packed64::HOLE {
+                if page.get(inside) != Packed56::HOLE {
                     return Some(ClusterIndex(u32::try_from(at - 1).expect("a cluster's number")));
                 }
             }
@@ -557,18 +528,18 @@ impl FlatMap {
     }
 }
 
-/// The eight bytes for an entry without a row in the side table, if it needs none.
-fn encode_small(entry: &Entry, generation: u8) -> Option<Packed64> {
+/// The seven bytes for an entry without a row in the side table, if it needs none.
+fn encode_small(entry: &Entry, generation: u8) -> Option<Packed56> {
     match (entry.head, &entry.older[..]) {
-        (None, []) => Some(Packed64::HOLE),
+        (None, []) => Some(Packed56::HOLE),
         (None, [Source { cluster, shown, packed: None }]) => {
-            Some(Packed64::new(KIND_SINGLE, NO_GENERATION, *shown, cluster.0))
+            Some(Packed56::new(Kind::Single, NO_GENERATION, *shown, cluster.0))
         }
         (Some(HeadPart { cluster: Some(cluster), data, zero: Mask::NONE }), []) => {
-            Some(Packed64::new(KIND_SINGLE, generation, data, cluster.0))
+            Some(Packed56::new(Kind::Single, generation, data, cluster.0))
         }
         (Some(HeadPart { cluster: None, data: Mask::NONE, zero }), []) => {
-            Some(Packed64::new(KIND_ZEROED, generation, zero, 0))
+            Some(Packed56::new(Kind::Zeroed, generation, zero, 0))
         }
         _ => None,
     }

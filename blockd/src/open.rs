@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nbd_server::reactor::OpenFile;
+use nbd_server::reactor::{OpenFile, give_back_freed_memory};
 
 use crate::catalog::ballast::{BALLAST_FILE, Ballast};
 use crate::catalog::format::{Change, FORMAT_VERSION, PoolFileRecord, StoreRecord};
@@ -150,6 +150,8 @@ pub fn open(config: &Config) -> Result<OpenStore, OpenError> {
     let readers = readers.collect::<io::Result<_>>().map_err(failed("pool"))?;
     let ballast = Ballast::hold(data, reserve_bytes);
     let meta = Arc::new(meta);
+    // What reading took lies between the maps' pages, and would stay: 2 MiB of a store of 1 TiB after a crash.
+    give_back_freed_memory();
     Ok(OpenStore {
         lock,
         loaded,

@@ -5,10 +5,8 @@
 
 use smallvec::SmallVec;
 
-use super::{
-    Entry, FlatMap, HeadPart, KIND_HOLE, KIND_SIDE, KIND_SINGLE, KIND_ZEROED, NO_GENERATION, PAGE_ENTRIES,
-    Packed, Packed64, Source, encode_small,
-};
+use super::packed::{Kind, NO_GENERATION, PAGE_ENTRIES, Packed56, Page};
+use super::{Entry, FlatMap, HeadPart, Packed, Source, encode_small};
 use crate::catalog::format::NO_CLUSTER;
 use crate::units::{CLUSTER_BLOCKS, ClusterIndex, Mask, PoolCluster};
 
@@ -18,6 +16,11 @@ const FIXED_BYTES: usize = 4 + PAGE_ENTRIES * 8;
 const OLDER_BYTES: usize = 10;
 /// "Open" in a written entry, and the generation of a map that is new.
 const OPEN: u8 = 1;
+/// Kinds of written entries.
+const HOLE: u8 = 0;
+const SINGLE: u8 = 1;
+const ZEROED: u8 = 2;
+const SIDE: u8 = 3;
 
 /// Why bytes are no page of a map.
 pub(crate) type PageFault = &'static str;
@@ -48,7 +51,7 @@ impl FlatMap {
         let start = bytes.len();
         bytes.extend_from_slice(&number.to_le_bytes());
         let mut rows = Vec::new();
-        for &raw in page {
+        for raw in page.iter() {
             bytes.extend_from_slice(&self.written(raw, &mut rows).to_le_bytes());
         }
         if bytes[start + 4..].iter().all(|byte| *byte == 0) {
@@ -58,19 +61,21 @@ impl FlatMap {
     }
 
     /// An entry as it is written; its row, if it has one, is appended to the rows.
-    fn written(&self, raw: Packed64, rows: &mut Vec<u8>) -> u64 {
+    fn written(&self, raw: Packed56, rows: &mut Vec<u8>) -> u64 {
         let open = raw.generation() == self.generation;
-        match raw.kind() {
-            KIND_HOLE => return 0,
-            KIND_SINGLE if open => return Packed64::new(KIND_SINGLE, OPEN, raw.mask(), raw.number()).0,
-            _ => {}
+        if raw == Packed56::HOLE {
+            return 0;
+        }
+        if raw.kind() == Kind::Single && open {
+            return Written { kind: SINGLE, generation: OPEN, mask: raw.mask(), number: raw.number() }.bits();
         }
         let entry = self.entry(raw).normalized();
-        let Some(small) = encode_small(&entry, OPEN) else {
+        let small = encode_small(&entry, OPEN).and_then(Written::small);
+        let row = Written { kind: SIDE, generation: NO_GENERATION, mask: Mask::NONE, number: 0 };
+        if small.is_none() {
             write_row(&entry, rows);
-            return Packed64::new(KIND_SIDE, NO_GENERATION, Mask::NONE, 0).0;
-        };
-        small.0
+        }
+        small.unwrap_or(row).bits()
     }
 
     /// Takes a page as it was written; the map is new, and its pages come in order.
@@ -87,39 +92,37 @@ impl FlatMap {
             _ => return Err("a page of a map is out of order, or beyond its end"),
         }
         let mut rows = Rows { bytes: rows, pool_clusters };
-        let mut page = Vec::with_capacity(PAGE_ENTRIES);
-        for entry in entries.as_chunks().0 {
-            page.push(self.read(Packed64(u64::from_le_bytes(*entry)), &mut rows)?);
-        }
+        let page = entries.as_chunks().0.iter();
+        let page = Page::of(page.map(|entry| self.read(u64::from_le_bytes(*entry), &mut rows)))?;
         let inside = usize::try_from(self.clusters).map_err(|_| CUT_SHORT)? - number * PAGE_ENTRIES;
-        let beyond = page.iter().skip(inside).any(|raw| *raw != Packed64::HOLE);
+        let beyond = page.iter().skip(inside).any(|raw| raw != Packed56::HOLE);
         if beyond || !rows.bytes.is_empty() {
             return Err("a page of a map has more than its clusters");
         }
-        self.pages[number] = Some(page.into_boxed_slice());
+        self.pages[number] = Some(page);
         Ok(())
     }
 
     /// An entry as it is kept, counted.
-    fn read(&mut self, raw: Packed64, rows: &mut Rows<'_>) -> Result<Packed64, PageFault> {
-        if !is_sound(raw, rows.pool_clusters) {
-            return Err(BAD_ENTRY);
-        }
-        match raw.kind() {
-            KIND_SINGLE => {
-                self.visible_blocks += u64::from(raw.mask().count());
-                self.head_clusters += u64::from(raw.generation() == OPEN);
-                Ok(raw)
+    fn read(&mut self, bits: u64, rows: &mut Rows<'_>) -> Result<Packed56, PageFault> {
+        let Written { kind, generation, mask, number } =
+            Written::of(bits).filter(|written| written.is_sound(rows.pool_clusters)).ok_or(BAD_ENTRY)?;
+        match kind {
+            SINGLE => {
+                self.visible_blocks += u64::from(mask.count());
+                self.head_clusters += u64::from(generation == OPEN);
+                Ok(Packed56::new(Kind::Single, generation, mask, number))
             }
-            KIND_SIDE => self.read_row(rows),
-            _ => Ok(raw),
+            SIDE => self.read_row(rows),
+            ZEROED => Ok(Packed56::new(Kind::Zeroed, generation, mask, 0)),
+            _ => Ok(Packed56::HOLE),
         }
     }
 
-    fn read_row(&mut self, rows: &mut Rows<'_>) -> Result<Packed64, PageFault> {
+    fn read_row(&mut self, rows: &mut Rows<'_>) -> Result<Packed56, PageFault> {
         let entry = rows.next()?;
         self.count(&Entry::default(), &entry);
-        Ok(self.encode(Packed64::HOLE, entry))
+        Ok(self.encode(Packed56::HOLE, entry))
     }
 
     /// The first cluster of which the two maps do not say the same; the end of the shorter one, if they differ in
@@ -137,19 +140,50 @@ impl FlatMap {
     }
 }
 
-/// Whether an entry can be what was written.
-fn is_sound(raw: Packed64, pool_clusters: u32) -> bool {
-    let (open, closed) = (raw.generation() == OPEN, raw.generation() == NO_GENERATION);
-    let has_blocks = !raw.mask().is_empty();
-    let fits = match raw.kind() {
-        KIND_HOLE => raw == Packed64::HOLE,
-        KIND_SINGLE => raw.number() < pool_clusters && (open || (closed && has_blocks)),
-        KIND_ZEROED => open && raw.number() == 0 && has_blocks,
-        KIND_SIDE => raw == Packed64::new(KIND_SIDE, NO_GENERATION, Mask::NONE, 0),
-        _ => false,
-    };
-    // Without the bits that nobody uses it must still be the same.
-    fits && raw == Packed64::new(raw.kind(), raw.generation(), raw.mask(), raw.number())
+/// A written entry: kind 3 bits, 5 of 0, generation 8, mask 16, number 32.
+struct Written {
+    kind: u8,
+    generation: u8,
+    mask: Mask,
+    number: u32,
+}
+
+impl Written {
+    fn bits(&self) -> u64 {
+        let Self { kind, generation, mask, number } = *self;
+        u64::from(kind) << 61 | u64::from(generation) << 48 | u64::from(mask.0) << 32 | u64::from(number)
+    }
+
+    /// `None`: bits are set that nobody uses.
+    fn of(bits: u64) -> Option<Self> {
+        let kind = (bits >> 61) as u8;
+        let (generation, mask, number) = ((bits >> 48) as u8, Mask((bits >> 32) as u16), bits as u32);
+        Some(Self { kind, generation, mask, number }).filter(|written| written.bits() == bits)
+    }
+
+    /// An entry that needs no row.
+    fn small(raw: Packed56) -> Option<Self> {
+        let kind = match raw.kind() {
+            _ if raw == Packed56::HOLE => HOLE,
+            Kind::Single => SINGLE,
+            Kind::Zeroed => ZEROED,
+            Kind::Side | Kind::Pair => return None,
+        };
+        Some(Self { kind, generation: raw.generation(), mask: raw.mask(), number: raw.number() })
+    }
+
+    /// Whether it can be what was written.
+    fn is_sound(&self, pool_clusters: u32) -> bool {
+        let Self { kind, generation, mask, number } = *self;
+        let (open, closed) = (generation == OPEN, generation == NO_GENERATION);
+        match kind {
+            HOLE => self.bits() == 0,
+            SINGLE => number < pool_clusters && (open || (closed && !mask.is_empty())),
+            ZEROED => open && number == 0 && !mask.is_empty(),
+            SIDE => closed && number == 0 && mask.is_empty(),
+            _ => false,
+        }
+    }
 }
 
 fn write_row(entry: &Entry, rows: &mut Vec<u8>) {

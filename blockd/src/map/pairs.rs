@@ -1,4 +1,4 @@
-//! Rows of clusters whose blocks come from two places, sixteen bytes each: with the eight of the entry, 384 MiB per TiB where
+//! Rows of clusters whose blocks come from two places, sixteen bytes each: with the seven of the entry, 368 MiB per TiB where
 //! all clusters are such.
 //!
 //! One of the two is plain, blocks in place; it comes first (*top*), and its data mask stands in the entry. If the entry is of the

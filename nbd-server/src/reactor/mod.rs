@@ -20,7 +20,7 @@ mod socket_ring;
 
 pub use descriptors::keep_descriptors;
 pub use file_map::FileMap;
-pub use heap::keep_freed_memory;
+pub use heap::{give_back_freed_memory, keep_freed_memory};
 pub use ring::{OpenFile, RingOptions};
 pub use run::{
     Admits, BuildBackend, BuildExport, ExportSpec, Mailbox, Reactor, ReactorConfig, ReactorSpec,
