@@ -359,6 +359,49 @@ mod tests {
         assert_eq!(map.first_difference(&before), Some(ClusterIndex(before.clusters() as u32)));
     }
 
+    /// One that is refused must not be refused for something else: each differs in one thing from one that is read.
+    #[test]
+    fn each_way_an_entry_cannot_be_is_refused() {
+        let entry = |kind: u64, generation: u64, mask: u64, number: u64| {
+            kind << 61 | generation << 48 | mask << 32 | number
+        };
+        let (kind, open, last) = (u64::from, u64::from(OPEN), u64::from(POOL) - 1);
+        let read = |bits: u64| {
+            let mut map = FlatMap::new(1);
+            map.read(bits, &mut Rows { bytes: &[], pool_clusters: POOL }).map(|_| ())
+        };
+        let sound = [
+            entry(kind(HOLE), 0, 0, 0),
+            entry(kind(SINGLE), open, 0, last),
+            entry(kind(SINGLE), 0, 1, last),
+            entry(kind(ZEROED), open, 1, 0),
+        ];
+        sound.into_iter().for_each(|bits| assert_eq!(read(bits), Ok(()), "{bits:x}"));
+        let unsound = [
+            entry(kind(HOLE), 0, 0, 1),
+            entry(kind(HOLE), 0, 1, 0),
+            entry(kind(HOLE), open, 0, 0),
+            entry(kind(SINGLE), open, 0, last + 1),
+            entry(kind(SINGLE), 0, 0, last),
+            entry(kind(SINGLE), open + 1, 1, last),
+            entry(kind(ZEROED), 0, 1, 0),
+            entry(kind(ZEROED), open, 0, 0),
+            entry(kind(ZEROED), open, 1, 1),
+            entry(kind(SIDE), open, 0, 0),
+            entry(kind(SIDE), 0, 1, 0),
+            entry(kind(SIDE), 0, 0, 1),
+            entry(kind(SIDE) + 1, 0, 0, 0),
+        ];
+        unsound.into_iter().for_each(|bits| assert_eq!(read(bits), Err(BAD_ENTRY), "{bits:x}"));
+        for unused in 56..61 {
+            assert_eq!(
+                read(entry(kind(SINGLE), open, 1, last) | 1 << unused),
+                Err(BAD_ENTRY),
+                "bit {unused}"
+            );
+        }
+    }
+
     /// Checksums stand before this; it must bear anything all the same.
     #[test]
     fn damaged_pages_are_refused_or_read_never_a_panic() {
